@@ -1,0 +1,1 @@
+"""What happens inside the UNet's attention: tensor maths, and the one place that installs it."""

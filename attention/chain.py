@@ -1,0 +1,228 @@
+"""The patch chain: how this pack changes attention without overwriting anybody.
+
+A patch is an immutable object that may change q, k, v, mask the result or add a branch, and calls `inner` for the attention
+beneath it. `install` puts the patch on a clone of a MODEL, under one key of ours. When the UNet runs, the chain composes its
+patches, in the graph's order, on top of whatever replacement other packs have put on a layer, and hands the UNet a fresh
+dict. A layer on which no patch acts at this step is left exactly as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from .grid import Size, Window
+from .layers import Layer, layers_of
+
+Kind = Literal["self", "cross"]
+Half = Literal["both", "positive", "negative"]
+Inner = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+KEY = "maskprompt"
+VIEW = "maskprompt_view"
+SLOTS: dict[Kind, str] = {"self": "attn1", "cross": "attn2"}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where a patch works: which layers (None is all), from which noise level down to which, which half of CFG."""
+
+    layers: frozenset[Layer] | None = None
+    sigma_start: float = float("inf")
+    sigma_end: float = 0.0
+    half: Half = "both"
+
+    def covers(self, layer: Layer, sigma: float) -> bool:
+        return (self.layers is None or layer in self.layers) and self.sigma_end <= sigma <= self.sigma_start
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the batch: which half of CFG it belongs to (0 positive, 1 negative), which picture it is, what it sees of the latent."""
+
+    half: int
+    image: int
+    window: Window
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a patch may know of the attention it changes.
+
+    `grid` is the layer's true grid (height, width) with `grid[0] * grid[1]` tokens; `latent` the whole latent's size;
+    `plain` says that beneath the chain is ComfyUI's own attention and no other pack's, so tokens may be left out of a call.
+    """
+
+    kind: Kind
+    layer: Layer
+    heads: int
+    grid: Size
+    latent: Size
+    rows: tuple[Row, ...]
+    sigma: float
+    plain: bool
+
+
+class Patch(Protocol):
+    """An attention patch. `attend` takes and returns [B, N, C] (q and result), [B, M, C] (k and v)."""
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def scope(self) -> Scope: ...
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call, inner: Inner) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The patches on a MODEL, in graph order: a wrapper of the diffusion model (`WrappersMP.DIFFUSION_MODEL`)."""
+
+    patches: tuple[Patch, ...]
+
+    def __call__(
+        self, executor: Any, x: Tensor, timesteps: Tensor, context: Any, y: Any, control: Any, transformer_options: dict[str, Any], **kwargs: Any
+    ) -> Tensor:
+        options = self.composed(executor.class_obj, x, transformer_options)
+        return executor(x, timesteps, context, y, control, options, **kwargs)
+
+    def composed(self, unet: Any, x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+        """A copy of the transformer options in which every layer that a patch acts on runs through the chain."""
+        sigma = float(options["sigmas"].max()) if "sigmas" in options else float("inf")
+        active: dict[Kind, tuple[Patch, ...]] = {kind: tuple(patch for patch in self.patches if patch.kind == kind) for kind in SLOTS}
+        replace = {slot: dict(blocks) for slot, blocks in options.get("patches_replace", {}).items()}
+        for layer in layers_of(unet):
+            for kind, slot in SLOTS.items():
+                patches = tuple(patch for patch in active[kind] if patch.scope.covers(layer, sigma))
+                if not patches:
+                    continue
+                blocks = replace.setdefault(slot, {})
+                beneath = blocks.get(layer, blocks.get(layer[:2]))
+                blocks[layer] = _Replacement(patches, kind, layer, sigma, beneath, x.shape[0], (x.shape[2], x.shape[3]))
+        return {**options, "patches_replace": replace}
+
+
+@dataclass(frozen=True)
+class _Replacement:
+    """What ComfyUI calls instead of a layer's attention: `fn(q, k, v, extra_options)`."""
+
+    patches: tuple[Patch, ...]
+    kind: Kind
+    layer: Layer
+    sigma: float
+    beneath: Callable[..., Tensor] | None
+    batch: int
+    size: Size
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any], **kwargs: Any) -> Tensor:
+        height, width = extra_options["activations_shape"][2:4]
+        if q.shape[1] != height * width:
+            raise RuntimeError(
+                f"layer {self.layer} runs on {q.shape[1]} tokens where the picture has {height}x{width}: another node merges or tiles tokens "
+                "(ToMe, HyperTile). A mask cannot be placed there; bypass that node, or MaskPrompt's."
+            )
+        latent, rows = rows_of(extra_options, self.batch, self.size)
+        call = Call(
+            self.kind, self.layer, extra_options["n_heads"], (height, width), latent, rows, self.sigma, plain=self.beneath is None
+        )  # fmt: skip
+
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if self.beneath is not None:
+                return self.beneath(q, k, v, extra_options, **kwargs)
+            return attention(q, k, v, extra_options)
+
+        for patch in self.patches:
+            run = _on_half(patch, call, run)
+        return run(q, k, v)
+
+
+def _on_half(patch: Patch, call: Call, inner: Inner) -> Inner:
+    """The patch over `inner`, for the rows of its half of CFG only."""
+    wanted = {"both": {0, 1}, "positive": {0}, "negative": {1}}[patch.scope.half]
+    rows = [index for index, row in enumerate(call.rows) if min(row.half, 1) in wanted]
+    if not rows:
+        return inner
+    if len(rows) == len(call.rows):
+        return lambda q, k, v: patch.attend(q, k, v, call, inner)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        result = inner(q, k, v).clone()
+        result[rows] = patch.attend(q, k, v, call, inner)[rows]
+        return result
+
+    return run
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+    """ComfyUI's attention as its own layers call it, so that Sage, Flash and xformers go on serving."""
+    from comfy.ldm.modules.attention import optimized_attention
+
+    precision = extra_options.get("attn_precision")
+    return optimized_attention(q, k, v, extra_options["n_heads"], attn_precision=precision, transformer_options=extra_options)
+
+
+def rows_of(options: dict[str, Any], batch: int, size: Size) -> tuple[Size, tuple[Row, ...]]:
+    """The whole latent's size, and what each row of a call is. `batch` and `size` are the call's own.
+
+    Raises RuntimeError where a call shows only a part of the latent and nothing tells which.
+    """
+    halves = options.get("cond_or_uncond") or [0]
+    images = batch // len(halves)
+    view: View | None = options.get(VIEW)
+    latent = size if view is None else view.latent
+    rows = []
+    for chunk, half in enumerate(halves):
+        uuids = options.get("uuids") or []
+        window = view.areas.get(uuids[chunk]) if view is not None and chunk < len(uuids) else None
+        window = window or (0, 0, *latent)
+        if window[2:] != size:
+            raise RuntimeError(
+                f"a node paints this picture in tiles or crops ({size[1] * 8}x{size[0] * 8} of {latent[1] * 8}x{latent[0] * 8} pixels) without "
+                "saying which, so a mask cannot be placed. Bypass the tiling node, or MaskPrompt's."
+            )
+        rows += [Row(half, image, window) for image in range(images)]
+    return latent, tuple(rows)
+
+
+@dataclass(frozen=True)
+class View:
+    """The whole latent's size, and the area of every conditioning that has one (`Conditioning (Set Area)`) by its uuid."""
+
+    latent: Size
+    areas: dict[Any, Window]
+
+
+def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> Any:
+    """Wrapper of `calc_cond_batch`: notes the whole latent and the areas, which ComfyUI crops away before the UNet runs."""
+    height, width = x.shape[2], x.shape[3]
+    areas: dict[Any, Window] = {}
+    for cond in (entry for entries in conds if entries is not None for entry in entries):
+        if "area" in cond and len(cond["area"]) == 4:
+            area_height, area_width, top, left = cond["area"]
+            areas[cond["uuid"]] = (top, left, min(height - top, area_height), min(width - left, area_width))
+    options = {**model_options.get("transformer_options", {}), VIEW: View((height, width), areas)}
+    return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})
+
+
+def install(model: Any, *patches: Patch) -> Any:
+    """A clone of the MODEL with the patches at the end of its chain; the given MODEL stays as it is."""
+    from comfy.patcher_extension import WrappersMP
+
+    layers_of(model.get_model_object("diffusion_model"))
+    clone = model.clone()
+    before = tuple(patch for chain in clone.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY) for patch in chain.patches)
+    clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, Chain((*before, *patches)))
+    clone.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
+    clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, remember_view)
+    return clone
+
+
+def percent_range(model: Any, start: float, end: float) -> tuple[float, float]:
+    """Noise levels (from, to) for a start and an end in 0..1 of the sampling, as ComfyUI's own nodes reckon them."""
+    sampling = model.get_model_object("model_sampling")
+    return float(sampling.percent_to_sigma(start)), float(sampling.percent_to_sigma(end))

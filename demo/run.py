@@ -1,0 +1,162 @@
+"""Paints every bundled workflow in a real ComfyUI, with the tiny model and real photographs.
+
+`python -m demo.run [workflow ...]` posts workflows/api/*.json to a headless server and leaves pictures
+in demo/output/<workflow>/ and one page of all of them in demo/output/contact-sheet.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from . import photos, setup
+from .contact_sheet import Row, contact_sheet, thumbnail
+from .server import ROOT, Prompt, Result, Server, Step, WorkflowError
+
+WORKFLOWS = ROOT / "workflows"
+OUTPUT = ROOT / "demo" / "output"
+TINY_MODEL = ROOT / "demo" / "tiny-sd-inpaint.safetensors"
+
+# All that the demo changes in a workflow: (class of the node, its input) to the value for the tiny model.
+CHANGES: dict[tuple[str, str], Any] = {
+    ("CheckpointLoaderSimple", "ckpt_name"): TINY_MODEL.name,
+    ("MaskPromptLoadSAM", "sam_name"): "mobile_sam.pt",
+    ("MaskPromptCropAroundBox", "size"): 128,
+    ("KSampler", "steps"): 20,
+}
+
+
+def changed(prompt: Prompt) -> Prompt:
+    """A copy of an API-format workflow with CHANGES applied; ValueError if a changed input is not a plain value there."""
+    copy: Prompt = json.loads(json.dumps(prompt))
+    for node, entry in copy.items():
+        for (name, field), value in CHANGES.items():
+            if entry["class_type"] != name:
+                continue
+            if isinstance(entry["inputs"].get(field), (list, type(None))):
+                raise ValueError(f"node {node} ({name}) has no input {field!r} to replace: bring demo/run.py's CHANGES up to date")
+            entry["inputs"][field] = value
+    return copy
+
+
+def photographs(prompt: Prompt) -> list[str]:
+    """The picture files that a workflow loads, in its own order."""
+    return [entry["inputs"]["image"] for entry in prompt.values() if entry["class_type"] in ("LoadImage", "LoadImageMask")]
+
+
+def add_photographs(server: Server, names: Iterable[str]) -> None:
+    """Puts real photographs into the server's input folder under the names that the workflows use."""
+    for name in names:
+        Image.fromarray(photos.load(Path(name).stem)).save(server.input / name)
+
+
+def stage(folder: Path, *arguments: str) -> Server:
+    """A server, not started yet, with the pack, the tiny model's registration and every model file that there is."""
+    packs = {"ComfyUI-MaskPrompt": ROOT, "tiny-model-registration": ROOT / "demo" / "registration"}
+    server = Server(setup.comfyui_path(), folder, packs, arguments)
+    for kind, file in (("sams", setup.mobile_sam_path()), ("checkpoints", TINY_MODEL)):
+        if file.is_file():
+            server.add_model(kind, file)
+    return server
+
+
+def workflows(names: Iterable[str] = ()) -> dict[str, Prompt]:
+    """The bundled workflows in API form by name, all of them or those of `names`."""
+    files = {path.stem: path for path in sorted((WORKFLOWS / "api").glob("*.json"))}
+    unknown = set(names) - files.keys()
+    if unknown:
+        raise ValueError(f"no workflow {', '.join(sorted(unknown))}; there are {', '.join(files)}")
+    return {name: json.loads(path.read_text("utf-8")) for name, path in files.items() if not names or name in names}
+
+
+class Progress:
+    """Prints how far a workflow is: one line that renews itself in a terminal, one line a node elsewhere."""
+
+    def __init__(self, workflow: str) -> None:
+        self.workflow, self.last, self.terminal = workflow, "", sys.stdout.isatty()
+
+    def __call__(self, step: Step) -> None:
+        count = f" {step.value:.0f}/{step.maximum:.0f}" if step.maximum > 1 else ""
+        if self.terminal:
+            print(f"\r{self.workflow}: {step.name}{count}".ljust(100), end="", flush=True)
+        elif step.name != self.last or 0 < step.maximum == step.value:
+            print(f"{self.workflow}: {step.name}{count}", flush=True)
+        self.last = step.name
+
+
+def collect(name: str, prompt: Prompt, result: Result, server: Server) -> Row:
+    """Copies what a workflow loaded and saved to demo/output/<name>/ and returns its row of the contact sheet."""
+    folder = OUTPUT / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    found = [(Path(file).stem, server.input / file) for file in photographs(prompt)]
+    for node in sorted(result.outputs, key=lambda key: [int(part) for part in re.findall(r"\d+", key)]):
+        title = prompt[node].get("_meta", {}).get("title", prompt[node]["class_type"])
+        images = result.outputs[node].get("images", [])
+        found += [(f"{title} {i + 1}" if len(images) > 1 else title, server.file_of(image)) for i, image in enumerate(images)]
+    pictures = []
+    for index, (label, source) in enumerate(found):
+        target = folder / f"{index}-{re.sub(r'[^a-z0-9]+', '-', label.lower()).strip('-')}{source.suffix}"
+        shutil.copyfile(source, target)
+        pictures.append((label, target))
+    return name, pictures
+
+
+def paint(server: Server, prompts: dict[str, Prompt]) -> list[Row]:
+    """Runs the workflows one after the other; WorkflowError names the one that failed."""
+    rows = []
+    for name, prompt in prompts.items():
+        add_photographs(server, photographs(prompt))
+        try:
+            result = server.run(changed(prompt), Progress(name))
+        except WorkflowError as error:
+            raise WorkflowError(f"workflow {name}: {error}") from error
+        rows.append(collect(name, prompt, result, server))
+        print(f"\r{name}: done in {result.seconds:.1f} s, {len(rows[-1][1])} pictures in {OUTPUT / name}".ljust(100), flush=True)
+    return rows
+
+
+def demo(names: Iterable[str], thumbnails: bool) -> None:
+    """Fetches what is missing, paints the workflows and makes the contact sheet, and with `thumbnails` the workflows' own."""
+    setup.get_comfyui()
+    setup.get_mobile_sam()
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="maskprompt-", ignore_cleanup_errors=True) as folder:
+        server = stage(Path(folder))
+        try:
+            print("Starting ComfyUI ...", flush=True)
+            with server:
+                rows = paint(server, workflows(names))
+        finally:
+            if server.log.is_file():
+                shutil.copyfile(server.log, OUTPUT / "server.log")
+    contact_sheet(rows).save(OUTPUT / "contact-sheet.png")
+    for name, pictures in rows if thumbnails else ():
+        thumbnail(pictures[0][1], pictures[-1][1]).save(WORKFLOWS / f"{name}.jpg", quality=88)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m demo.run", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("workflows", nargs="*", help="names of bundled workflows; all of them if none is given")
+    parser.add_argument("--thumbnails", action="store_true", help="also renew workflows/<name>.jpg from what was painted")
+    options = parser.parse_args(arguments)
+    try:
+        demo(options.workflows, options.thumbnails)
+    except (RuntimeError, OSError, ValueError) as error:
+        print(f"\nThe demo failed: {error}\nComfyUI's log: {OUTPUT / 'server.log'}", file=sys.stderr)
+        return 1
+    print(f"All pictures on one page: {OUTPUT / 'contact-sheet.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""The tiny model's networks, built from ComfyUI's own classes, and its checkpoint file.
+
+Needs ComfyUI on the path (`COMFYUI_PATH`, else .cache/ComfyUI).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINT = ROOT / "demo" / "tiny-sd-inpaint.safetensors"
+SCALE_FACTOR = 0.18215
+BLANK = (0.8223, -0.6876, 0.6364, 0.1380)
+"""What ComfyUI gives an inpainting model as the masked picture when a workflow has none (`set_inpaint`)."""
+
+UNET: dict[str, Any] = {
+    "image_size": 32,
+    "in_channels": 9,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": (1, 2, 4, 4),
+    "num_heads": -1,
+    "num_head_channels": 16,
+    "use_spatial_transformer": True,
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
+    "context_dim": 128,
+    "use_linear_in_transformer": False,
+    "legacy": False,
+}
+
+
+def comfyui_on_path() -> None:
+    """Puts ComfyUI on the path, with PyTorch's attention (its default on a CPU is slower and saves memory nobody lacks here)."""
+    folder = Path(os.environ.get("COMFYUI_PATH", ROOT / ".cache" / "ComfyUI"))
+    if not (folder / "comfy").is_dir():
+        raise FileNotFoundError(f"no ComfyUI at {folder}: run `nox -s demo` once, or set COMFYUI_PATH")
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    from comfy.cli_args import args
+
+    args.use_pytorch_cross_attention = True
+    if not torch.cuda.is_available():
+        args.cpu = True
+
+
+def _start(network: nn.Module) -> None:
+    """ComfyUI's layers skip their own initialisation; this is the usual one, output layers of residuals at zero."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_uniform_(module.weight, a=5**0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def build_unet(in_channels: int = 9) -> UNetModel:
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
+    from comfy.ldm.modules.attention import SpatialTransformer
+
+    unet = UNetModel(**{**UNET, "in_channels": in_channels}, dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init)
+    _start(unet)
+    for module in unet.modules():
+        if isinstance(module, ResBlock):
+            nn.init.zeros_(module.out_layers[-1].weight)
+        elif isinstance(module, SpatialTransformer):
+            nn.init.zeros_(module.proj_out.weight)
+    nn.init.zeros_(unet.out[-1].weight)
+    return unet
+
+
+class TextEncoder(nn.Module):
+    """Token ids [B, 77] to embeddings [B, 77, 128]. ComfyUI's own class adds in place and so cannot learn; `transformers`' can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        from .registration import TEXT_CONFIG
+
+        self.transformer = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG, attn_implementation="sdpa"))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.transformer(tokens).last_hidden_state
+
+    def comfyui_state(self) -> dict[str, Tensor]:
+        """The weights under SD 1's names."""
+        state = {key.removeprefix("text_model."): value for key, value in self.transformer.state_dict().items() if "position_ids" not in key}
+        width = state["final_layer_norm.weight"].shape[0]
+        return {f"transformer.text_model.{key}": value for key, value in state.items()} | {"transformer.text_projection.weight": torch.eye(width)}
+
+
+def tokenizer() -> Any:
+    """SD 1's tokenizer, from ComfyUI's own folder."""
+    import comfy.sd1_clip
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(str(Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer"))
+
+
+def alphas() -> Tensor:
+    """SD's cumulative alphas [1000] (linear in the square root of beta)."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0).float()
+
+
+def save_checkpoint(file: Path, unet: dict[str, Tensor], text: dict[str, Tensor], autoencoder: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Writes one half-precision safetensors file with SD 1.5's prefixes."""
+    from safetensors.torch import save_file
+
+    state = {f"model.diffusion_model.{key}": value for key, value in unet.items()}
+    state |= {f"cond_stage_model.{key}": value for key, value in text.items()}
+    state |= {f"first_stage_model.{key}": value for key, value in autoencoder.items()}
+    save_file({key: value.detach().to("cpu", torch.float16).contiguous() for key, value in state.items()}, file, metadata=about)

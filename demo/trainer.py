@@ -1,0 +1,32 @@
+"""What the two training scripts of the tiny model share."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+
+class Log:
+    """Prints a line and appends it to a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __call__(self, line: str) -> None:
+        print(line, flush=True)
+        with self.file.open("a", encoding="utf-8") as out:
+            out.write(line + "\n")
+
+
+def device_of() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cosine(progress: float, high: float, low: float, warm: float = 0.02) -> float:
+    """A learning rate: linear rise over `warm` of the run, then half a cosine from `high` to `low`."""
+    if progress < warm:
+        return high * max(progress, 1e-4) / warm
+    through = min(1.0, (progress - warm) / (1 - warm))
+    return low + (high - low) * 0.5 * (1 + math.cos(math.pi * through))

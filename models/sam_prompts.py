@@ -1,0 +1,160 @@
+"""From what an artist gives (points, boxes, a rough painting) to SAM's prompts, and from SAM's three masks to the one that is wanted."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import torch
+import torch.nn.functional as F
+
+from . import sam
+from .masks import Box, clip_box, resize
+
+BEST, LARGEST, SMALLEST, ALL = CHOICES = ("best score", "largest", "smallest", "all")
+_GRID = 128
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted on one picture, in its pixels. painted: bool [H, W], a rough painting of the object."""
+
+    positive: tuple[tuple[float, float], ...] = ()
+    negative: tuple[tuple[float, float], ...] = ()
+    boxes: tuple[Box, ...] = ()
+    painted: torch.Tensor | None = None
+
+
+def parse_points(text: Any, name: str, height: int, width: int) -> tuple[tuple[float, float], ...]:
+    """Points in core SAM3's format, `[{"x": 120, "y": 80}, …]` in pixels, as text or as a list; nothing for an empty text.
+
+    ValueError, with `name` in it, if it is no such list or a point lies outside of the picture.
+    """
+    if text is None or (isinstance(text, str) and not text.strip()):
+        return ()
+    wanted = f'{name}: write the points as [{{"x": 120, "y": 80}}] in pixels'
+    try:
+        entries = json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        raise ValueError(f"{wanted}. This is not JSON: {text[:80]!r}.") from None
+    if not isinstance(entries, list):
+        raise ValueError(f"{wanted}. A list was expected, got {str(entries)[:80]!r}.")
+    points = []
+    for entry in entries:
+        x, y = (entry.get("x"), entry.get("y")) if isinstance(entry, dict) else (None, None)
+        if not (_is_number(x) and _is_number(y)):
+            raise ValueError(f"{wanted}. This is not a point: {str(entry)[:80]!r}.")
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise ValueError(f"{name}: the point x={x:g}, y={y:g} lies outside of the picture, which is {width} x {height} pixels.")
+        points.append((float(x), float(y)))
+    return tuple(points)
+
+
+def segment(
+    model: sam.LoadedSam, image: torch.Tensor, request: Request, choice: str, min_score: float = 0.0
+) -> tuple[torch.Tensor, list[float]]:
+    """The masks float32 [K, H, W] (0 or 1) of the picture [H, W, C] and SAM's score of each; K is 3 for "all" (small to large), else 1.
+
+    Every box, and the points or painting beside them, is a prompt of its own; their masks are united. A mask that SAM scores below
+    `min_score` counts as not found. Nothing found: zeros and score 0.
+    """
+    height, width = image.shape[:2]
+    count = 3 if choice == ALL else 1
+    union, scores = torch.zeros(count, height, width, dtype=torch.bool), [math.inf] * count
+    for prompt, painted in prompts_for(request, height, width):
+        answer = model.ask(image, prompt)
+        rank = answer.scores
+        if painted is not None:
+            first = int(_fit_to_painting(answer, painted).argmax())
+            answer = model.ask(image, sam.Prompt(points=prompt.points, logits=answer.logits[first]))
+            rank = _fit_to_painting(answer, painted)
+        chosen = _choose(answer, rank, choice, sam.fit(height, width, answer.logits.shape[-1]))
+        masks = model.full_size(answer.logits[chosen], height, width) > 0
+        for place, score in enumerate(answer.scores[chosen].tolist()):
+            if score >= min_score and masks[place].any():
+                union[place] |= masks[place]
+                scores[place] = min(scores[place], score)
+    return union.float(), [score if math.isfinite(score) else 0.0 for score in scores]
+
+
+def prompts_for(request: Request, height: int, width: int) -> list[tuple[sam.Prompt, torch.Tensor | None]]:
+    """SAM's prompts for one picture, each with the painting it stands for, if any.
+
+    A box takes the positive points inside it; those in no box join the painting, or stand for an object of their own. Negative points
+    go to every prompt. Boxes of no size at all, which nodes put out when they found nothing, are passed over.
+    ValueError for a box outside of the picture.
+    """
+    boxes = [clip_box(box, height, width, "bboxes") for box in request.boxes if box["width"] != 0 or box["height"] != 0]
+    negative = [(x, y, False) for x, y in request.negative]
+    prompts: list[tuple[sam.Prompt, torch.Tensor | None]] = []
+    for box in boxes:
+        inside = [(x, y, True) for x, y in request.positive if _holds(box, x, y)]
+        prompts.append((sam.Prompt(points=(*inside, *negative), box=box), None))
+    free = [(x, y, True) for x, y in request.positive if not any(_holds(box, x, y) for box in boxes)]
+    if request.painted is not None and request.painted.any():
+        painted = [(x, y, True) for x, y in inner_points(request.painted)]
+        prompts.append((sam.Prompt(points=(*painted, *free, *negative)), request.painted))
+    elif free:
+        prompts.append((sam.Prompt(points=(*free, *negative)), None))
+    return prompts
+
+
+def inner_points(painted: torch.Tensor, count: int = 3) -> list[tuple[float, float]]:
+    """Up to `count` painted pixels (x, y) of bool [H, W], each as deep inside the painting and as far from the others as can be."""
+    height, width = painted.shape
+    cells = sam.fit(height, width, _GRID) if max(height, width) > _GRID else (height, width)
+    grid = F.adaptive_max_pool2d(painted[None].float(), cells)[0] > 0.5
+    depth = _depth(grid)
+    rows, columns = torch.meshgrid(torch.arange(cells[0]), torch.arange(cells[1]), indexing="ij")
+    pixels = painted.nonzero().float() + 0.5
+    points = []
+    for _ in range(count):
+        deepest = int(depth.argmax())
+        row, column = deepest // cells[1], deepest % cells[1]
+        if depth[row, column] <= 0:
+            break
+        centre = torch.tensor([(row + 0.5) * height / cells[0], (column + 0.5) * width / cells[1]])
+        y, x = pixels[(pixels - centre).square().sum(dim=1).argmin()].tolist()
+        points.append((x, y))
+        depth = torch.minimum(depth, torch.hypot((rows - row).float(), (columns - column).float()))
+    return points
+
+
+def _depth(inside: torch.Tensor) -> torch.Tensor:
+    """Of each cell of bool [h, w], the distance to the nearest cell outside (or beyond the border), in cells."""
+    padded = F.pad(inside, (1, 1, 1, 1))
+    height, width = padded.shape
+    far = float(height + width)
+    along = (torch.arange(width)[:, None] - torch.arange(width)).abs().float()
+    in_row = torch.where(padded[:, None, :], far, along).amin(dim=2)
+    across = (torch.arange(height)[:, None] - torch.arange(height)).square().float()
+    squared = (across[:, :, None] + in_row.square()[None]).amin(dim=1)
+    return squared.sqrt()[1:-1, 1:-1]
+
+
+def _fit_to_painting(answer: sam.Answer, painted: torch.Tensor) -> torch.Tensor:
+    """[3]: SAM's score, plus the part of the painting that the mask covers, plus a quarter of the IoU of both."""
+    # Tried on MobileSAM with seven kinds of sloppy painting on five photographs: three inner points, and a second round on the answer
+    # that ranks first here, had a mean IoU of 0.89; the painting as SAM's mask input 0.65, its bounding box 0.52.
+    height, width = sam.fit(painted.shape[0], painted.shape[1], answer.logits.shape[-1])
+    weight = resize(painted[None].float(), height, width)
+    mask = (answer.logits[:, :height, :width] > 0).float()
+    common, painted_area = (mask * weight).sum(dim=(1, 2)), weight.sum()
+    return answer.scores + common / painted_area + 0.25 * common / (mask.sum(dim=(1, 2)) + painted_area - common)
+
+
+def _choose(answer: sam.Answer, rank: torch.Tensor, choice: str, inner: tuple[int, int]) -> list[int]:
+    if choice == BEST:
+        return [int(rank.argmax())]
+    by_area = (answer.logits[:, : inner[0], : inner[1]] > 0).sum(dim=(1, 2)).argsort().tolist()
+    return {SMALLEST: by_area[:1], LARGEST: by_area[-1:], ALL: by_area}[choice]
+
+
+def _holds(box: Box, x: float, y: float) -> bool:
+    return box["x"] <= x <= box["x"] + box["width"] and box["y"] <= y <= box["y"] + box["height"]
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

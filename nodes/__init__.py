@@ -1,0 +1,14 @@
+"""The nodes: one file per method, each with a `NODES` list."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+from typing_extensions import override
+
+from . import dreamcom, inspect, segment
+
+
+class MaskPromptExtension(ComfyExtension):
+    @override
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [*segment.NODES, *dreamcom.NODES, *inspect.NODES]

@@ -1,0 +1,128 @@
+"""Every command of the repository. All sessions share one environment, built on first use in .cache/env.
+
+MASKPROMPT_ENV: an environment folder of your own that has everything (nothing is installed into it).
+COMFYUI_PATH: a ComfyUI of your own instead of the one that is fetched into .cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).resolve().parent
+CACHE = ROOT / ".cache"
+COMFYUI = Path(os.environ.get("COMFYUI_PATH") or CACHE / "ComfyUI")
+OLDEST_PYTHON = (3, 10)
+
+nox.options.sessions = ["tests"]
+nox.options.default_venv_backend = "none"
+
+NEEDED = ("torch", "torchvision", "aiohttp", "segment_anything", "timm", "diffusers", "skimage", "sklearn", "websocket")
+
+
+def interpreter(folder: Path) -> Path:
+    """The Python of an environment folder, in whichever layout the system uses."""
+    places = ("bin/python", "Scripts/python.exe", "python.exe")
+    return next((folder / place for place in places if (folder / place).exists()), folder / places[os.name == "nt"])
+
+
+def environment(session: nox.Session) -> Path:
+    """The Python of the shared environment, made or brought up to date where it has to be."""
+    own = os.environ.get("MASKPROMPT_ENV")
+    if own:
+        python = interpreter(Path(own))
+        check = f"import importlib.util as u; print(*[n for n in {NEEDED!r} if u.find_spec(n) is None])"
+        missing = subprocess.run([str(python), "-c", check], check=True, capture_output=True, text=True).stdout.split()
+        if missing:
+            session.error(f"MASKPROMPT_ENV is {own}, which lacks {', '.join(missing)}: install demo/requirements.txt into it, or unset it")
+        return python
+    if sys.version_info < OLDEST_PYTHON:
+        session.error(f"Python 3.10 or newer is needed; nox runs on {sys.version.split()[0]}")
+    folder = CACHE / "env"
+    stamp = folder / "maskprompt-stamp.txt"
+    if not (interpreter(folder).exists() and _same_python(interpreter(folder))):
+        session.run(sys.executable, "-m", "venv", "--clear", str(folder), external=True)
+    python = interpreter(folder)
+    ours = nox.project.load_toml(ROOT / "pyproject.toml")["project"]["dependencies"]
+    session.run(str(python), "-m", "demo.setup", "comfyui", external=True)
+    lists = [ROOT / "demo" / "requirements.txt", COMFYUI / "requirements.txt"]
+    wanted = hashlib.sha256("\n".join([*ours, *(path.read_text("utf-8") for path in lists)]).encode()).hexdigest()
+    if not stamp.is_file() or stamp.read_text("utf-8") != wanted:
+        session.log("Installing PyTorch, ComfyUI's packages and ours into .cache/env (once; several GB) ...")
+        files = [argument for path in lists for argument in ("-r", str(path))]
+        session.run(str(python), "-m", "pip", "install", "--quiet", *files, *ours, external=True)
+        stamp.write_text(wanted, "utf-8")
+    return python
+
+
+def _same_python(python: Path) -> bool:
+    """Whether the environment was made with the Python that nox runs on, and still works."""
+    asked = subprocess.run([str(python), "-c", "import sys; print(*sys.version_info[:2])"], capture_output=True, text=True, check=False)
+    return asked.stdout.split() == [str(part) for part in sys.version_info[:2]]
+
+
+def start(session: nox.Session) -> Path:
+    """The environment's Python, when everything that the sessions need is there."""
+    python = environment(session)
+    session.run(str(python), "-m", "demo.setup", external=True)
+    return python
+
+
+def _pyright_config() -> Path:
+    """pyproject.toml's settings, and where ComfyUI lies and `maskprompt`, the name under which the tests load the pack."""
+    pack, config = CACHE / "import" / "maskprompt", CACHE / "pyright.json"
+    pack.parent.mkdir(exist_ok=True)
+    if not pack.exists():
+        try:
+            pack.symlink_to(ROOT, target_is_directory=True)
+        except OSError:  # Windows grants symbolic links to few accounts, junctions to all
+            subprocess.run(["cmd", "/c", "mklink", "/J", str(pack), str(ROOT)], check=True)
+    paths = [str(COMFYUI.resolve()), str(pack.parent), str(ROOT)]
+    config.write_text(json.dumps({"extends": "../pyproject.toml", "extraPaths": paths}), "utf-8")
+    return config
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Paint every bundled workflow in real ComfyUI with the tiny model; pictures go to demo/output."""
+    python = start(session)
+    session.run(str(python), "-m", "demo.run", *session.posargs, external=True)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Lint, types, and every test; arguments after -- go to pytest (then only pytest runs)."""
+    python = start(session)
+    if not session.posargs:
+        session.run(str(python), "-m", "ruff", "check", ".", external=True)
+        session.run(str(python), "-m", "ruff", "format", "--check", ".", external=True)
+        session.run(str(python), "-m", "pyright", "--project", str(_pyright_config()), "--pythonpath", str(python), external=True)
+    session.run(str(python), "-m", "pytest", *session.posargs, external=True)
+
+
+@nox.session
+def train_tiny(session: nox.Session) -> None:
+    """Train the tiny model: the autoencoder, then text encoder and UNet. Hours on a CPU; resumes where it stopped."""
+    python = start(session)
+    session.run(str(python), "-m", "demo.train_autoencoder", *session.posargs, external=True)
+    session.run(str(python), "-m", "demo.train_tiny", *session.posargs, external=True)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure times and memory as ratios."""
+    python = start(session)
+    session.run(str(python), "-m", "benchmarks.bench", *session.posargs, external=True)
+
+
+@nox.session
+def tables(session: nox.Session) -> None:
+    """Measure a table again: `nox -s tables -- tiny-model`."""
+    python = start(session)
+    session.run(str(python), "-m", "benchmarks.tables", *session.posargs, external=True)

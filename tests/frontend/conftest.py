@@ -1,0 +1,68 @@
+"""The real frontend in headless Chromium, before a real server that has every model file under the workflows' own names."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from demo import run, setup
+from demo.server import Server
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+
+
+def chromium() -> str | None:
+    """The Chromium of this machine: $CHROMIUM, or what is on the path."""
+    return os.environ.get("CHROMIUM") or next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+def required() -> bool:
+    """Whether a missing Chromium is a failure: in CI it is."""
+    return os.environ.get("CI", "").lower() in ("1", "true") or os.environ.get("MASKPROMPT_REQUIRE_CHROMIUM") == "1"
+
+
+@pytest.fixture(scope="session")
+def browser_path() -> str:
+    path = chromium()
+    if path is None and required():
+        pytest.fail("no Chromium found, and these tests must run here: install one, or name it in CHROMIUM")
+    if path is None:
+        pytest.skip("no Chromium found: install one, or name it in CHROMIUM, to test in the real frontend")
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_inputs() -> dict[str, tuple[str, Path]]:
+    """The inputs that name model files, with the model folder of each and the file that stands in for it here."""
+    return {"ckpt_name": ("checkpoints", run.TINY_MODEL), "sam_name": ("sams", setup.mobile_sam_path())}
+
+
+@pytest.fixture(scope="session")
+def server(browser_path: str, model_inputs: dict[str, tuple[str, Path]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    staged = run.stage(tmp_path_factory.mktemp("comfyui"))
+    for prompt in run.workflows().values():
+        run.add_photographs(staged, run.photographs(prompt))
+        for node in prompt.values():
+            for field, (kind, file) in model_inputs.items():
+                if field in node["inputs"]:
+                    staged.add_model(kind, file, node["inputs"][field])
+    with staged as started:
+        started.post("/settings", {"Comfy.TutorialCompleted": True})
+        yield started
+
+
+@pytest.fixture(scope="session")
+def page(server: Server, browser_path: str) -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
+        opened = browser.new_page(viewport={"width": 1920, "height": 1080})
+        opened.goto(server.url)
+        opened.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler", timeout=120_000)
+        yield opened
+        browser.close()

@@ -1,0 +1,125 @@
+"""Every bundled workflow in the real frontend: it loads whole, says what its API form says, and paints when Run is pressed."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page
+
+from demo import run
+from demo.server import ROOT, Server
+
+NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+SCREENSHOTS = ROOT / "demo" / "output" / "screenshots"
+TITLE_HEIGHT = 30
+
+LOAD = "async ([graph, name]) => { await window.app.loadGraphData(graph, true, true, name) }"
+NODES = """() => window.app.graph.nodes.map(n => ({
+    id: n.id, type: n.type, known: n.type in LiteGraph.registered_node_types, errors: !!n.has_errors,
+    box: [n.pos[0], n.pos[1], n.size[0], n.size[1]]}))"""
+ERRORS = """() => [...document.querySelectorAll('[data-testid=error-overlay], [role=dialog], .p-toast-message-error')]
+    .map(e => e.innerText)"""
+CHANGE = """(changes) => {
+    for (const node of window.app.graph.nodes)
+        for (const [type, field, value] of changes)
+            if (node.type === type) node.widgets.find(w => w.name === field).value = value
+}"""
+PICTURES = "() => window.app.graph.nodes.filter(n => n.type === 'SaveImage').map(n => n.imgs?.length ?? 0)"
+
+
+def graph_of(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
+
+
+def load(page: Page, name: str, graph: dict[str, Any] | None = None) -> None:
+    page.evaluate(LOAD, [graph or graph_of(name), name])
+    page.wait_for_timeout(1500)  # missing models and media are looked for after the graph is shown
+
+
+def screenshot(page: Page, name: str) -> Path:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+    return SCREENSHOTS / f"{name}.png"
+
+
+def test_every_workflow_has_both_forms() -> None:
+    assert len(NAMES) >= 2
+    assert sorted(run.workflows()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_loads_whole(page: Page, name: str) -> None:
+    load(page, name)
+    screenshot(page, f"{name}-loaded")
+    nodes = page.evaluate(NODES)
+    assert len(nodes) == len(graph_of(name)["nodes"])
+    assert [node for node in nodes if not node["known"] or node["errors"]] == []
+    assert page.evaluate(ERRORS) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_graph_is_its_api_form(page: Page, name: str) -> None:
+    load(page, name)
+    assert page.evaluate("async () => (await window.app.graphToPrompt()).output") == run.workflows([name])[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_node_covers_another(page: Page, name: str) -> None:
+    load(page, name)
+    boxes = {node["id"]: node["box"] for node in page.evaluate(NODES)}
+    covered = [
+        (first, second)
+        for first, (x, y, width, height) in boxes.items()
+        for second, (left, top, _, _) in boxes.items()
+        if first != second and x <= left < x + width and y - TITLE_HEIGHT <= top - TITLE_HEIGHT < y + height
+    ]
+    assert covered == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_run_paints(page: Page, server: Server, name: str) -> None:
+    load(page, name)
+    page.evaluate(CHANGE, [[node, field, value] for (node, field), value in run.CHANGES.items()])
+    before = set(server.get_json("/history"))
+    page.get_by_test_id("queue-button").click()
+    deadline = time.monotonic() + 300
+    while not (new := set(server.get_json("/history")) - before):
+        assert time.monotonic() < deadline, f"nothing was painted; on the page: {page.evaluate(ERRORS)}\n{server.log_tail()}"
+        page.wait_for_timeout(500)
+    history = server.get_json(f"/history/{new.pop()}").popitem()[1]
+    assert history["status"]["status_str"] == "success", history["status"]["messages"]
+    page.wait_for_timeout(1500)
+    screenshot(page, f"{name}-painted")
+    shown = page.evaluate(PICTURES)
+    assert shown
+    assert all(shown)
+    assert page.evaluate(ERRORS) == []
+    saved = [server.file_of(image) for output in history["outputs"].values() for image in output.get("images", [])]
+    assert saved
+    assert all(np.asarray(Image.open(path).convert("L")).std() > 5 for path in saved)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_models_are_offered(page: Page, model_inputs: dict[str, tuple[str, Path]], name: str) -> None:
+    graph = graph_of(name)
+    loaders = [node for node in graph["nodes"] if node.get("properties", {}).get("models")]
+    prompt = run.workflows([name])[name]
+    needed = sorted(node["inputs"][field] for node in prompt.values() for field in model_inputs if field in node["inputs"])
+    offered = [model for node in loaders for model in node["properties"]["models"]]
+    assert sorted(model["name"] for model in offered) == needed
+    for model in offered:
+        assert model["url"].startswith("https://huggingface.co/")
+        assert model["url"].endswith(f"/{model['name']}")
+        assert model["directory"] in {kind for kind, _ in model_inputs.values()}
+    text = json.dumps(graph)
+    for model in needed:
+        text = text.replace(model, f"absent-{model}")
+    load(page, name, json.loads(text))
+    screenshot(page, f"{name}-models-missing")
+    assert "model" in " ".join(page.evaluate(ERRORS)).lower()

@@ -1,0 +1,64 @@
+"""A small SD-inpainting-shaped model of random weights, as ComfyUI loads it, and a short way to sample from it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+Sample = Callable[..., torch.Tensor]
+
+
+def random_model(seed: int = 0, dtype: torch.dtype = torch.float32, in_channels: int = 9) -> Any:
+    """A MODEL with SD 1.5's blocks at 32 channels; no layer is zero."""
+    import comfy.sd
+
+    from demo import registration, tiny_model
+
+    registration.register()
+    torch.manual_seed(seed)
+    unet = tiny_model.build_unet(in_channels)
+    state = {f"model.diffusion_model.{key}": value for key, value in unet.state_dict().items()}
+    for key, value in state.items():
+        if value.abs().max() == 0 and key.endswith("weight"):
+            state[key] = torch.randn_like(value) * 0.05
+    return comfy.sd.load_diffusion_model_state_dict({key: value.to(dtype) for key, value in state.items()})
+
+
+@pytest.fixture(scope="session")
+def model() -> Any:
+    return random_model()
+
+
+@pytest.fixture(scope="session")
+def sample() -> Sample:
+    """`sample(model, size=(h, w), batch=1, steps=3, cfg=4.0, positive={}, negative={})` gives the latent."""
+
+    def run(
+        model: Any,
+        size: tuple[int, int] = (16, 16),
+        batch: int = 1,
+        steps: int = 3,
+        cfg: float = 4.0,
+        positive: dict[str, Any] | None = None,
+        negative: dict[str, Any] | None = None,
+        more: list[Any] | None = None,
+    ) -> torch.Tensor:
+        import comfy.sample
+
+        generator = torch.Generator().manual_seed(1)
+        noise = torch.randn(batch, 4, *size, generator=generator)
+        texts = torch.randn(2, 77, 128, generator=generator)
+        conditioning = [[texts[:1], positive or {}], *(more or [])]
+        return comfy.sample.sample(
+            model, noise, steps, cfg, "euler", "normal", conditioning, [[texts[1:], negative or {}]],
+            torch.zeros_like(noise), seed=1, disable_pbar=True,
+        )  # fmt: skip
+
+    return run

@@ -1,0 +1,108 @@
+"""A mask on a layer's grid, against pooling where pooling is defined and by hand elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from maskprompt.attention import grid
+
+CPU = torch.device("cpu")
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**20))
+@settings(max_examples=40, deadline=None)
+def test_even_sizes_are_average_pooling(level: int, height: int, width: int, seed: int) -> None:
+    factor = 2 ** (level - 1)
+    torch.manual_seed(seed)
+    mask = torch.rand(height * factor * 8, width * factor * 8)
+    latent = (height * factor, width * factor)
+    found = grid.to_grid(mask, latent, (0, 0, *latent), (height, width))
+    torch.testing.assert_close(found, F.avg_pool2d(mask[None, None], factor * 8)[0, 0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [61, 83, 72, 104, 9, 1])
+def test_the_grids_are_the_unets_own(size: int) -> None:
+    """Three convolutions of stride 2 and padding 1, as the UNet halves."""
+    x = torch.zeros(1, 1, size, size)
+    for level in range(4):
+        assert x.shape[-1] == grid.halved(size, level)
+        edges = grid.cell_edges(size, x.shape[-1])
+        assert edges[0] == 0
+        assert edges[-1] == size
+        assert torch.equal(edges[:-1], torch.arange(x.shape[-1], dtype=torch.float64) * 2**level)
+        x = F.conv2d(x, torch.ones(1, 1, 3, 3), stride=2, padding=1)
+
+
+def test_an_odd_latents_last_cell_is_covered_by_what_is_left_of_it() -> None:
+    mask = torch.zeros(61 * 8, 61 * 8)
+    mask[60 * 8 :, 60 * 8 :] = 1
+    found = grid.to_grid(mask, (61, 61), (0, 0, 61, 61), (31, 31))
+    assert found[30, 30] == pytest.approx(1.0)
+    assert found.sum() == pytest.approx(1.0)
+
+
+def test_a_window_sees_its_own_part() -> None:
+    mask = torch.rand(64, 96)
+    whole = grid.to_grid(mask, (64, 96), (0, 0, 64, 96), (64, 96))
+    window = grid.to_grid(mask, (64, 96), (16, 32, 24, 40), (24, 40))
+    torch.testing.assert_close(window, whole[16:40, 32:72])
+
+
+def test_a_mask_of_another_size_lands_in_the_same_place() -> None:
+    small, large = torch.zeros(32, 48), torch.zeros(320, 480)
+    small[8:16, 12:24], large[80:160, 120:240] = 1, 1
+    one, two = (grid.to_grid(m, (16, 24), (0, 0, 16, 24), (16, 24)) for m in (small, large))
+    torch.testing.assert_close(one, two)
+
+
+def test_half_covered_is_inside_and_a_tiny_object_keeps_a_cell() -> None:
+    mask = torch.zeros(64, 64)
+    mask[:, :4] = 1
+    assert grid.binary(grid.to_grid(mask, (8, 8), (0, 0, 8, 8), (8, 8)), mask)[:, 0].all()
+    mask = torch.zeros(64, 64)
+    mask[3:6, 17:20] = 1
+    coarse = grid.binary(grid.to_grid(mask, (8, 8), (0, 0, 8, 8), (1, 1)), mask)
+    assert coarse.all()
+    fine = grid.binary(grid.to_grid(mask, (8, 8), (0, 0, 8, 8), (8, 8)), mask)
+    assert fine.nonzero().tolist() == [[0, 2]]
+
+
+def test_an_almost_full_mask_is_full_and_an_almost_empty_one_empty() -> None:
+    """JPEG masks are 0.98 and 0.02 where they mean 1 and 0."""
+    for value, wanted in ((0.98, True), (0.02, False)):
+        mask = torch.full((64, 64), value)
+        cells = grid.RegionMask(mask[None]).cells(0, (8, 8), (0, 0, 8, 8), (8, 8), CPU)
+        assert cells.inside.all() if wanted else not cells.inside.any()
+        assert not cells.divided
+
+
+def test_cells_are_remembered_by_everything_they_depend_on() -> None:
+    masks = torch.zeros(2, 64, 64)
+    masks[0, :32], masks[1, 32:] = 1, 1
+    region = grid.RegionMask(masks)
+    first = region.cells(0, (8, 8), (0, 0, 8, 8), (8, 8), CPU)
+    assert region.cells(0, (8, 8), (0, 0, 8, 8), (8, 8), CPU) is first
+    assert torch.equal(region.cells(1, (8, 8), (0, 0, 8, 8), (8, 8), CPU).inside, ~first.inside)
+    assert len(region.cells(0, (8, 8), (0, 0, 4, 8), (4, 8), CPU).background) == 0
+    for size in range(1, 2 * grid.MAX_CACHED):
+        region.cells(0, (size, size), (0, 0, size, size), (1, 1), CPU)
+    assert len(region._cells) <= grid.MAX_CACHED
+
+
+@pytest.mark.parametrize(("mask", "latent", "fits"), [((512, 512), (64, 64), True), ((500, 333), (62, 41), True), ((64, 64), (128, 128), True),
+                                                      ((512, 768), (64, 64), False), ((1024, 1024), (64, 96), False), ((488, 664), (61, 83), True)])  # fmt: skip
+def test_a_mask_of_another_shape_is_refused(mask: grid.Size, latent: grid.Size, fits: bool) -> None:
+    if fits:
+        grid.check_aspect(mask, latent)
+    else:
+        with pytest.raises(ValueError, match="shapes differ"):
+            grid.check_aspect(mask, latent)
+
+
+@pytest.mark.parametrize("masks", [torch.zeros(0, 8, 8), torch.zeros(8, 8), torch.full((1, 8, 8), float("nan"))])
+def test_what_is_no_mask_is_refused(masks: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="mask"):
+        grid.RegionMask(masks)
