@@ -9,7 +9,7 @@ dict. A layer on which no patch acts at this step is left exactly as it was.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -53,7 +53,7 @@ class Call:
     """What a patch may know of the attention it changes.
 
     `grid` is the layer's true grid (height, width) with `grid[0] * grid[1]` tokens; `latent` the whole latent's size;
-    `plain` says that beneath the chain is ComfyUI's own attention and no other pack's, so tokens may be left out of a call.
+    `plain` says that `inner` is ComfyUI's own attention and nobody's patch, so that tokens may be left out of a call to it.
     """
 
     kind: Kind
@@ -94,16 +94,16 @@ class Chain:
         """A copy of the transformer options in which every layer that a patch acts on runs through the chain."""
         sigma = float(options["sigmas"].max()) if "sigmas" in options else float("inf")
         active: dict[Kind, tuple[Patch, ...]] = {kind: tuple(patch for patch in self.patches if patch.kind == kind) for kind in SLOTS}
-        replace = {slot: dict(blocks) for slot, blocks in options.get("patches_replace", {}).items()}
+        blocks_of = {slot: dict(blocks) for slot, blocks in options.get("patches_replace", {}).items()}
         for layer in layers_of(unet):
             for kind, slot in SLOTS.items():
                 patches = tuple(patch for patch in active[kind] if patch.scope.covers(layer, sigma))
                 if not patches:
                     continue
-                blocks = replace.setdefault(slot, {})
+                blocks = blocks_of.setdefault(slot, {})
                 beneath = blocks.get(layer, blocks.get(layer[:2]))
                 blocks[layer] = _Replacement(patches, kind, layer, sigma, beneath, x.shape[0], (x.shape[2], x.shape[3]))
-        return {**options, "patches_replace": replace}
+        return {**options, "patches_replace": blocks_of}
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,7 @@ class _Replacement:
                 "(ToMe, HyperTile). A mask cannot be placed there; bypass that node, or MaskPrompt's."
             )
         latent, rows = rows_of(extra_options, self.batch, self.size)
-        call = Call(
-            self.kind, self.layer, extra_options["n_heads"], (height, width), latent, rows, self.sigma, plain=self.beneath is None
-        )  # fmt: skip
+        call = Call(self.kind, self.layer, extra_options["n_heads"], (height, width), latent, rows, self.sigma, self.beneath is None)
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if self.beneath is not None:
@@ -137,6 +135,7 @@ class _Replacement:
 
         for patch in self.patches:
             run = _on_half(patch, call, run)
+            call = replace(call, plain=False)
         return run(q, k, v)
 
 

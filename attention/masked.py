@@ -93,17 +93,23 @@ class MaskedSelfAttention:
         return result
 
     def _apart(self, q: Tensor, k: Tensor, v: Tensor, cells: Cells, call: Call, inner: Inner) -> Tensor:
-        """Both regions' queries, for rows that share one mask. Another pack's attention gets all queries, as it may count them."""
+        """Both regions' queries, for rows that share one mask."""
         if not cells.divided:
             return inner(q, k, v)
         result = torch.empty_like(q)
         for place, side in ((cells.foreground, cells.inside), (cells.background, ~cells.inside)):
-            if self.mode == "paper":
-                keys, values = k, v * side[None, :, None].to(v.dtype)
+            seen = side[None, :, None].to(v.dtype)
+            if not call.plain:
+                result[:, place] = self._with_all_tokens(q, k, v, seen, inner)[:, place]
+            elif self.mode == "paper":
+                result[:, place] = inner(q[:, place], k, v * seen)
             else:
-                keys, values = k[:, place], v[:, place]
-            if call.plain:
-                result[:, place] = inner(q[:, place], keys, values)
-            else:
-                result[:, place] = inner(q, keys, values)[:, place]
+                result[:, place] = inner(q[:, place], k[:, place], v[:, place])
         return result
+
+    def _with_all_tokens(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, inner: Inner) -> Tensor:
+        """The same where another patch lies beneath, which may count tokens. Attending to ones gives the weight that is left."""
+        attended = inner(q, k, v * seen)
+        if self.mode == "paper":
+            return attended
+        return attended / inner(q, k, seen.expand_as(v).contiguous()).clamp(min=1e-6)

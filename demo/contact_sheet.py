@@ -8,52 +8,54 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 PAPER, INK, FAINT = (250, 249, 246), (30, 30, 34), (120, 118, 112)
-TILE, GAP, LINE = 256, 16, 26
+HEIGHT, WIDEST, GAP, HEADING, LABEL = 240, 4.0, 18, 34, 26
 
 Row = tuple[str, Sequence[tuple[str, Path]]]
 
 
-def contact_sheet(rows: Sequence[Row], tile: int = TILE) -> Image.Image:
-    """A page with a heading and the (label, picture file) pairs of each row, every picture fitted into `tile` pixels.
+def contact_sheet(rows: Sequence[Row], height: int = HEIGHT) -> Image.Image:
+    """A page with a heading and the (label, picture file) pairs of each row, all pictures of one height.
 
-    Small pictures are enlarged by whole pixels, so that what the model painted is seen as it is.
+    Small pictures are enlarged by whole pixels first, so that what the model painted is seen as it is.
     """
     if not rows:
         raise ValueError("a contact sheet needs at least one row")
-    columns = max(len(pictures) for _, pictures in rows)
-    height = GAP + len(rows) * (tile + 2 * LINE + 2 * GAP)
-    page = Image.new("RGB", (GAP + columns * (tile + GAP), height), PAPER)
+    tiles = [(name, [(label, _tile(path, height)) for label, path in pictures]) for name, pictures in rows]
+    width = max(sum(tile.width + GAP for _, tile in row) for _, row in tiles) + GAP
+    step = HEADING + height + LABEL + GAP
+    page = Image.new("RGB", (max(width, 4 * GAP), GAP + step * len(tiles)), PAPER)
     draw = ImageDraw.Draw(page)
-    heading, small = ImageFont.load_default(18), ImageFont.load_default(13)
-    top = GAP
-    for name, pictures in rows:
-        draw.text((GAP, top), name, INK, heading)
-        for column, (label, path) in enumerate(pictures):
-            left = GAP + column * (tile + GAP)
-            with Image.open(path) as image:
-                fitted = _fitted(image, tile)
-            page.paste(fitted, (left + (tile - fitted.width) // 2, top + LINE + (tile - fitted.height) // 2))
-            draw.text((left, top + LINE + tile + 6), label, FAINT, small)
-        top += tile + 2 * LINE + 2 * GAP
+    heading, small = ImageFont.load_default(20), ImageFont.load_default(14)
+    for index, (name, row) in enumerate(tiles):
+        left, top = GAP, GAP + index * step
+        draw.text((left, top), name, INK, heading)
+        for label, tile in row:
+            page.paste(tile, (left, top + HEADING))
+            draw.text((left, top + HEADING + height + 5), label, FAINT, small)
+            left += tile.width + GAP
     return page
 
 
-def _fitted(image: Image.Image, tile: int) -> Image.Image:
-    picture = Image.new("RGB", image.size, PAPER)
-    rgba = image.convert("RGBA")
+def _on_paper(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        rgba = image.convert("RGBA")
+    picture = Image.new("RGB", rgba.size, PAPER)
     picture.paste(rgba, mask=rgba)
-    if max(image.size) <= tile:
-        factor = tile // max(image.size)
-        return picture.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    picture.thumbnail((tile, tile), Image.Resampling.LANCZOS)
     return picture
+
+
+def _tile(path: Path, height: int) -> Image.Image:
+    picture = _on_paper(path)
+    factor = max(1, height // picture.height)
+    picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    width = min(round(picture.width * height / picture.height), round(WIDEST * height))
+    return ImageOps.pad(picture, (max(width, 1), height), Image.Resampling.LANCZOS, PAPER)
 
 
 def thumbnail(before: Path, after: Path, size: int = 512) -> Image.Image:
     """A square picture of a workflow's result, with what it started from as an inset."""
-    with Image.open(before) as start, Image.open(after) as result:
-        page = ImageOps.fit(_fitted(result, max(result.size)), (size, size), Image.Resampling.LANCZOS)
-        inset = _fitted(start, size // 3)
+    page = ImageOps.fit(_on_paper(after), (size, size), Image.Resampling.LANCZOS)
+    inset = ImageOps.contain(_on_paper(before), (size // 3, size // 3), Image.Resampling.LANCZOS)
     framed = ImageOps.expand(inset, 4, PAPER)
     page.paste(framed, (GAP, size - framed.height - GAP))
     return page

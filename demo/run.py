@@ -30,7 +30,7 @@ TINY_MODEL = ROOT / "demo" / "tiny-sd-inpaint.safetensors"
 CHANGES: dict[tuple[str, str], Any] = {
     ("CheckpointLoaderSimple", "ckpt_name"): TINY_MODEL.name,
     ("MaskPromptLoadSAM", "sam_name"): "mobile_sam.pt",
-    ("MaskPromptCropAroundBox", "size"): 128,
+    ("MaskPromptCropAroundBox", "resolution"): 128,
     ("KSampler", "steps"): 20,
 }
 
@@ -88,7 +88,7 @@ class Progress:
         count = f" {step.value:.0f}/{step.maximum:.0f}" if step.maximum > 1 else ""
         if self.terminal:
             print(f"\r{self.workflow}: {step.name}{count}".ljust(100), end="", flush=True)
-        elif step.name != self.last or 0 < step.maximum == step.value:
+        elif step.name != self.last or 1 < step.maximum == step.value:
             print(f"{self.workflow}: {step.name}{count}", flush=True)
         self.last = step.name
 

@@ -58,7 +58,8 @@ def has_accelerator() -> bool:
     """Whether PyTorch sees a GPU that ComfyUI would use."""
     import torch
 
-    return torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
+    backends = (torch.cuda, torch.backends.mps, getattr(torch, "xpu", None))
+    return any(backend is not None and backend.is_available() for backend in backends)
 
 
 def _free_port() -> int:
@@ -112,18 +113,25 @@ class Server:
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder, env={**os.environ, **offline})
-        deadline = time.monotonic() + timeout
+        try:
+            self._wait_until_ready(self._process, time.monotonic() + timeout)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes], deadline: float) -> None:
         while True:
             try:
                 self.get("/system_stats")
-                return
+                break
             except OSError:
-                pass
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                why = "ended" if self._process.poll() is not None else f"did not answer within {timeout:.0f} s"
-                self.stop()
-                raise RuntimeError(f"ComfyUI {why} while starting. The end of its log:\n{self.log_tail()}")
-            time.sleep(0.2)
+                time.sleep(0.2)
+            if process.poll() is not None:
+                raise RuntimeError(f"ComfyUI ended while starting. The end of its log:\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"ComfyUI was not ready in time. The end of its log:\n{self.log_tail()}")
+        if "(IMPORT FAILED)" in self.log_tail(1_000_000):
+            raise RuntimeError(f"ComfyUI could not import a pack. The end of its log:\n{self.log_tail()}")
 
     def stop(self) -> None:
         """Ends the server that `start` started, and no other."""

@@ -49,24 +49,23 @@ def examples(rng: np.random.Generator, count: int, names: tuple[str, ...]) -> tu
     return stacked, torch.from_numpy(np.stack(shapes)), torch.from_numpy(np.stack(colours)), torch.tensor(grounds)
 
 
-def accuracy(model: judge.Judge, seed: int, count: int = 600, names: tuple[str, ...] = photos.HELD_OUT) -> dict[str, float]:
-    """Parts of fresh one-object renders (photographs: held-out ones) in which shape, colour and ground are named rightly."""
+def right_of(model: judge.Judge, seed: int, count: int = 600, names: tuple[str, ...] = photos.HELD_OUT) -> dict[str, list[bool]]:
+    """For fresh one-object renders (photographs: held-out ones), whether shape, colour and ground are named rightly."""
     rng = np.random.default_rng(seed)
     pictures = [photos.load(name) for name in names]
-    right = {"shape": 0, "colour": 0, "ground": 0}
     drawn, images = [], []
     for _ in range(count):
         photo = photos.crop(pictures[rng.integers(len(pictures))], rng) if rng.random() < 0.2 else None
         scene = scenes.random_scene(rng, photo, two=0, allow_held_out=True)
         drawn.append(scene)
         images.append(scenes.render(scene).image)
-    verdicts = judge.look(model, torch.from_numpy(np.stack(images)).float() / 255)
-    for scene, verdict in zip(drawn, verdicts, strict=True):
+    right: dict[str, list[bool]] = {"shape": [], "colour": [], "ground": []}
+    for scene, verdict in zip(drawn, judge.look(model, torch.from_numpy(np.stack(images)).float() / 255), strict=True):
         found = verdict.best(scene.things[0].shape)
-        right["shape"] += found is not None and found.shape == scene.things[0].shape
-        right["colour"] += found is not None and found.colour == scene.things[0].paint.colour
-        right["ground"] += verdict.ground == scene.ground
-    return {name: value / count for name, value in right.items()}
+        right["shape"].append(found is not None and found.shape == scene.things[0].shape)
+        right["colour"].append(found is not None and found.colour == scene.things[0].paint.colour)
+        right["ground"].append(verdict.ground == scene.ground)
+    return right
 
 
 def train(work: Path, minutes: float, seed: int, scenes_count: int, batch: int = 32, rate: float = 2e-3) -> None:
@@ -110,7 +109,8 @@ def train(work: Path, minutes: float, seed: int, scenes_count: int, batch: int =
     about = {"format": "maskprompt judge 1", "seed": str(seed), "step": str(step)}
     state = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in model.state_dict().items()}
     save_file(state, work / judge.FILE.name, metadata=about)
-    log(f"judge accuracy on 600 fresh renders: {accuracy(judge.load(work / judge.FILE.name), seed + 1)}")
+    right = right_of(judge.load(work / judge.FILE.name), seed + 1)
+    log("judge on 600 fresh renders: " + ", ".join(f"{name} {sum(values) / len(values):.3f}" for name, values in right.items()))
 
 
 def main() -> None:

@@ -24,9 +24,6 @@ class Box(TypedDict):
     height: int
 
 
-NO_BOX: Box = {"x": 0, "y": 0, "width": 0, "height": 0}
-
-
 def to_mask(mask: Any, name: str = "mask") -> torch.Tensor:
     """A MASK from any node as float32 [B, H, W] in 0..1, on the device it came on.
 
@@ -54,11 +51,11 @@ def to_mask(mask: Any, name: str = "mask") -> torch.Tensor:
 
 
 def resize(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """[B, h, w] → [B, height, width]: area-weighted when it shrinks, bilinear when it grows, the same tensor when it fits."""
+    """[B, h, w] → [B, height, width] as Pillow's bilinear resize does: every pixel counts when it shrinks. The same tensor if it fits."""
     if mask.shape[-2:] == (height, width):
         return mask
-    resized = F.interpolate(mask[:, None], size=(height, width), mode="bilinear", align_corners=False, antialias=True)
-    return resized[:, 0].clamp(0.0, 1.0)
+    resized = F.interpolate(mask[None], size=(height, width), mode="bilinear", align_corners=False, antialias=True)
+    return resized[0].clamp(0.0, 1.0)
 
 
 def match_batch(mask: torch.Tensor, batch: int, name: str = "mask") -> torch.Tensor:
@@ -124,6 +121,18 @@ def boxes_per_image(boxes: Any, batch: int, name: str = "bboxes") -> list[list[B
     if len(frames) > batch:
         log.warning("%s: boxes for %d images, but there are %d; the rest is not used", name, len(frames), batch)
     return [frames[min(index, len(frames) - 1)] for index in range(batch)]
+
+
+def frames_in(boxes: Any) -> int:
+    """For how many pictures boxes in a core node's form were made: the number of lists in a list of lists, else 1."""
+    return len(boxes) if isinstance(boxes, (list, tuple)) and any(isinstance(entry, (list, tuple)) for entry in boxes) else 1
+
+
+def boxes_output(frames: list[list[Box]]) -> Box | list[list[Box]]:
+    """Boxes as a node hands them on: for one picture with at most one box that box (all zeros for none), else one list per picture."""
+    if len(frames) == 1 and len(frames[0]) <= 1:
+        return frames[0][0] if frames[0] else {"x": 0, "y": 0, "width": 0, "height": 0}
+    return frames
 
 
 def describe(box: Box) -> str:

@@ -79,6 +79,8 @@ class LoadedSam:
         device = _load(self.encoder, self._working_bytes)
         with torch.no_grad():
             embedding = self.encoder.model(prepare(image, self.image_size).to(device, self.dtype)).float().cpu()
+        if not embedding.isfinite().all():
+            raise RuntimeError(f"This {self.name} file gives no usable numbers in {self.dtype}. Use a file with float32 weights.")
         with self._lock:
             self._embeddings[key] = embedding
             while len(self._embeddings) > CACHED_PICTURES:

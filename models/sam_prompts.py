@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -11,7 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from . import sam
-from .masks import Box, clip_box, resize
+from .masks import Box, boxes_per_image, clip_box, match_batch, resize, to_mask
+
+log = logging.getLogger(__name__)
 
 BEST, LARGEST, SMALLEST, ALL = CHOICES = ("best score", "largest", "smallest", "all")
 _GRID = 128
@@ -37,7 +40,7 @@ def parse_points(text: Any, name: str, height: int, width: int) -> tuple[tuple[f
     wanted = f'{name}: write the points as [{{"x": 120, "y": 80}}] in pixels'
     try:
         entries = json.loads(text) if isinstance(text, str) else text
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{wanted}. This is not JSON: {text[:80]!r}.") from None
     if not isinstance(entries, list):
         raise ValueError(f"{wanted}. A list was expected, got {str(entries)[:80]!r}.")
@@ -52,13 +55,38 @@ def parse_points(text: Any, name: str, height: int, width: int) -> tuple[tuple[f
     return tuple(points)
 
 
+def requests(image: torch.Tensor, positive: Any, negative: Any, boxes: Any, rough: Any) -> list[Request]:
+    """One request for each picture of [B, H, W, C], from a node's inputs.
+
+    Points count for every picture; boxes (`boxes_per_image`) and rough masks (`match_batch`) for every picture or for each its own.
+    ValueError if nothing is given, if only negative points are given, or if one of the inputs is wrong. Lists of boxes and masks that are
+    wired but empty are no error: then nothing was found before this node, and nothing is found here.
+    """
+    if image.ndim != 4:
+        raise ValueError(f"image: an image has the shape [batch, height, width, channels], this one is {list(image.shape)}.")
+    batch, height, width = image.shape[:3]
+    on_object = parse_points(positive, "positive_coords", height, width)
+    beside = parse_points(negative, "negative_coords", height, width)
+    if not on_object and boxes is None and rough is None:
+        given = "only negative points" if beside else "no prompt"
+        raise ValueError(
+            f"SAM Mask got {given}, so it cannot know which object is meant. Give at least one of: points in positive_coords, "
+            'for example [{"x": 120, "y": 80}], a box at bboxes, a painting of the object at rough_mask.'
+        )
+    box_lists: list[list[Box]] = boxes_per_image(boxes, batch) if boxes is not None else [[]] * batch
+    painted: list[torch.Tensor | None] = [None] * batch
+    if rough is not None:
+        painted = list(_painted(match_batch(to_mask(rough, "rough_mask"), batch, "rough_mask").cpu() > 0.5, height, width))
+    return [Request(on_object, beside, tuple(box_lists[index]), painted[index]) for index in range(batch)]
+
+
 def segment(
     model: sam.LoadedSam, image: torch.Tensor, request: Request, choice: str, min_score: float = 0.0
 ) -> tuple[torch.Tensor, list[float]]:
     """The masks float32 [K, H, W] (0 or 1) of the picture [H, W, C] and SAM's score of each; K is 3 for "all" (small to large), else 1.
 
-    Every box, and the points or painting beside them, is a prompt of its own; their masks are united. A mask that SAM scores below
-    `min_score` counts as not found. Nothing found: zeros and score 0.
+    Every box, and the points or painting beside them, is a prompt of its own; their masks are united, and the score is the lowest of
+    theirs. With `min_score` above 0, a mask that SAM scores below it counts as not found. Nothing found: zeros and score 0.
     """
     height, width = image.shape[:2]
     count = 3 if choice == ALL else 1
@@ -73,7 +101,7 @@ def segment(
         chosen = _choose(answer, rank, choice, sam.fit(height, width, answer.logits.shape[-1]))
         masks = model.full_size(answer.logits[chosen], height, width) > 0
         for place, score in enumerate(answer.scores[chosen].tolist()):
-            if score >= min_score and masks[place].any():
+            if (min_score <= 0 or score >= min_score) and masks[place].any():
                 union[place] |= masks[place]
                 scores[place] = min(scores[place], score)
     return union.float(), [score if math.isfinite(score) else 0.0 for score in scores]
@@ -99,6 +127,13 @@ def prompts_for(request: Request, height: int, width: int) -> list[tuple[sam.Pro
     elif free:
         prompts.append((sam.Prompt(points=(*free, *negative)), None))
     return prompts
+
+
+def _painted(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    if mask.any() and abs(mask.shape[2] * height / (mask.shape[1] * width) - 1) > 0.02:
+        log.warning("rough_mask: %d x %d pixels are stretched to %d x %d", mask.shape[2], mask.shape[1], width, height)
+    # The largest value and not the mean: a thin stroke stays when the mask shrinks.
+    return F.adaptive_max_pool2d(mask[None].float(), (height, width))[0] > 0.5
 
 
 def inner_points(painted: torch.Tensor, count: int = 3) -> list[tuple[float, float]]:
@@ -157,4 +192,4 @@ def _holds(box: Box, x: float, y: float) -> bool:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9

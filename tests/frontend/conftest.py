@@ -61,7 +61,7 @@ def server(browser_path: str, model_inputs: dict[str, tuple[str, Path]], tmp_pat
 def page(server: Server, browser_path: str) -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
-        opened = browser.new_page(viewport={"width": 1920, "height": 1080})
+        opened = browser.new_page(viewport={"width": 2560, "height": 1440})
         opened.goto(server.url)
         opened.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler", timeout=120_000)
         yield opened

@@ -94,18 +94,19 @@ def test_nothing_quadratic_is_asked_for(mode: Any) -> None:
     assert pairs == 64 * 64 if mode == "paper" else pairs == 2 * 32 * 32
 
 
-def test_another_packs_attention_gets_all_queries() -> None:
+@pytest.mark.parametrize("mode", ["paper", "renormalised"])
+def test_another_packs_attention_gets_all_tokens(mode: Any) -> None:
     seen = []
 
     def inner(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        seen.append(q.shape[1])
+        seen.append((q.shape[1], k.shape[1], v.shape[1]))
         return q
 
     masks = torch.zeros(1, 4, 4)
     masks[:, :2] = 1
     q = torch.randn(1, 16, 8)
-    MaskedSelfAttention(RegionMask(masks)).attend(q, q, q, call_of("self", 4, 4, 2, 1, 1, is_plain=False), inner)
-    assert seen == [16, 16]
+    MaskedSelfAttention(RegionMask(masks), mode).attend(q, q, q, call_of("self", 4, 4, 2, 1, 1, is_plain=False), inner)
+    assert set(seen) == {(16, 16, 16)}
 
 
 def test_a_full_mask_is_plain_attention_to_the_bit() -> None:

@@ -1,0 +1,1 @@
+"""Tables and benchmarks. Each prints Markdown and writes `results/<name>.json`."""

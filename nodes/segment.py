@@ -1,0 +1,186 @@
+"""Segmentation nodes: Load SAM Model, SAM Mask, Box Mask."""
+
+# A node's execute takes its own inputs by name, which differs from the base class by design.
+# pyright: reportIncompatibleMethodOverride=false
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..models import files, masks, sam_prompts
+from ..models import sam as sam_models
+from .box_mask import MaskPromptBoxMask
+
+log = logging.getLogger(__name__)
+
+CATEGORY = "MaskPrompt/Segment"
+SAM_FOLDER = "sams"
+NO_FILES = "no SAM file found: put one into models/sams"
+ADVICE = (
+    "Put a SAM file into ComfyUI/models/sams, for example mobile_sam.pt (40 MB), sam_vit_b_01ec64.pth (375 MB), "
+    "sam_vit_l_0b3195.pth (1.2 GB) or sam_vit_h_4b8939.pth (2.6 GB), and press R in the browser to refresh the list."
+)
+FILLS: dict[str, tuple[float, float, float]] = {
+    "white": (1.0, 1.0, 1.0),
+    "black": (0.0, 0.0, 0.0),
+    "grey": (0.5, 0.5, 0.5),
+    "green": (0.0, 1.0, 0.0),
+    "transparent": (0.0, 0.0, 0.0),
+}
+SamType = io.Custom("MASKPROMPT_SAM")
+
+
+class MaskPromptLoadSAM(io.ComfyNode):
+    """A SAM from a file, told apart by its weights, under ComfyUI's memory management."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        names = files.list_files(SAM_FOLDER) or [NO_FILES]
+        return io.Schema(
+            node_id="MaskPromptLoadSAM",
+            display_name="Load SAM Model",
+            category=CATEGORY,
+            description="Loads Segment Anything: ViT-B, ViT-L, ViT-H or MobileSAM. Which one a file holds is read from the file itself.",
+            search_aliases=["segment anything", "sam loader", "mobilesam", "mobile sam", "vit_h", "vit_b"],
+            inputs=[
+                io.Combo.Input(
+                    "sam_name",
+                    options=names,
+                    tooltip="A .pth, .pt or .safetensors file in ComfyUI/models/sams or a `sams` folder of extra_model_paths.yaml.",
+                )
+            ],
+            outputs=[SamType.Output("sam", display_name="sam", tooltip="The model for SAM Mask. It remembers the last 8 pictures it saw.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, sam_name: str) -> bool | str:
+        try:
+            files.find_file(SAM_FOLDER, sam_name, ADVICE)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, sam_name: str) -> io.NodeOutput:
+        return io.NodeOutput(sam_models.load(files.find_file(SAM_FOLDER, sam_name, ADVICE)))
+
+
+class MaskPromptSAMMask(io.ComfyNode):
+    """Points, boxes or a rough painting to a mask, an object image and a box."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MaskPromptSAMMask",
+            display_name="SAM Mask",
+            category=CATEGORY,
+            description="Cuts out an object that you point at: with points, with boxes, or with a rough painting of it. The first prompt "
+            "on a picture takes longest; further ones on the same picture are quick.",
+            search_aliases=["segment anything", "cut out", "select object", "points to mask", "box to mask", "remove background"],
+            inputs=[
+                SamType.Input("sam", tooltip="From Load SAM Model."),
+                io.Image.Input("image", tooltip="The picture, or a batch of pictures."),
+                io.String.Input(
+                    "positive_coords",
+                    default="",
+                    optional=True,
+                    placeholder='points on the object: [{"x": 120, "y": 80}]',
+                    tooltip='Points on the object, as [{"x": 120, "y": 80}, ...] in pixels. Type them or wire a points editor.',
+                ),
+                io.String.Input(
+                    "negative_coords",
+                    default="",
+                    optional=True,
+                    placeholder='points beside the object: [{"x": 10, "y": 10}]',
+                    tooltip="Points that are not on the object, in the same form, beside a positive point, a box or a painting.",
+                ),
+                io.Combo.Input(
+                    "choice",
+                    options=list(sam_prompts.CHOICES),
+                    default=sam_prompts.BEST,
+                    optional=True,
+                    tooltip="SAM offers three masks, often a part, the object, and all of it. Best score: the one SAM trusts most (with a "
+                    "painting: that fits it best). Largest, smallest: by area. All: the three as a batch, from small to large.",
+                ),
+                io.Combo.Input(
+                    "fill", options=list(FILLS), default="white", optional=True, tooltip="What lies around the object in the object image."
+                ),
+                io.Float.Input(
+                    "min_score",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="A mask that SAM itself scores lower counts as not found. 0 takes every mask.",
+                ),
+                io.BoundingBox.Input(
+                    "bboxes",
+                    optional=True,
+                    force_input=True,
+                    tooltip="Boxes around the object. Several are cut out one by one and united. Lists per picture are used in turn.",
+                ),
+                io.Mask.Input(
+                    "rough_mask",
+                    optional=True,
+                    tooltip="The object painted roughly, or a few strokes on it (Load Image, right click, Open in MaskEditor).",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output("mask", display_name="mask", tooltip="1 on the object, 0 elsewhere; one mask per picture, with All three."),
+                io.Image.Output("object_image", display_name="object image", tooltip="The object on the chosen fill, one per mask."),
+                io.BoundingBox.Output(
+                    "bbox",
+                    display_name="bbox",
+                    tooltip="The box around the mask (all zeros if nothing was found); for several masks a list of boxes for each.",
+                ),
+                io.Float.Output("score", display_name="score", tooltip="SAM's own score of the mask, about 0 to 1; the lowest of a batch."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        sam: sam_models.LoadedSam,
+        image: torch.Tensor,
+        positive_coords: str = "",
+        negative_coords: str = "",
+        choice: str = sam_prompts.BEST,
+        fill: str = "white",
+        min_score: float = 0.0,
+        bboxes: Any = None,
+        rough_mask: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        from comfy.model_management import intermediate_device, throw_exception_if_processing_interrupted
+        from comfy.utils import ProgressBar
+
+        requests = sam_prompts.requests(image, positive_coords, negative_coords, bboxes, rough_mask)
+        found, scores, progress = [], [], ProgressBar(len(requests))
+        for index, request in enumerate(requests):
+            throw_exception_if_processing_interrupted()
+            mask, score = sam_prompts.segment(sam, image[index], request, choice, min_score)
+            if not mask.any():
+                log.warning("SAM Mask: nothing was found on picture %d of %d, its mask is empty", index + 1, len(requests))
+            found.append(mask)
+            scores += score
+            progress.update(1)
+        mask = torch.cat(found).to(intermediate_device())
+        picture = image[..., :3].to(mask.device).expand(-1, -1, -1, 3)
+        if len(mask) > len(picture):
+            picture = picture.repeat_interleave(len(mask) // len(picture), dim=0)
+        boxes = [masks.bounding_box(one) for one in mask]
+        return io.NodeOutput(mask, _on_fill(picture, mask, fill), masks.boxes_output([[box] if box else [] for box in boxes]), min(scores))
+
+
+def _on_fill(picture: torch.Tensor, mask: torch.Tensor, fill: str) -> torch.Tensor:
+    inside = mask[..., None]
+    flat = torch.where(inside > 0, picture, torch.tensor(FILLS[fill]).to(picture))
+    return torch.cat((flat, inside), dim=-1) if fill == "transparent" else flat
+
+
+NODES: list[type[io.ComfyNode]] = [MaskPromptLoadSAM, MaskPromptSAMMask, MaskPromptBoxMask]

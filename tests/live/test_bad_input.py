@@ -1,0 +1,190 @@
+"""What artists do wrong, sent through the real API: each is answered in plain words or has a defined result, and the server serves on."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from demo import run, setup
+from demo.server import Prompt, Server, WorkflowError
+
+POINT = json.dumps([{"x": 300, "y": 150}])
+SAM_INPUTS: dict[str, Any] = {"sam": ["sam", 0], "image": ["photo", 0], "choice": "best score", "fill": "white"}
+
+
+def node(name: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": name, "inputs": inputs}
+
+
+PHOTO = node("LoadImage", image="coffee.png")
+VIDEO_MODEL = node("UNETLoader", unet_name="video.safetensors", weight_dtype="default")
+CHECKPOINT = node("CheckpointLoaderSimple", ckpt_name=run.TINY_MODEL.name)
+
+
+def solid(value: float, width: int = 600, height: int = 400) -> dict[str, Any]:
+    return node("SolidMask", value=value, width=width, height=height)
+
+
+def sam_mask(file: str = "mobile_sam.pt", **inputs: Any) -> Prompt:
+    """Points, boxes or a painting to a mask that is saved."""
+    return {
+        "photo": PHOTO,
+        "sam": node("MaskPromptLoadSAM", sam_name=file),
+        "mask": node("MaskPromptSAMMask", **SAM_INPUTS, **inputs),
+        "picture": node("MaskToImage", mask=["mask", 0]),
+        "save": node("SaveImage", images=["picture", 0], filename_prefix="bad-input"),
+    }
+
+
+def box_mask(**inputs: Any) -> Prompt:
+    return {
+        "photo": PHOTO,
+        "mask": node("MaskPromptBoxMask", image=["photo", 0], **inputs),
+        "picture": node("MaskToImage", mask=["mask", 0]),
+        "save": node("SaveImage", images=["picture", 0], filename_prefix="bad-input"),
+    }
+
+
+def cropped(mask: dict[str, Any]) -> Prompt:
+    return {
+        "photo": PHOTO,
+        "mask": mask,
+        "crop": node("MaskPromptCropAroundBox", image=["photo", 0], mask=["mask", 0], context=0.5, resolution=128),
+        "save": node("SaveImage", images=["crop", 0], filename_prefix="bad-input"),
+    }
+
+
+def painted(mask: dict[str, Any], model: dict[str, Any] = CHECKPOINT) -> Prompt:
+    """Three steps of the tiny model with masked attention, from nothing."""
+    choices = {"cross_attention": True, "self_attention": "paper", "layers": "paper"}
+    sampler = {"steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "seed": 1}
+    return {
+        "model": model,
+        "clip": CHECKPOINT,
+        "mask": mask,
+        "attention": node("MaskPromptMaskedAttention", model=["model", 0], mask=["mask", 0], **choices),
+        "text": node("CLIPTextEncode", clip=["clip", 1], text="a red ball on grass"),
+        "latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "sampler": node(
+            "KSampler", model=["attention", 0], positive=["text", 0], negative=["text", 0], latent_image=["latent", 0], **sampler
+        ),
+        "decoded": node("VAEDecode", samples=["sampler", 0], vae=["clip", 2]),
+        "save": node("SaveImage", images=["decoded", 0], filename_prefix="bad-input"),
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def photograph(server: Server) -> None:
+    run.add_photographs(server, ["coffee.png"])
+
+
+@pytest.fixture(autouse=True)
+def still_serves(server: Server) -> Any:
+    """After whatever a test did, a good workflow runs and its result is right."""
+    yield
+    images = server.run(box_mask(x=10, y=20, width=30, height=40)).outputs["save"]["images"]
+    pixels = np.asarray(Image.open(server.file_of(images[0])).convert("L"))
+    assert (pixels > 0).sum() == 30 * 40
+
+
+def saved(server: Server, prompt: Prompt) -> np.ndarray:
+    return np.asarray(Image.open(server.file_of(server.run(prompt).outputs["save"]["images"][0])).convert("L"))
+
+
+REFUSED: dict[str, tuple[Prompt, str]] = {
+    "points that are not JSON": (sam_mask(positive_coords="over there"), r"positive_coords.*not JSON.*over there"),
+    "points without x and y": (sam_mask(positive_coords="[[300, 150]]"), "positive_coords.*not a point"),
+    "a point outside": (sam_mask(positive_coords='[{"x": 601, "y": 10}]'), "x=601, y=10 lies outside of the picture, which is 600 x 400"),
+    "no prompt": (sam_mask(), "cannot know which object"),
+    "only negative points": (sam_mask(negative_coords=POINT), "only negative points"),
+    "no such SAM file": (sam_mask("nonesuch.pth", positive_coords=POINT), "nonesuch.pth.*mobile_sam.pt"),
+    "a cut-off SAM file": (sam_mask("cut-off.pt", positive_coords=POINT), "cut-off.pt.*damaged or not complete"),
+    "a cut-off safetensors": (sam_mask("cut-off.safetensors", positive_coords=POINT), "cut-off.safetensors.*damaged or not complete"),
+    "a pickle with code": (sam_mask("evil.pt", positive_coords=POINT), "evil.pt.*can run any program"),
+    "another network": (sam_mask("other.safetensors", positive_coords=POINT), "other.safetensors.*not a SAM model"),
+    "a box outside": (box_mask(x=700, y=0, width=50, height=50), "lies outside of the picture, which is 600 x 400"),
+    "a box without area": (box_mask(x=0, y=0, width=0, height=50), "has no area"),
+    "nothing to crop around": (cropped(solid(0.0)), "empty.*nothing to crop around"),
+    "a mask of another shape": (painted(solid(1.0, 300, 100)), "the mask is 300x100.*their shapes differ"),
+    "a model that is no UNet": (painted(solid(1.0, 128, 128), VIDEO_MODEL), r"\(MaskPromptMaskedAttention\).*UNet"),
+}
+
+
+class Evil:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def broken_files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model files of REFUSED; returns the folder that the pickle would make."""
+    folder, marker = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("marker") / "made-by-evil"
+    (folder / "cut-off.pt").write_bytes(setup.mobile_sam_path().read_bytes()[:1_000_000])
+    save_file({"conv.weight": torch.zeros(64, 64)}, folder / "other.safetensors")
+    (folder / "cut-off.safetensors").write_bytes((folder / "other.safetensors").read_bytes()[:-100])
+    with zipfile.ZipFile(folder / "evil.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"weight": Evil(marker)}, protocol=2))
+        archive.writestr("archive/version", "3\n")
+    for file in folder.iterdir():
+        server.add_model("sams", file)
+    save_file(video_model(), folder / "video.safetensors")
+    server.add_model("diffusion_models", folder / "video.safetensors")
+    return marker
+
+
+def video_model() -> dict[str, torch.Tensor]:
+    """A transformer (Wan 2.1's kind) of one narrow layer, which ComfyUI takes for a diffusion model and which has no UNet's layers."""
+    import comfy.ops
+    from comfy.ldm.wan.model import WanModel
+
+    operations = comfy.ops.disable_weight_init
+    model = WanModel(dim=128, ffn_dim=128, num_heads=1, num_layers=1, operations=operations, dtype=torch.float32, device="cpu")
+    return {key: torch.zeros_like(value) for key, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_it_is_refused_in_plain_words(server: Server, broken_files: Path, case: str) -> None:
+    prompt, message = REFUSED[case]
+    with pytest.raises(WorkflowError, match=f"(?s){message}") as refused:
+        server.run(prompt)
+    assert not any(word in str(refused.value) for word in ("Traceback", "torch.", "size mismatch", "Tensor"))
+    assert not broken_files.exists()
+
+
+def test_an_empty_painting_finds_nothing(server: Server) -> None:
+    prompt = sam_mask(rough_mask=["rough", 0])
+    prompt["rough"] = solid(0.0)
+    assert saved(server, prompt).max() == 0
+    assert "nothing was found" in server.log_tail(20)
+
+
+def test_a_box_over_the_edge_is_cut_off(server: Server) -> None:
+    pixels = saved(server, box_mask(x=-20, y=-20, width=50, height=50))
+    assert np.array_equal(pixels, np.pad(np.full((30, 30), 255), ((0, 370), (0, 570))))
+
+
+def test_a_mask_of_another_size_but_the_same_shape_is_taken(server: Server) -> None:
+    assert saved(server, cropped(solid(1.0, 300, 200))).shape == saved(server, cropped(solid(1.0))).shape
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0], ids=["empty", "full"])
+def test_an_empty_or_full_mask_leaves_attention_as_it_is(server: Server, value: float) -> None:
+    without = painted(solid(value, 128, 128))
+    del without["attention"], without["mask"]
+    without["sampler"]["inputs"]["model"] = ["model", 0]
+    assert np.array_equal(saved(server, painted(solid(value, 128, 128))), saved(server, without))
