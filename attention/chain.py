@@ -39,6 +39,10 @@ class Scope:
         return (self.layers is None or layer in self.layers) and self.sigma_end <= sigma <= self.sigma_start
 
 
+EVERYWHERE = Scope()
+"""Every layer, the whole sampling, both halves."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of the batch: which half of CFG it belongs to (0 positive, 1 negative), which picture it is, what it sees of the latent."""
@@ -85,7 +89,15 @@ class Chain:
     patches: tuple[Patch, ...]
 
     def __call__(
-        self, executor: Any, x: Tensor, timesteps: Tensor, context: Any, y: Any, control: Any, transformer_options: dict[str, Any], **kwargs: Any
+        self,
+        executor: Any,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Any,
+        y: Any,
+        control: Any,
+        transformer_options: dict[str, Any],
+        **kwargs: Any,
     ) -> Tensor:
         options = self.composed(executor.class_obj, x, transformer_options)
         return executor(x, timesteps, context, y, control, options, **kwargs)
@@ -122,8 +134,8 @@ class _Replacement:
         height, width = extra_options["activations_shape"][2:4]
         if q.shape[1] != height * width:
             raise RuntimeError(
-                f"layer {self.layer} runs on {q.shape[1]} tokens where the picture has {height}x{width}: another node merges or tiles tokens "
-                "(ToMe, HyperTile). A mask cannot be placed there; bypass that node, or MaskPrompt's."
+                f"layer {self.layer} runs on {q.shape[1]} tokens where the picture has {height}x{width}: another node merges or "
+                "tiles tokens (ToMe, HyperTile). A mask cannot be placed there; bypass that node, or MaskPrompt's."
             )
         latent, rows = rows_of(extra_options, self.batch, self.size)
         call = Call(self.kind, self.layer, extra_options["n_heads"], (height, width), latent, rows, self.sigma, self.beneath is None)
@@ -180,8 +192,8 @@ def rows_of(options: dict[str, Any], batch: int, size: Size) -> tuple[Size, tupl
         window = window or (0, 0, *latent)
         if window[2:] != size:
             raise RuntimeError(
-                f"a node paints this picture in tiles or crops ({size[1] * 8}x{size[0] * 8} of {latent[1] * 8}x{latent[0] * 8} pixels) without "
-                "saying which, so a mask cannot be placed. Bypass the tiling node, or MaskPrompt's."
+                f"a node paints this picture in tiles or crops ({size[1] * 8}x{size[0] * 8} of {latent[1] * 8}x{latent[0] * 8} pixels) "
+                "without saying which, so a mask cannot be placed. Bypass the tiling node, or MaskPrompt's."
             )
         rows += [Row(half, image, window) for image in range(images)]
     return latent, tuple(rows)

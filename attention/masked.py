@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .chain import Call, Inner, Kind, Scope
+from .chain import EVERYWHERE, Call, Inner, Kind, Scope
 from .grid import Cells, RegionMask
 
 SelfMode = Literal["paper", "renormalised"]
@@ -38,8 +38,8 @@ def regions(mask: RegionMask, call: Call, device: torch.device) -> list[Region]:
 def _check_rows(q: Tensor, call: Call, parts: list[Region]) -> None:
     if q.shape[0] != len(call.rows) and len(parts) > 1:
         raise RuntimeError(
-            f"another node runs this layer on {q.shape[0]} rows where the batch has {len(call.rows)}; with one mask for each picture it is not "
-            "known which row is whose. Use one mask for the whole batch, or bypass that node."
+            f"another node runs this layer on {q.shape[0]} rows where the batch has {len(call.rows)}; with one mask for each picture it "
+            "is not known which row is whose. Use one mask for the whole batch, or bypass that node."
         )
 
 
@@ -48,7 +48,7 @@ class MaskedCrossAttention:
     """Equation 2 for text: the attended text, times the mask. What is outside gets zero (and the output layer's bias)."""
 
     mask: RegionMask
-    scope: Scope = Scope()
+    scope: Scope = EVERYWHERE
     kind: Kind = "cross"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call, inner: Inner) -> Tensor:
@@ -75,7 +75,7 @@ class MaskedSelfAttention:
 
     mask: RegionMask
     mode: SelfMode = "paper"
-    scope: Scope = Scope()
+    scope: Scope = EVERYWHERE
     kind: Kind = "self"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call, inner: Inner) -> Tensor:

@@ -125,12 +125,17 @@ def boxes(painter: Painter, eye: judge.Judge, count: int = 200, seed: int = 2) -
 
 
 def similar_object(rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor, list[tuple[str, str]], Tensor]:
-    """Photographs that already hold an object of the asked shape in another colour, beside an empty box: pictures, masks, asked, similar's masks."""
+    """Photographs that already hold an object of the asked shape in another colour, beside an empty box.
+
+    Pictures, the box's masks, what is asked (shape, colour), the similar object's masks.
+    """
     pictures, asked, boxes, similar = [], [], [], []
     for photo in photographs(rng, count):
         shape, colour, other = scenes.SHAPES[rng.integers(len(scenes.SHAPES))], *rng.choice(list(scenes.COLOURS), 2, replace=False)
         left = rng.random() < 0.5
-        thing = scenes.Thing(shape, scenes.Paint(str(other)), 0.25 if left else 0.75, float(rng.uniform(0.3, 0.7)), float(rng.uniform(0.34, 0.44)))
+        thing = scenes.Thing(
+            shape, scenes.Paint(str(other)), 0.25 if left else 0.75, float(rng.uniform(0.3, 0.7)), float(rng.uniform(0.34, 0.44))
+        )
         rendered = scenes.render(scenes.Scene((thing,), scenes.PHOTO, int(rng.integers(2**31)), photo))
         pictures.append(rendered.image)
         similar.append(rendered.masks[0])
@@ -190,4 +195,6 @@ def main(command: str) -> None:
     one, pictures = captions(painter, eye)
     sheet(pictures)
     figures += one + two_objects(painter, eye) + boxes(painter, eye) + masked(painter, eye)
-    results.write("tiny-model", command, figures, {"sampler": f"{SAMPLER}, {STEPS} steps, CFG {CFG}", "checkpoint": tiny_model.CHECKPOINT.name})
+    results.write(
+        "tiny-model", command, figures, {"sampler": f"{SAMPLER}, {STEPS} steps, CFG {CFG}", "checkpoint": tiny_model.CHECKPOINT.name}
+    )

@@ -47,7 +47,15 @@ class Painter:
         return self._sample(model or self.model, captions, latent, seed, steps, cfg, values, masks[:, None])
 
     def _sample(
-        self, model: Any, captions: list[str], latent: Tensor, seed: int, steps: int, cfg: float, values: dict[str, Any], mask: Tensor | None = None
+        self,
+        model: Any,
+        captions: list[str],
+        latent: Tensor,
+        seed: int,
+        steps: int,
+        cfg: float,
+        values: dict[str, Any],
+        mask: Tensor | None = None,
     ) -> Tensor:
         import comfy.sample
 

@@ -104,10 +104,7 @@ def _polygon(points: list[tuple[float, float]], size: int, tilt: float) -> Image
 
 
 def _circle(x: float, y: float, radius: float, steps: int = 48) -> list[tuple[float, float]]:
-    return [
-        (x + radius * math.cos(2 * math.pi * i / steps), y + radius * math.sin(2 * math.pi * i / steps))
-        for i in range(steps)
-    ]
+    return [(x + radius * math.cos(2 * math.pi * i / steps), y + radius * math.sin(2 * math.pi * i / steps)) for i in range(steps)]
 
 
 def _minus(first: Image.Image, second: Image.Image) -> Image.Image:

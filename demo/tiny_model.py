@@ -5,13 +5,14 @@ Needs ComfyUI on the path (`COMFYUI_PATH`, else .cache/ComfyUI).
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from . import setup
 
 if TYPE_CHECKING:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -43,7 +44,7 @@ UNET: dict[str, Any] = {
 
 def comfyui_on_path() -> None:
     """Puts ComfyUI on the path, with PyTorch's attention (its default on a CPU is slower and saves memory nobody lacks here)."""
-    folder = Path(os.environ.get("COMFYUI_PATH", ROOT / ".cache" / "ComfyUI"))
+    folder = setup.comfyui_path()
     if not (folder / "comfy").is_dir():
         raise FileNotFoundError(f"no ComfyUI at {folder}: run `nox -s demo` once, or set COMFYUI_PATH")
     if str(folder) not in sys.path:
@@ -69,8 +70,8 @@ def _start(network: nn.Module) -> None:
 
 def build_unet(in_channels: int = 9) -> UNetModel:
     import comfy.ops
-    from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
     from comfy.ldm.modules.attention import SpatialTransformer
+    from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 
     unet = UNetModel(**{**UNET, "in_channels": in_channels}, dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init)
     _start(unet)
@@ -99,9 +100,13 @@ class TextEncoder(nn.Module):
 
     def comfyui_state(self) -> dict[str, Tensor]:
         """The weights under SD 1's names."""
-        state = {key.removeprefix("text_model."): value for key, value in self.transformer.state_dict().items() if "position_ids" not in key}
+        state = {
+            key.removeprefix("text_model."): value for key, value in self.transformer.state_dict().items() if "position_ids" not in key
+        }
         width = state["final_layer_norm.weight"].shape[0]
-        return {f"transformer.text_model.{key}": value for key, value in state.items()} | {"transformer.text_projection.weight": torch.eye(width)}
+        return {f"transformer.text_model.{key}": value for key, value in state.items()} | {
+            "transformer.text_projection.weight": torch.eye(width)
+        }
 
 
 def tokenizer() -> Any:
@@ -118,7 +123,9 @@ def alphas() -> Tensor:
     return torch.cumprod(1 - betas, 0).float()
 
 
-def save_checkpoint(file: Path, unet: dict[str, Tensor], text: dict[str, Tensor], autoencoder: dict[str, Tensor], about: dict[str, str]) -> None:
+def save_checkpoint(
+    file: Path, unet: dict[str, Tensor], text: dict[str, Tensor], autoencoder: dict[str, Tensor], about: dict[str, str]
+) -> None:
     """Writes one half-precision safetensors file with SD 1.5's prefixes."""
     from safetensors.torch import save_file
 

@@ -97,7 +97,9 @@ def train(work: Path, minutes: float, seed: int = 0, batch: int = 32, rate: floa
     save(file, model, average, optimizer, step, spent)
 
 
-def save(file: Path, model: NarrowAutoencoder, average: NarrowAutoencoder, optimizer: torch.optim.Optimizer, step: int, spent: float) -> None:
+def save(
+    file: Path, model: NarrowAutoencoder, average: NarrowAutoencoder, optimizer: torch.optim.Optimizer, step: int, spent: float
+) -> None:
     state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
     partial = file.with_suffix(".partial")
     torch.save({**state, "step": step, "spent": spent}, partial)

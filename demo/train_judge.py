@@ -1,6 +1,6 @@
 """Trains the judge on renders, half of them passed through the tiny model's autoencoder.
 
-    python -m demo.train_judge --minutes 8
+python -m demo.train_judge --minutes 8
 """
 
 from __future__ import annotations

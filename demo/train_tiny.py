@@ -113,7 +113,8 @@ def encode(work: Path, count: int, seed: int) -> dict[str, Tensor | list[str]]:
         if start % 6400 == 0:
             log(f"encoded {start} of {count}")
     data: dict[str, Tensor | list[str]] = {
-        "latents": torch.cat(latents), "masked": torch.cat(masked), "masks": torch.cat(masks), "weights": torch.cat(weights), "captions": captions,
+        "latents": torch.cat(latents), "masked": torch.cat(masked), "masks": torch.cat(masks), "weights": torch.cat(weights),
+        "captions": captions,
     }  # fmt: skip
     torch.save(data, file)
     return data
@@ -160,8 +161,13 @@ class Set:
         return self.latents[index], torch.cat([masks, masked], 1), 0.7 + 1.5 * self.weights[index], tokens
 
 
-def loss_of(unet: torch.nn.Module, text: torch.nn.Module, batch: tuple[Tensor, Tensor, Tensor, Tensor], alphas: Tensor, generator: torch.Generator) -> Tensor:
-    """Epsilon's squared error, weighted by min-SNR (gamma 5) and by the object's cells. Noise has a random offset for each picture and channel."""
+def loss_of(
+    unet: torch.nn.Module, text: torch.nn.Module, batch: tuple[Tensor, Tensor, Tensor, Tensor], alphas: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Epsilon's squared error, weighted by min-SNR (gamma 5) and by the object's cells.
+
+    The noise has a random offset for each picture and channel, so that a picture's mean colour is learned too.
+    """
     latents, conditions, weights, tokens = batch
     size, device = len(latents), latents.device
     steps = torch.randint(1000, (size,), generator=generator).to(device)
@@ -256,9 +262,13 @@ def train(rank: int, size: int, meet: str, options: argparse.Namespace) -> None:
         log(f"done at step {step}, minute {spent:.1f}")
 
 
-def save(file: Path, networks: torch.nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], step: int, spent: float) -> None:
+def save(
+    file: Path, networks: torch.nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], step: int, spent: float
+) -> None:
     partial = file.with_suffix(".partial")
-    torch.save({"networks": networks.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step, "spent": spent}, partial)
+    torch.save(
+        {"networks": networks.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step, "spent": spent}, partial
+    )
     partial.replace(file)
 
 

@@ -13,7 +13,7 @@ from ..attention import chain, layers
 from ..attention.grid import RegionMask
 from ..attention.masked import MaskedCrossAttention, MaskedSelfAttention
 from ..models import crops
-from ..models.masks import boxes_per_image, bounding_box, box_mask, clip_box, match_batch, resize, to_mask
+from ..models.masks import bounding_box, box_mask, boxes_per_image, clip_box, match_batch, resize, to_mask
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ class MaskedAttention(io.ComfyNode):
                 io.Boolean.Input(
                     "cross_attention",
                     default=True,
-                    tooltip="Let the text reach the mask's inside only, so that a similar thing in the background does not take the prompt.",
+                    tooltip="Let the text reach the mask's inside only, so that a similar thing in the background does not "
+                    "take the prompt.",
                 ),
                 io.Combo.Input(
                     "self_attention",

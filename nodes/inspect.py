@@ -79,7 +79,7 @@ def draw(mask: torch.Tensor, latent: grid.Size, levels: dict[layers.Layer, int])
 
 
 def _shortened(names: list[str]) -> str:
-    """"input 1, input 2, output 9" as "input 1 2, output 9"."""
+    """ "input 1, input 2, output 9" as "input 1 2, output 9"."""
     groups: dict[str, list[str]] = {}
     for name in names:
         part, block = name.split()

@@ -18,7 +18,7 @@ class Nothing:
     """A patch that changes nothing, on every layer."""
 
     kind: chain.Kind
-    scope: chain.Scope = chain.Scope()
+    scope: chain.Scope = chain.EVERYWHERE
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: chain.Call, inner: chain.Inner) -> torch.Tensor:
         return inner(q, k, v)
@@ -218,6 +218,7 @@ def test_a_batch_with_a_mask_for_each_picture(model: Any, sample: Sample, cfg: f
     """Each picture of a batch is what it would be alone with its own mask."""
     masks = torch.zeros(3, 128, 128)
     masks[0, :64], masks[1, :, 64:], masks[2] = 1, 1, 1
+
     def confined(which: torch.Tensor) -> Any:
         region = grid.RegionMask(which)
         return chain.install(model, MaskedCrossAttention(region), MaskedSelfAttention(region))

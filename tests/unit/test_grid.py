@@ -92,8 +92,17 @@ def test_cells_are_remembered_by_everything_they_depend_on() -> None:
     assert len(region._cells) <= grid.MAX_CACHED
 
 
-@pytest.mark.parametrize(("mask", "latent", "fits"), [((512, 512), (64, 64), True), ((500, 333), (62, 41), True), ((64, 64), (128, 128), True),
-                                                      ((512, 768), (64, 64), False), ((1024, 1024), (64, 96), False), ((488, 664), (61, 83), True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mask", "latent", "fits"),
+    [
+        ((512, 512), (64, 64), True),
+        ((500, 333), (62, 41), True),
+        ((64, 64), (128, 128), True),
+        ((488, 664), (61, 83), True),
+        ((512, 768), (64, 64), False),
+        ((1024, 1024), (64, 96), False),
+    ],
+)
 def test_a_mask_of_another_shape_is_refused(mask: grid.Size, latent: grid.Size, fits: bool) -> None:
     if fits:
         grid.check_aspect(mask, latent)

@@ -1,0 +1,166 @@
+"""`nox -s bench`: times and memory as ratios, both sides in one run on the same machine, taken in turns.
+
+`nox -s bench -- attention` (or `step`, `sam`) measures one of them.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from demo import tiny_model
+
+from . import results
+from .pack import load_pack
+
+SD15: dict[str, Any] = {**tiny_model.UNET, "model_channels": 320, "num_heads": 8, "num_head_channels": -1, "context_dim": 768}
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def in_turns(first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> tuple[list[float], list[float]]:
+    """Times of both, after one unmeasured run of each, taken in turns so that a slow moment hits both."""
+    first(), second()
+    times: tuple[list[float], list[float]] = ([], [])
+    for index in range(rounds):
+        for which in (0, 1) if index % 2 == 0 else (1, 0):
+            times[which].append(seconds((first, second)[which]))
+    return times
+
+
+def peak(run: Callable[[], Any]) -> int:
+    """The most bytes that a run holds at once beyond what was there before it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = run()
+    held = most = 0
+    results_of = profiler.profiler
+    if results_of is None or results_of.kineto_results is None:
+        raise RuntimeError("PyTorch's profiler gave no memory events")
+    for event in results_of.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    del result
+    return most
+
+
+def attention(rounds: int = 15) -> list[results.Figure]:
+    """Masked self-attention of 4096 tokens (SD 1.5 at 512 px), 8 heads of 40, CFG's two rows."""
+    chain, masked = importlib.import_module("maskprompt.attention.chain"), importlib.import_module("maskprompt.attention.masked")
+    grid = importlib.import_module("maskprompt.attention.grid")
+    q, k, v = (torch.randn(2, 4096, 320, device=device()) for _ in range(3))
+    rows = tuple(chain.Row(half, 0, (0, 0, 64, 64)) for half in (0, 1))
+    call = chain.Call("self", ("input", 1, 0), 8, (64, 64), (64, 64), rows, 1.0, True)
+    figures = []
+
+    def inner(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return chain.attention(q, k, v, {"n_heads": 8})
+
+    for share, side in (("a quarter", 256), ("half", 362)):
+        mask = torch.zeros(1, 512, 512)
+        mask[:, 50 : 50 + side, 50 : 50 + side] = 1
+        for mode, bar in (("paper", 1.10), ("renormalised", 0.65 if share == "half" else None)):
+            patch = masked.MaskedSelfAttention(grid.RegionMask(mask), mode)
+            times = in_turns(lambda patch=patch: patch.attend(q, k, v, call, inner), lambda: inner(q, k, v), rounds)
+            figures.append(results.ratio(f"self-attention, {mode}, {share} masked: time", *times, at_most=bar))
+            if mode == "paper":
+                held = [peak(lambda patch=patch: patch.attend(q, k, v, call, inner)) / peak(lambda: inner(q, k, v))]
+                figures.append(results.ratio(f"self-attention, {mode}, {share} masked: memory beyond q, k and v", held, [1.0]))
+    return figures
+
+
+def step(rounds: int = 5) -> list[results.Figure]:
+    """One evaluation of a UNet of random weights with CFG's two rows, masked (paper) against plain.
+
+    The tiny one, and SD 1.5's size at 512 px.
+    """
+    chain, masked = importlib.import_module("maskprompt.attention.chain"), importlib.import_module("maskprompt.attention.masked")
+    grid, layers = importlib.import_module("maskprompt.attention.grid"), importlib.import_module("maskprompt.attention.layers")
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from comfy.patcher_extension import WrappersMP
+
+    figures = []
+    for name, config, size, context, many in (("tiny", tiny_model.UNET, 16, 128, 20), ("SD 1.5", SD15, 64, 768, 1)):
+        unet = UNetModel(**config, dtype=torch.float32, device=device(), operations=comfy.ops.disable_weight_init)
+        for parameter in unet.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+        mask = torch.zeros(1, size * 8, size * 8)
+        mask[:, size * 2 : size * 6, size * 2 : size * 6] = 1
+        region = grid.RegionMask(mask)
+        scope = chain.Scope(layers.preset("paper", layers.layers_of(unet)))
+        patches = (masked.MaskedCrossAttention(region), masked.MaskedSelfAttention(region, "paper", scope))
+        x, text = torch.randn(2, 9, size, size, device=device()), torch.randn(2, 77, context, device=device())
+
+        def run(wrappers: dict[str, Any], unet: Any = unet, x: torch.Tensor = x, text: torch.Tensor = text, many: int = many) -> None:
+            with torch.inference_mode():
+                for _ in range(many):
+                    options = {"sigmas": torch.tensor([5.0]), "cond_or_uncond": [1, 0], "wrappers": wrappers}
+                    unet(x, torch.full((2,), 500.0, device=x.device), text, transformer_options=options)
+
+        ours = {WrappersMP.DIFFUSION_MODEL: {chain.KEY: [chain.Chain(patches)]}}
+        times = in_turns(lambda ours=ours, run=run: run(ours), lambda run=run: run({}), rounds if many == 1 else 3 * rounds)
+        figures.append(
+            results.ratio(f"a sampling step, {name}, {size * 8} px, masked: time", *times, at_most=1.03 if name == "SD 1.5" else None)
+        )
+        if many == 1:
+            held = [peak(lambda ours=ours, run=run: run(ours)) / peak(lambda run=run: run({}))]
+            figures.append(results.ratio(f"a sampling step, {name}, {size * 8} px, masked: peak memory", held, [1.0], at_most=1.05))
+        del unet
+        gc.collect()
+    return figures
+
+
+def sam(rounds: int = 5) -> list[results.Figure]:
+    """A second prompt on a picture against the first, MobileSAM."""
+    from demo import photos, setup
+
+    models = importlib.import_module("maskprompt.models.sam")
+    node = importlib.import_module("maskprompt.nodes.segment").MaskPromptSAMMask
+    picture = torch.from_numpy(photos.load("coffee")).float()[None] / 255
+    firsts, seconds_ = [], []
+    for _ in range(rounds):
+        loaded = models.load(str(setup.get_mobile_sam()))
+        firsts.append(seconds(lambda loaded=loaded: node.execute(sam=loaded, image=picture, positive_coords='[{"x": 300, "y": 200}]')))
+        seconds_.append(seconds(lambda loaded=loaded: node.execute(sam=loaded, image=picture, positive_coords='[{"x": 320, "y": 210}]')))
+    return [results.ratio("SAM Mask, a second prompt against the first: time", seconds_, firsts, at_most=0.07)]
+
+
+PARTS: dict[str, Callable[[], list[results.Figure]]] = {"attention": attention, "step": step, "sam": sam}
+
+
+def main(names: list[str]) -> None:
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        raise SystemExit(f"no benchmark named {', '.join(unknown)}; there are: {', '.join(PARTS)}")
+    load_pack()
+    for name in names or PARTS:
+        results.write(f"bench-{name}", f"nox -s bench -- {name}", PARTS[name](), {"interval": "quartiles of paired ratios"})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
