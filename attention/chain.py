@@ -140,11 +140,12 @@ class _Replacement:
         latent, rows = rows_of(extra_options, self.batch, self.size)
         call = Call(self.kind, self.layer, extra_options["n_heads"], (height, width), latent, rows, self.sigma, self.beneath is None)
 
-        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def bottom(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if self.beneath is not None:
                 return self.beneath(q, k, v, extra_options, **kwargs)
             return attention(q, k, v, extra_options)
 
+        run: Inner = bottom
         for patch in self.patches:
             run = _on_half(patch, call, run)
             call = replace(call, plain=False)

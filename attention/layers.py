@@ -38,7 +38,7 @@ def levels_of(unet: Any) -> dict[Layer, int]:
     level, levels = 0, {}
     for name, blocks in (("input", unet.input_blocks), ("middle", [unet.middle_block]), ("output", unet.output_blocks)):
         for block, modules in enumerate(blocks):
-            for module in modules:
+            for module in modules or ():
                 kind = type(module).__name__
                 level += (kind == "Downsample") - (kind == "Upsample")
                 for index in range(len(getattr(module, "transformer_blocks", ()))):
@@ -69,19 +69,21 @@ def preset(name: str, layers: tuple[Layer, ...]) -> frozenset[Layer]:
 def parse(text: str, layers: tuple[Layer, ...]) -> frozenset[Layer]:
     """The layers that a text names: "input 1, middle 0, output 3.1".
 
-    A block without an index means all its transformers. Raises ValueError, naming what the model has, for anything else.
+    A block without an index means all its transformers; capitals and spaces do not matter. Raises ValueError, naming what the model
+    has, for anything else.
     """
+    blocks = list(dict.fromkeys(f"{name} {block}" for name, block, _ in layers))
+    example = f"Write for example: {blocks[0]}, {blocks[-1]}"
     chosen: set[Layer] = set()
-    for part in (piece.strip() for piece in text.split(",")):
+    for part in (" ".join(piece.lower().split()) for piece in text.split(",")):
         if not part:
             continue
         found = [layer for layer in layers if part in (f"{layer[0]} {layer[1]}", describe(layer))]
         if not found:
-            known = ", ".join(dict.fromkeys(f"{name} {block}" for name, block, _ in layers))
-            raise ValueError(f"this model has no attention layer {part!r}. It has: {known}. Write for example: input 1, middle 0, output 3")
+            raise ValueError(f"this model has no attention layer {part!r}. It has: {', '.join(blocks)}. {example}")
         chosen.update(found)
     if not chosen:
-        raise ValueError("the list of layers is empty. Write for example: input 1, middle 0, output 3")
+        raise ValueError(f"the list of layers is empty. {example}")
     return frozenset(chosen)
 
 

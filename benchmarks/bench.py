@@ -13,6 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from demo import tiny_model
 
@@ -38,7 +41,8 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def in_turns(first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> tuple[list[float], list[float]]:
     """Times of both, after one unmeasured run of each, taken in turns so that a slow moment hits both."""
-    first(), second()
+    first()
+    second()
     times: tuple[list[float], list[float]] = ([], [])
     for index in range(rounds):
         for which in (0, 1) if index % 2 == 0 else (1, 0):
@@ -46,26 +50,36 @@ def in_turns(first: Callable[[], Any], second: Callable[[], Any], rounds: int) -
     return times
 
 
+class Held(TorchDispatchMode):
+    """Counts the bytes of the tensors that operators make and that are still held: their most at once in `most`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[StorageWeakRef, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                self.storages.setdefault(StorageWeakRef(storage), storage.nbytes())
+        self.storages = {storage: size for storage, size in self.storages.items() if not storage.expired()}
+        self.most = max(self.most, sum(self.storages.values()))
+        return result
+
+
 def peak(run: Callable[[], Any]) -> int:
-    """The most bytes that a run holds at once beyond what was there before it."""
+    """The most bytes that a run holds at once beyond what was there before it (on a CPU: in the operators' results)."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = run()
-    held = most = 0
-    results_of = profiler.profiler
-    if results_of is None or results_of.kineto_results is None:
-        raise RuntimeError("PyTorch's profiler gave no memory events")
-    for event in results_of.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    del result
-    return most
+    with Held() as held:
+        run()
+    return held.most
 
 
 def attention(rounds: int = 15) -> list[results.Figure]:

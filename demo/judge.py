@@ -1,7 +1,8 @@
 """A judge of pictures: which shapes in which colours stand where, and on what ground.
 
-A small network, trained on renders only (`python -m demo.train_judge`), that names every pixel's shape and colour and the
-picture's ground. It scores the tiny model's pictures; its own accuracy on fresh renders is part of every table.
+Two small networks, trained on renders only (`python -m demo.train_judge`): one finds the objects, their colours and the
+ground; the other names an object's shape from its silhouette alone. They score the tiny model's pictures; their own accuracy
+on fresh renders is part of every table.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from . import scenes
 
 FILE = Path(__file__).resolve().parent / "judge.safetensors"
 SIZE = 128
-SHAPE_NAMES: tuple[str, ...] = ("", *scenes.SHAPES)
 COLOUR_NAMES: tuple[str, ...] = ("", *scenes.COLOURS)
 GROUND_NAMES: tuple[str, ...] = (*scenes.GROUNDS, scenes.PHOTO)
 SMALLEST = 0.006
@@ -33,9 +33,9 @@ def _double(inside: int, outside: int) -> nn.Sequential:
 
 
 class Judge(nn.Module):
-    """Pictures [B, 3, 128, 128] in 0..1 to logits: shape [B, 11, 64, 64], colour [B, 9, 64, 64], ground [B, 9].
+    """Pictures [B, 3, 128, 128] in 0..1 to logits: object or not [B, 64, 64], colour [B, 9, 64, 64] (0: none), ground [B, 9].
 
-    Class 0 of shape and colour is "no object".
+    `silhouette` names shapes: cut-out objects [B, 1, 32, 32] in 0..1 to logits [B, 10].
     """
 
     def __init__(self, width: int = 24) -> None:
@@ -44,8 +44,10 @@ class Judge(nn.Module):
         widths = [width, 2 * width, 3 * width, 4 * width]
         self.down = nn.ModuleList([_double(widths[max(0, i - 1)], w) for i, w in enumerate(widths)])
         self.up = nn.ModuleList([_double(widths[i] + widths[i - 1], widths[i - 1]) for i in (3, 2, 1)])
-        self.shape, self.colour = nn.Conv2d(width, len(SHAPE_NAMES), 1), nn.Conv2d(width + 3, len(COLOUR_NAMES), 1)
+        self.found, self.colour = nn.Conv2d(width, 1, 1), nn.Conv2d(width + 3, len(COLOUR_NAMES), 1)
         self.ground = nn.Linear(sum(widths), len(GROUND_NAMES))
+        stages = [_double(1, 16), nn.MaxPool2d(2), _double(16, 32), nn.MaxPool2d(2), _double(32, 48), nn.MaxPool2d(2)]
+        self.silhouette = nn.Sequential(*stages, nn.Flatten(), nn.Linear(48 * 16, len(scenes.SHAPES)))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.stem(pictures * 2 - 1)
@@ -56,7 +58,7 @@ class Judge(nn.Module):
         ground = self.ground(torch.cat([level.mean((2, 3)) for level in levels], 1))
         for block, skip in zip(self.up, reversed(levels[:-1]), strict=True):
             x = block(torch.cat([F.interpolate(x, size=skip.shape[2:]), skip], 1))
-        return self.shape(x), self.colour(torch.cat([x, F.avg_pool2d(pictures, 2)], 1)), ground
+        return self.found(x)[:, 0], self.colour(torch.cat([x, F.avg_pool2d(pictures, 2)], 1)), ground
 
 
 @dataclass(frozen=True)
@@ -95,26 +97,37 @@ def load(file: Path = FILE) -> Judge:
     return judge.eval()
 
 
+def cut_out(found: Tensor, mask: np.ndarray) -> Tensor:
+    """One object of a picture [64, 64] in 0..1 as the silhouette network takes it: its box with a margin, [1, 32, 32]."""
+    x, y, width, height = scenes.box_of(mask.astype(np.float32))
+    side = max(width, height) + 4
+    alone = F.pad(found * torch.from_numpy(mask), (side,) * 4)
+    left, top = side + x + (width - side) // 2, side + y + (height - side) // 2
+    return F.interpolate(alone[None, None, top : top + side, left : left + side], size=(32, 32), mode="bilinear", antialias=True)[0]
+
+
 @torch.no_grad()
 def look(judge: Judge, pictures: Tensor) -> list[Verdict]:
     """What the judge sees in pictures [B, H, W, 3] in 0..1 (scaled to 128 pixels)."""
     from scipy import ndimage
+    from skimage import measure
 
     small = F.interpolate(pictures.movedim(-1, 1).float(), size=(SIZE, SIZE), mode="bilinear", antialias=True).clamp(0, 1)
     verdicts = []
     for start in range(0, len(small), 32):
         batch = small[start : start + 32]
-        shapes, colours, grounds = (part.softmax(1) for part in judge(batch))
+        found, colours, grounds = judge(batch)
+        found, colours = found.sigmoid(), colours.softmax(1)
         half = F.avg_pool2d(batch, 2).movedim(1, -1).numpy() * 255
-        for shape, colour, ground, pixels in zip(shapes, colours, grounds, half, strict=True):
-            labels, count = ndimage.label((shape[0] < 0.5).numpy())
+        for alone, colour, ground, pixels in zip(found, colours, grounds, half, strict=True):
+            labels = np.asarray(measure.label((alone > 0.5).numpy(), connectivity=1))
             objects = []
-            for number in range(1, count + 1):
+            for number in range(1, int(labels.max()) + 1):
                 mask = labels == number
                 if mask.mean() < SMALLEST:
                     continue
                 where = torch.from_numpy(mask)
-                name = SHAPE_NAMES[1 + int(shape[1:, where].sum(1).argmax())]
+                name = scenes.SHAPES[int(judge.silhouette(cut_out(alone, mask)[None]).argmax())]
                 paint = COLOUR_NAMES[1 + int(colour[1:, where].sum(1).argmax())]
                 core = ndimage.binary_erosion(mask)
                 objects.append(Found(name, paint, mask, pixels[core if core.sum() > 8 else mask].mean(0)))

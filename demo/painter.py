@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,11 @@ from . import tiny_model
 tiny_model.comfyui_on_path()
 
 SAMPLER, SCHEDULER, STEPS, CFG = "euler", "normal", 20, 4.0
-Change = Callable[[Any, Tensor], Any]
+
+
+def _loaded(parts: Any) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of what the loader gives."""
+    return parts[0], parts[1], parts[2]
 
 
 class Painter:
@@ -26,7 +29,7 @@ class Painter:
         from . import registration
 
         registration.register()
-        self.model, self.clip, self.vae = comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
+        self.model, self.clip, self.vae = _loaded(comfy.sd.load_checkpoint_guess_config(str(checkpoint)))
 
     def text(self, captions: list[str]) -> Tensor:
         """Conditioning of several captions as one batch [B, 77, 128]."""

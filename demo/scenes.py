@@ -87,6 +87,12 @@ class Rendered:
     boxes: list[tuple[int, int, int, int]]
 
 
+def vocabulary() -> list[str]:
+    """Texts that hold every word that a caption can have."""
+    words = [*SHAPES, *COLOURS, *GROUNDS, PHOTO, *PREFIXES]
+    return [*words, "a an and on"]
+
+
 def held_out(shape: str, colour: str, ground: str) -> bool:
     """About a third of the shape x colour x ground triples, never shown in training (stable over versions)."""
     return zlib.crc32(f"{shape}/{colour}/{ground}".encode()) % 3 == 0

@@ -68,6 +68,10 @@ def _start(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def _zero(module: Any) -> None:
+    nn.init.zeros_(module.weight)
+
+
 def build_unet(in_channels: int = 9) -> UNetModel:
     import comfy.ops
     from comfy.ldm.modules.attention import SpatialTransformer
@@ -77,10 +81,10 @@ def build_unet(in_channels: int = 9) -> UNetModel:
     _start(unet)
     for module in unet.modules():
         if isinstance(module, ResBlock):
-            nn.init.zeros_(module.out_layers[-1].weight)
+            _zero(module.out_layers[-1])
         elif isinstance(module, SpatialTransformer):
-            nn.init.zeros_(module.proj_out.weight)
-    nn.init.zeros_(unet.out[-1].weight)
+            _zero(module.proj_out)
+    _zero(unet.out[-1])
     return unet
 
 
@@ -93,10 +97,15 @@ class TextEncoder(nn.Module):
 
         from .registration import TEXT_CONFIG
 
-        self.transformer = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG, attn_implementation="sdpa"))
+        self.transformer = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG))
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.transformer(tokens).last_hidden_state
+
+    @property
+    def table(self) -> nn.Parameter:
+        """The words' embeddings [49408, 128]."""
+        return self.transformer.get_input_embeddings().weight
 
     def comfyui_state(self) -> dict[str, Tensor]:
         """The weights under SD 1's names."""

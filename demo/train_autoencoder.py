@@ -58,7 +58,7 @@ def train(work: Path, minutes: float, seed: int = 0, batch: int = 32, rate: floa
     rng = np.random.default_rng(seed)
     device = device_of()
     pictures = [photos.load(name) for name in photos.TRAINING]
-    model = NarrowAutoencoder().to(device, memory_format=torch.channels_last)
+    model = NarrowAutoencoder().to(device).to(memory_format=torch.channels_last)
     average = NarrowAutoencoder().to(device)
     optimizer = torch.optim.Adam(model.parameters(), rate, betas=(0.9, 0.99))
     file = work / "autoencoder.pt"

@@ -40,6 +40,11 @@ def surround(box: Box, height: int, width: int, context: float) -> Box:
     }
 
 
+def whole(height: int, width: int) -> Box:
+    """The place that is the picture itself."""
+    return {"x": 0, "y": 0, "width": width, "height": height}
+
+
 def painting_size(place: Box, resolution: int, multiple: int = 8) -> tuple[int, int]:
     """Height and width to paint a place at: its shape, about `resolution` squared pixels, both multiples of 8. 0 keeps its size."""
     scale = resolution / math.sqrt(place["width"] * place["height"]) if resolution else 1.0
@@ -56,34 +61,53 @@ def scale(picture: Tensor, height: int, width: int) -> Tensor:
     """[B, h, w, C] to [B, height, width, C], bicubic, in 0..1; the same tensor where it fits."""
     if picture.shape[1:3] == (height, width):
         return picture
-    resized = F.interpolate(picture.movedim(-1, 1), size=(height, width), mode="bicubic", antialias=True)
-    return resized.clamp(0, 1).movedim(1, -1)
+    resized = F.interpolate(picture.movedim(-1, 1).float(), size=(height, width), mode="bicubic", antialias=True)
+    return resized.clamp(0, 1).movedim(1, -1).to(picture.dtype)
 
 
-def feathered(mask: Tensor, pixels: int) -> Tensor:
-    """The mask [B, H, W] with a soft edge of this many pixels, wholly inside it: what was 0 stays 0."""
+def depth(inside: Tensor, limit: int) -> Tensor:
+    """How far every pixel of bool [B, H, W] is from the nearest one outside, in pixels: float32, 0 outside, at most `limit` + 1."""
+    height, width = inside.shape[1:]
+    columns = torch.arange(width, dtype=torch.float32, device=inside.device).expand(inside.shape)
+    before = columns.masked_fill(inside, -math.inf).cummax(-1).values
+    after = columns.masked_fill(inside, math.inf).flip(-1).cummin(-1).values.flip(-1)
+    in_row = torch.minimum(columns - before, after - columns).clamp(max=limit + 1) ** 2
+    nearest = in_row.clone()
+    for rows in range(1, min(limit, height - 1) + 1):
+        nearest[:, rows:] = torch.minimum(nearest[:, rows:], in_row[:, :-rows] + rows**2)
+        nearest[:, :-rows] = torch.minimum(nearest[:, :-rows], in_row[:, rows:] + rows**2)
+    return nearest.sqrt()
+
+
+def feathered(mask: Tensor, pixels: int, borders: tuple[bool, bool, bool, bool] = (True, True, True, True)) -> Tensor:
+    """The mask [B, H, W] with a soft edge of this many pixels, wholly inside it: what was 0 stays 0, and nothing grows.
+
+    `borders` (top, bottom, left, right) says which sides lie on the picture's border: there a mask has no edge. A mask thinner than
+    twice the pixels gets a narrower soft edge, so that its middle keeps its value.
+    """
     if pixels <= 0:
         return mask
-    width = 2 * pixels + 1
-    reach = torch.arange(-pixels, pixels + 1, dtype=mask.dtype, device=mask.device)
-    kernel = torch.exp(-0.5 * (reach / max(pixels / 2, 0.5)) ** 2)
-    kernel = kernel / kernel.sum()
-    blurred = F.pad(mask[:, None], (pixels,) * 4, mode="replicate")
-    blurred = F.conv2d(F.conv2d(blurred, kernel.view(1, 1, 1, width)), kernel.view(1, 1, width, 1))[:, 0]
-    return (2 * blurred - 1).clamp(0, 1) * mask
+    top, bottom, left, right = (int(not border) for border in borders)
+    inside = F.pad((mask > 0).byte(), (left, right, top, bottom)).bool()
+    reached = depth(inside, pixels)[:, top : top + mask.shape[1], left : left + mask.shape[2]] - 0.5
+    reach = reached.amax((1, 2), keepdim=True).clamp(min=0.5, max=pixels)
+    return mask * (reached / reach).clamp(0, 1).to(mask.dtype)
 
 
 def paste(original: Tensor, painted: Tensor, crop: Crop, feather: int = 0) -> Tensor:
-    """The painted piece [B, h, w, 3] in its place on the picture [B, H, W, 3]; every pixel outside the mask is the original's, bit by bit.
+    """The painted piece [B, h, w, 3] in its place on the picture [B, H, W, 3 or 4]; what is outside the mask is the original's, bit by bit.
 
-    A single original, painted piece or mask serves a whole batch of the others.
+    A single original, painted piece or mask serves a whole batch of the others. Only colours are painted: an alpha channel of the
+    picture stays as it was, one of the piece is not used.
     """
-    count = max(len(original), len(painted))
+    count, colours = max(len(original), len(painted)), min(3, original.shape[-1])
     result = original.expand(count, *original.shape[1:]).clone() if len(original) == 1 else original[torch.arange(count) % len(original)]
     place = crop.place
-    piece = scale(painted[..., : original.shape[-1]].to(original), place["height"], place["width"])
+    bottom, right = place["y"] + place["height"], place["x"] + place["width"]
+    borders = (place["y"] == 0, bottom == crop.height, place["x"] == 0, right == crop.width)
+    piece = scale(painted[..., :colours].to(original), place["height"], place["width"])
     piece = piece[torch.arange(count) % len(piece)]
-    alpha = feathered(crop.mask.to(original), feather)[torch.arange(count) % len(crop.mask)][..., None]
-    under = cut(result, place)
-    under.copy_(torch.where(alpha > 0, under + (piece - under) * alpha, under))
+    alpha = feathered(crop.mask, feather, borders).to(original)[torch.arange(count) % len(crop.mask)][..., None]
+    under = cut(result, place)[..., :colours]
+    under.copy_(torch.where(alpha > 0, torch.lerp(under, piece, alpha), under))
     return result

@@ -13,7 +13,7 @@ from ..attention import chain, layers
 from ..attention.grid import RegionMask
 from ..attention.masked import MaskedCrossAttention, MaskedSelfAttention
 from ..models import crops
-from ..models.masks import bounding_box, box_mask, boxes_per_image, clip_box, match_batch, resize, to_mask
+from ..models.masks import bounding_box, box_mask, boxes_per_image, clip_box, describe, match_batch, resize, to_mask
 
 log = logging.getLogger(__name__)
 
@@ -99,16 +99,20 @@ class MaskedAttention(io.ComfyNode):
         end_percent: float = 1.0,
         apply_to: chain.Half = "both",
     ) -> io.NodeOutput:
-        known = layers_of(model)
-        region = RegionMask(_filled(to_mask(mask)))
+        known, masks = layers_of(model), to_mask(mask).cpu()
+        chosen = chosen_layers(layers, layer_list, known) if self_attention != "off" else None
+        if not cross_attention and self_attention == "off":
+            return io.NodeOutput(model)
+        region = RegionMask(_filled(masks))
+        if bool((masks < 0.5).all()):
+            return io.NodeOutput(model)
         start, end = chain.percent_range(model, start_percent, end_percent)
         patches: list[chain.Patch] = []
         if cross_attention:
             patches.append(MaskedCrossAttention(region, chain.Scope(None, start, end, apply_to)))
         if self_attention == "paper" or self_attention == "renormalised":
-            chosen = chosen_layers(layers, layer_list, known)
             patches.append(MaskedSelfAttention(region, self_attention, chain.Scope(chosen, start, end, apply_to)))
-        return io.NodeOutput(chain.install(model, *patches) if patches else model)
+        return io.NodeOutput(chain.install(model, *patches))
 
 
 def layers_of(model: Any) -> tuple[layers.Layer, ...]:
@@ -125,7 +129,6 @@ def chosen_layers(choice: str, text: str, known: tuple[layers.Layer, ...]) -> fr
 
 def _filled(masks: torch.Tensor) -> torch.Tensor:
     """Masks with nothing in them replaced by full ones, which leave attention as it is, with a warning."""
-    masks = masks.cpu()
     empty = (masks < 0.5).flatten(1).all(1)
     if bool(empty.any()):
         log.warning("Masked Attention: %d of %d masks are empty; there attention stays as it is.", int(empty.sum()), len(masks))
@@ -178,21 +181,41 @@ class CropAroundBox(io.ComfyNode):
         cls, image: torch.Tensor, mask: torch.Tensor, context: float, resolution: int, bboxes: Any = None, crop: str = "always"
     ) -> io.NodeOutput:
         batch, height, width = image.shape[:3]
-        masks = resize(to_mask(mask), height, width)
-        masks = match_batch(masks, batch) if len(masks) > batch else masks
+        masks = _fitted(to_mask(mask), height, width)
+        masks = match_batch(masks, batch, "Crop Around Box") if len(masks) > batch else masks
         boxes = [box for boxes in boxes_per_image(bboxes, batch) for box in boxes] if bboxes is not None else []
         around = masks.amax(0) if not boxes else torch.cat([box_mask(clip_box(b, height, width), height, width) for b in boxes]).amax(0)
         box = bounding_box(around, 0.5) or bounding_box(around, 0.0)
-        if box is None:
-            raise ValueError(f"the mask ({width}x{height}) is empty, so there is nothing to crop around. Paint a mask, or wire a box.")
+        if box is None or not bool(masks.any()):
+            raise ValueError(
+                f"the mask ({width}x{height}) is empty, so there is nothing to crop around. Paint a mask, or make one with Box Mask."
+            )
         place = crops.surround(box, height, width, context)
         if crop != "always" and box["width"] * box["height"] * 4 >= width * height:
-            place = {"x": 0, "y": 0, "width": width, "height": height}
+            place = crops.whole(height, width)
         size = crops.painting_size(place, resolution)
         cut_mask = crops.cut(masks, place)
+        if not bool(cut_mask.any()):
+            raise ValueError(
+                f"the mask lies outside of {describe(box)} and its surroundings, so nothing would be painted. Wire the box of this mask, "
+                "or leave bboxes unwired."
+            )
         piece = crops.scale(crops.cut(image, place), *size)
         info = crops.Crop(place, height, width, cut_mask)
         return io.NodeOutput(piece, resize(cut_mask, *size), info)
+
+
+def _fitted(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The masks at the picture's size. ValueError if they are of another shape (sides rounded to a multiple of 8 are let pass)."""
+    rows, columns = masks.shape[1:]
+    slack = max(8.0, height / rows, width / columns)
+    off = abs(rows * width / columns - height) > slack and abs(columns * height / rows - width) > slack
+    if off and bool(masks.any()):
+        raise ValueError(
+            f"the mask is {columns}x{rows} but the picture is {width}x{height}: their shapes differ, so the mask would land in the wrong "
+            "place. Make the mask from this picture, or scale both alike."
+        )
+    return resize(masks, height, width)
 
 
 class PasteBack(io.ComfyNode):

@@ -15,7 +15,9 @@ from .dreamcom import layers_of
 
 PANEL = 256
 TITLE = 38
+GAP = 8
 INSIDE, PARTLY, OUTSIDE = (255, 255, 255), (70, 110, 200), (24, 24, 28)
+BEHIND = (44, 44, 50)
 
 
 class MaskGrid(io.ComfyNode):
@@ -55,7 +57,11 @@ class MaskGrid(io.ComfyNode):
 
 
 def draw(mask: torch.Tensor, latent: grid.Size, levels: dict[layers.Layer, int]) -> torch.Tensor:
-    """A panel for each grid: IMAGE [1, H, W, 3]. `mask` is [H, W]; `levels` says how often each layer's grid is halved."""
+    """A panel for each grid, side by side: IMAGE [1, H, W, 3]. A cell is a square of whole pixels, so that cells can be counted.
+
+    `mask` is [H, W] in 0..1, `latent` a height and width; `levels` says how often each layer's grid is the latent's halved. Raises
+    ValueError if mask and latent are of different shapes.
+    """
     from PIL import Image, ImageDraw
 
     grid.check_aspect((mask.shape[0], mask.shape[1]), latent)
@@ -66,16 +72,19 @@ def draw(mask: torch.Tensor, latent: grid.Size, levels: dict[layers.Layer, int])
         inside = grid.binary(covered, mask)
         colours = np.asarray(OUTSIDE) + (np.asarray(PARTLY) - OUTSIDE) * covered.clamp(0, 1)[..., None].numpy()
         colours[inside.numpy()] = INSIDE
-        scale = PANEL / max(cells)
-        shape = max(1, round(cells[1] * scale)), max(1, round(cells[0] * scale))
-        panel = Image.new("RGB", (max(shape[0], PANEL), shape[1] + TITLE), (44, 44, 50))
+        scale = max(1, PANEL // max(cells))
+        shape = cells[1] * scale, cells[0] * scale
+        panel = Image.new("RGB", (max(shape[0], PANEL) + GAP, shape[1] + TITLE), BEHIND)
         panel.paste(Image.fromarray(colours.astype(np.uint8)).resize(shape, Image.Resampling.NEAREST), (0, TITLE))
         names = dict.fromkeys(f"{name} {block}" for (name, block, _), at in levels.items() if at == level)
         pen = ImageDraw.Draw(panel)
         pen.text((4, 3), f"{cells[1]} x {cells[0]} cells, {int(inside.sum())} inside", fill=(235, 235, 235))
         pen.text((4, 19), _shortened(list(names)), fill=(170, 175, 185))
-        panels.append(np.asarray(panel))
-    return torch.from_numpy(np.concatenate(panels, 1)).float()[None] / 255
+        panels.append(panel)
+    picture = Image.new("RGB", (sum(panel.width for panel in panels), max(panel.height for panel in panels)), BEHIND)
+    for index, panel in enumerate(panels):
+        picture.paste(panel, (sum(left.width for left in panels[:index]), 0))
+    return torch.from_numpy(np.asarray(picture, np.float32))[None] / 255
 
 
 def _shortened(names: list[str]) -> str:

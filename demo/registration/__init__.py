@@ -43,7 +43,7 @@ class TinyTokenizer(comfy.sd1_clip.SD1Tokenizer):
     """SD 1's tokenizer, taking textual-inversion embeddings of width 128."""
 
     def __init__(self, embedding_directory: Any = None, tokenizer_data: dict[str, Any] | None = None) -> None:
-        tokenizer = partial(comfy.sd1_clip.SDTokenizer, embedding_size=TEXT_WIDTH)
+        tokenizer: Any = partial(comfy.sd1_clip.SDTokenizer, embedding_size=TEXT_WIDTH)
         super().__init__(embedding_directory=embedding_directory, tokenizer_data=tokenizer_data or {}, tokenizer=tokenizer)
 
 
@@ -63,7 +63,8 @@ class TinySD(comfy.supported_models.SD15):
     latent_format = TinyLatent
 
     def clip_target(self, state_dict: dict[str, Any] | None = None) -> comfy.supported_models_base.ClipTarget:
-        return comfy.supported_models_base.ClipTarget(TinyTokenizer, partial(comfy.sd1_clip.SD1ClipModel, clip_model=TinyTextModel))
+        text_model: Any = TinyTextModel
+        return comfy.supported_models_base.ClipTarget(TinyTokenizer, partial(comfy.sd1_clip.SD1ClipModel, clip_model=text_model))
 
 
 def register() -> None:

@@ -127,7 +127,8 @@ def test_one_half_of_cfg_alone_is_changed(model: Any) -> None:
             return torch.zeros_like(q)
 
     q = torch.randn(4, 4, 32)
-    for half, changed in (("positive", [2, 3]), ("negative", [0, 1]), ("both", [0, 1, 2, 3])):
+    cases: list[tuple[chain.Half, list[int]]] = [("positive", [2, 3]), ("negative", [0, 1]), ("both", [0, 1, 2, 3])]
+    for half, changed in cases:
         options = {"sigmas": torch.tensor([1.0]), "cond_or_uncond": [1, 0]}
         unet = model.get_model_object("diffusion_model")
         composed = chain.Chain((Zero("self", chain.Scope(half=half)),)).composed(unet, torch.zeros(4, 9, 2, 2), options)

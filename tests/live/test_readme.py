@@ -1,0 +1,30 @@
+"""The README's complete example, run as it stands there."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from demo import photos, run
+from demo.server import Server
+
+
+def test_the_headless_example_paints(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(run.ROOT) / "README.md").read_text("utf-8")
+    example = next(code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "masked_inpaint" in code)
+    assert 'SERVER = "http://127.0.0.1:8188"' in example
+    monkeypatch.chdir(run.ROOT)
+    for node in run.workflows(["masked_inpaint"])["masked_inpaint"].values():
+        if node["class_type"] == "CheckpointLoaderSimple":
+            server.add_model("checkpoints", run.TINY_MODEL, node["inputs"]["ckpt_name"])
+    Image.fromarray(photos.load("chelsea")).resize((640, 480)).save(server.input / "my-photograph.png")
+    exec(example.replace("http://127.0.0.1:8188", server.url), {"__name__": "example"})
+    links = capsys.readouterr().out.split()
+    assert links
+    for link in links:
+        with urllib.request.urlopen(link) as answer:
+            assert Image.open(answer).size[0] > 64
