@@ -9,6 +9,7 @@ import logging
 import math
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -64,6 +65,20 @@ def match_batch(mask: torch.Tensor, batch: int, name: str = "mask") -> torch.Ten
     if count > batch:
         log.warning("%s: %d masks for %d images, only the first %d are used", name, count, batch, batch)
     return mask if count == batch else mask[torch.arange(batch, device=mask.device) % count]
+
+
+def tidied(mask: torch.Tensor, part: float = 0.005) -> torch.Tensor:
+    """bool [H, W] without holes and without islands that are smaller than `part` of its area."""
+    from scipy import ndimage
+
+    inside = mask.cpu().numpy()
+    smallest = part * inside.sum()
+    for wanted in (False, True):
+        labels, _ = ndimage.label(inside == wanted)
+        small = np.bincount(labels.ravel()) < smallest
+        small[0] = False
+        inside = np.where(small[labels], not wanted, inside)
+    return torch.from_numpy(inside).to(mask.device)
 
 
 def bounding_box(mask: torch.Tensor, threshold: float = 0.5) -> Box | None:

@@ -149,3 +149,16 @@ def test_boxes_leave_as_core_nodes_take_them() -> None:
     assert masks.boxes_output([[]]) == box(0, 0, 0, 0)
     assert masks.boxes_output([[one], []]) == [[one], []]
     assert masks.boxes_output([[one, one]]) == [[one, one]]
+
+
+def test_specks_and_pinholes_go_and_what_is_larger_stays() -> None:
+    mask = torch.zeros(100, 100, dtype=torch.bool)
+    mask[20:70, 20:70] = True
+    wanted = mask.clone()
+    wanted[30:40, 30:40] = False
+    mask[30:40, 30:40] = False
+    mask[50, 50:53] = False
+    mask[5, 5] = True
+    assert torch.equal(masks.tidied(mask), wanted)
+    assert not masks.tidied(torch.zeros(4, 4, dtype=torch.bool)).any()
+    assert masks.tidied(torch.ones(4, 4, dtype=torch.bool)).all()
