@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masks import Box
+from .masks import Box, depth
 
 
 @dataclass(frozen=True)
@@ -65,20 +65,6 @@ def scale(picture: Tensor, height: int, width: int) -> Tensor:
     return resized.clamp(0, 1).movedim(1, -1).to(picture.dtype)
 
 
-def depth(inside: Tensor, limit: int) -> Tensor:
-    """How far every pixel of bool [B, H, W] is from the nearest one outside, in pixels: float32, 0 outside, at most `limit` + 1."""
-    height, width = inside.shape[1:]
-    columns = torch.arange(width, dtype=torch.float32, device=inside.device).expand(inside.shape)
-    before = columns.masked_fill(inside, -math.inf).cummax(-1).values
-    after = columns.masked_fill(inside, math.inf).flip(-1).cummin(-1).values.flip(-1)
-    in_row = torch.minimum(columns - before, after - columns).clamp(max=limit + 1) ** 2
-    nearest = in_row.clone()
-    for rows in range(1, min(limit, height - 1) + 1):
-        nearest[:, rows:] = torch.minimum(nearest[:, rows:], in_row[:, :-rows] + rows**2)
-        nearest[:, :-rows] = torch.minimum(nearest[:, :-rows], in_row[:, rows:] + rows**2)
-    return nearest.sqrt()
-
-
 def feathered(mask: Tensor, pixels: int, borders: tuple[bool, bool, bool, bool] = (True, True, True, True)) -> Tensor:
     """The mask [B, H, W] with a soft edge of this many pixels, wholly inside it: what was 0 stays 0, and nothing grows.
 
@@ -89,7 +75,7 @@ def feathered(mask: Tensor, pixels: int, borders: tuple[bool, bool, bool, bool] 
         return mask
     top, bottom, left, right = (int(not border) for border in borders)
     inside = F.pad((mask > 0).byte(), (left, right, top, bottom)).bool()
-    reached = depth(inside, pixels)[:, top : top + mask.shape[1], left : left + mask.shape[2]] - 0.5
+    reached = depth(inside)[:, top : top + mask.shape[1], left : left + mask.shape[2]] - 0.5
     reach = reached.amax((1, 2), keepdim=True).clamp(min=0.5, max=pixels)
     return mask * (reached / reach).clamp(0, 1).to(mask.dtype)
 

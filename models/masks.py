@@ -67,6 +67,15 @@ def match_batch(mask: torch.Tensor, batch: int, name: str = "mask") -> torch.Ten
     return mask if count == batch else mask[torch.arange(batch, device=mask.device) % count]
 
 
+def depth(inside: torch.Tensor) -> torch.Tensor:
+    """How far every pixel of bool [B, H, W] is from the nearest one outside, in pixels: float32, 0 outside; H + W if there is none."""
+    from scipy import ndimage
+
+    far = float(inside.shape[1] + inside.shape[2])
+    found = [np.full(one.shape, far) if one.all() else ndimage.distance_transform_edt(one) for one in inside.cpu().numpy()]
+    return torch.from_numpy(np.stack(found)).float().to(inside.device)
+
+
 def tidied(mask: torch.Tensor, part: float = 0.005) -> torch.Tensor:
     """bool [H, W] without holes and without islands that are smaller than `part` of its area."""
     from scipy import ndimage

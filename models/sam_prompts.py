@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from . import sam
-from .masks import Box, boxes_per_image, clip_box, match_batch, resize, tidied, to_mask
+from .masks import Box, boxes_per_image, clip_box, depth, match_batch, resize, tidied, to_mask
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,8 @@ def segment(
     """The masks float32 [K, H, W] (0 or 1) of the picture [H, W, C] and SAM's score of each; K is 3 for "all" (small to large), else 1.
 
     Every box, and the points or painting beside them, is a prompt of its own; their masks are united, and the score is the lowest of
-    theirs. Specks and pinholes, which SAM leaves along inner edges, are removed. With `min_score` above 0, a mask that SAM scores below it counts as not found. Nothing found: zeros and score 0.
+    theirs. Specks and pinholes, which SAM leaves along inner edges, are removed. With `min_score` above 0, a mask that SAM scores below
+    it counts as not found. Nothing found: zeros and score 0.
     """
     height, width = image.shape[:2]
     count = 3 if choice == ALL else 1
@@ -141,27 +142,20 @@ def inner_points(painted: torch.Tensor, count: int = 3) -> list[tuple[float, flo
     height, width = painted.shape
     cells = sam.fit(height, width, _GRID) if max(height, width) > _GRID else (height, width)
     grid = F.adaptive_max_pool2d(painted[None].float(), cells)[0] > 0.5
-    depth = _depth(grid)
+    deep = depth(F.pad(grid, (1, 1, 1, 1))[None])[0, 1:-1, 1:-1]
     rows, columns = torch.meshgrid(torch.arange(cells[0]), torch.arange(cells[1]), indexing="ij")
     pixels = painted.nonzero().float() + 0.5
     points = []
     for _ in range(count):
-        deepest = int(depth.argmax())
+        deepest = int(deep.argmax())
         row, column = deepest // cells[1], deepest % cells[1]
-        if depth[row, column] <= 0:
+        if deep[row, column] <= 0:
             break
         centre = torch.tensor([(row + 0.5) * height / cells[0], (column + 0.5) * width / cells[1]])
         y, x = pixels[(pixels - centre).square().sum(dim=1).argmin()].tolist()
         points.append((x, y))
-        depth = torch.minimum(depth, torch.hypot((rows - row).float(), (columns - column).float()))
+        deep = torch.minimum(deep, torch.hypot((rows - row).float(), (columns - column).float()))
     return points
-
-
-def _depth(inside: torch.Tensor) -> torch.Tensor:
-    """Of each cell of bool [h, w], the distance to the nearest cell outside (or beyond the border), in cells."""
-    from scipy import ndimage
-
-    return torch.from_numpy(ndimage.distance_transform_edt(F.pad(inside, (1, 1, 1, 1)).numpy())).float()[1:-1, 1:-1]
 
 
 def _fit_to_painting(answer: sam.Answer, painted: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,8 @@
 """Seeing what the other nodes do."""
 
+# A node's execute takes its own inputs by name, which differs from the base class by design.
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 from typing import Any
@@ -46,9 +49,7 @@ class MaskGrid(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, model: Any, mask: torch.Tensor, latent: dict[str, torch.Tensor] | None = None
-    ) -> io.NodeOutput:
+    def execute(cls, model: Any, mask: torch.Tensor, latent: dict[str, torch.Tensor] | None = None) -> io.NodeOutput:
         layers_of(model)
         picture = to_mask(mask)[:1].cpu()
         size = tuple(latent["samples"].shape[-2:]) if latent is not None else tuple(max(1, n // 8) for n in picture.shape[1:])

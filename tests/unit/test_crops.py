@@ -191,21 +191,6 @@ def test_a_half_precision_picture_is_served_too() -> None:
     assert torch.isfinite(result).all()
 
 
-@given(st.integers(1, 40), st.integers(1, 40), st.floats(0.02, 0.98), st.integers(1, 60), st.integers(0, 2**20))
-@settings(max_examples=80, deadline=None)
-def test_the_depth_is_the_distance_to_the_outside(height: int, width: int, part: float, limit: int, seed: int) -> None:
-    inside = random(2, height, width, seed=seed) < part
-    found = crops.depth(inside, limit)
-    for index in range(2):
-        if inside[index].all():
-            assert (found[index] == limit + 1).all()
-            continue
-        wanted = torch.from_numpy(distance_inside(inside[index].numpy())).float()
-        near = wanted <= limit
-        torch.testing.assert_close(found[index][near], wanted[near])
-        assert (found[index][~near] > limit).all()
-
-
 @given(pasted())
 @settings(max_examples=60, deadline=None)
 def test_a_feather_never_leaves_the_mask(case: dict[str, Any]) -> None:

@@ -10,7 +10,10 @@ import pytest
 import torch
 from maskprompt.attention import chain, layers, masked
 from maskprompt.models import crops
-from maskprompt.nodes.dreamcom import NODES, CropAroundBox, MaskedAttention, PasteBack
+from maskprompt.nodes import crop as crop_nodes
+from maskprompt.nodes import dreamcom
+from maskprompt.nodes.crop import CropAroundBox, PasteBack
+from maskprompt.nodes.dreamcom import MaskedAttention
 
 from .conftest import Sample
 from .test_layers import SDXL
@@ -52,7 +55,7 @@ def pictures(*shape: int) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("node", NODES)
+@pytest.mark.parametrize("node", [*dreamcom.NODES, *crop_nodes.NODES])
 def test_every_node_explains_itself(node: Any) -> None:
     schema = node.GET_SCHEMA()
     assert schema.node_id.startswith("MaskPrompt")
@@ -346,3 +349,15 @@ def test_another_picture_than_the_cropped_one_is_refused_in_words() -> None:
     piece, _, crop = cropped(pictures(1, 64, 96, 3), torch.ones(1, 64, 96))
     with pytest.raises(ValueError, match=r"cut from a picture of 96x64 pixels, but this one is 64x64.*Wire the same picture"):
         pasted(pictures(1, 64, 64, 3), piece, crop)
+
+
+def test_a_start_after_the_end_is_refused(model: Any) -> None:
+    with pytest.raises(ValueError, match="is after end_percent"):
+        confined(model, corner(), start_percent=0.6, end_percent=0.5)
+
+
+def test_a_painted_piece_of_another_shape_is_refused() -> None:
+    image = torch.rand(1, 64, 96, 3)
+    _, _, crop = cropped(image, corner(64, 96))
+    with pytest.raises(ValueError, match="their shapes differ"):
+        PasteBack.execute(image, torch.rand(1, 64, 128, 3), crop, 0)

@@ -162,3 +162,12 @@ def test_specks_and_pinholes_go_and_what_is_larger_stays() -> None:
     assert torch.equal(masks.tidied(mask), wanted)
     assert not masks.tidied(torch.zeros(4, 4, dtype=torch.bool)).any()
     assert masks.tidied(torch.ones(4, 4, dtype=torch.bool)).all()
+
+
+def test_the_depth_is_the_distance_to_the_nearest_pixel_outside() -> None:
+    inside = torch.zeros(2, 5, 7, dtype=torch.bool)
+    inside[0, 1:4, 1:6] = True
+    inside[1] = True
+    found = masks.depth(inside)
+    assert found[0, 2].tolist() == [0, 1, 2, 2, 2, 1, 0]
+    assert (found[1] == 12).all()
