@@ -1,0 +1,42 @@
+"""Writes the kept figures into the README, so that no number there is typed by hand: `python -m benchmarks.report`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from . import results
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+ORDER: tuple[str, ...] = ("bench-attention", "bench-step", "bench-sam", "tiny-model")
+
+
+def table() -> str:
+    """All figures that have a bar, and masked attention's comparison, as Markdown."""
+    lines = ["| what | measured | bar |", "|---|---|---|"]
+    notes = {}
+    for name in ORDER:
+        kept = json.loads((results.FOLDER / f"{name}.json").read_text("utf-8"))
+        notes[f"`{kept['command']}`"] = f"{kept['date']}, {kept['machine']}"
+        for figure in kept["figures"]:
+            if not (figure["bar"] or figure["name"].startswith("similar object")):
+                continue
+            missed = " **missed**" if figure["met"] is False else ""
+            interval = f" ({figure['low']:.3f} to {figure['high']:.3f})" if figure["cases"] > 1 else ""
+            lines.append(f"| {figure['name']} | {figure['value']:.3f}{interval} | {figure['bar']}{missed} |")
+    made = "\n".join(f"- {command}: {where}" for command, where in notes.items())
+    return "\n".join(lines) + "\n\nIn brackets: 95 % intervals of rates and means, quartiles of time ratios. Made by:\n\n" + made
+
+
+def main() -> None:
+    text = README.read_text("utf-8")
+    found = re.search(f"{re.escape(BEGIN)}.*{re.escape(END)}", text, re.S)
+    if found is None:
+        raise SystemExit(f"README.md has no {BEGIN} ... {END}")
+    README.write_text(text[: found.start()] + f"{BEGIN}\n{table()}\n{END}" + text[found.end() :], "utf-8")
+
+
+if __name__ == "__main__":
+    main()

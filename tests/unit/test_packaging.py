@@ -1,0 +1,33 @@
+"""What installers and ComfyUI read of the pack."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_requirements_are_pyprojects_dependencies() -> None:
+    """ComfyUI Manager reads the one, the registry the other."""
+    found = re.search(r"^dependencies = (\[.*?\])$", (ROOT / "pyproject.toml").read_text("utf-8"), re.M | re.S)
+    assert found is not None
+    wanted = ast.literal_eval(found[1])
+    assert (ROOT / "requirements.txt").read_text("utf-8").split("\n")[:-1] == wanted
+
+
+def test_nothing_that_comfyui_brings_is_pinned() -> None:
+    names = (ROOT / "requirements.txt").read_text("utf-8").lower()
+    assert not any(name in names for name in ("torch", "numpy", "pillow", "transformers", "diffusers"))
+
+
+def test_optional_libraries_are_imported_where_they_are_used() -> None:
+    """At a module's top only what every ComfyUI has: a missing segment_anything must not take the pack down."""
+    allowed = {*sys.stdlib_module_names, "torch", "numpy", "PIL", "comfy_api", "typing_extensions"}
+    for file in [ROOT / "__init__.py", *(path for room in ("nodes", "attention", "models") for path in (ROOT / room).glob("*.py"))]:
+        for node in ast.parse(file.read_text("utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            assert {name.split(".")[0] for name in names} <= allowed, f"{file.name} imports {names}"
