@@ -104,3 +104,11 @@ def padded(narrow: NarrowAutoencoder, latent_scale: float, reference: dict[str, 
     state["vae_scale"] = torch.tensor(latent_scale)
     state["vae_shift"] = torch.tensor(0.0)
     return state
+
+
+def narrowed(state: dict[str, Tensor]) -> NarrowAutoencoder:
+    """The narrow autoencoder out of the TAESD state dict that `padded` made of it."""
+    narrow = NarrowAutoencoder()
+    like = narrow.state_dict()
+    narrow.load_state_dict({key: state[f"taesd_{key}"][tuple(slice(0, n) for n in weight.shape)].float() for key, weight in like.items()})
+    return narrow

@@ -102,6 +102,12 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         return self.transformer(tokens).last_hidden_state
 
+    def load_comfyui_state(self, state: dict[str, Tensor]) -> None:
+        """Takes the weights from SD 1's names."""
+        own = self.transformer.state_dict()
+        named = {key: f"transformer.text_model.{key.removeprefix('text_model.')}" for key in own}
+        self.transformer.load_state_dict({key: state[name].float() if name in state else own[key] for key, name in named.items()})
+
     @property
     def table(self) -> nn.Parameter:
         """The words' embeddings [49408, 128]."""
@@ -130,6 +136,16 @@ def alphas() -> Tensor:
     """SD's cumulative alphas [1000] (linear in the square root of beta)."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, 0).float()
+
+
+def load_checkpoint(file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """The UNet's, the text encoder's and the autoencoder's weights of a file that `save_checkpoint` wrote."""
+    from safetensors.torch import load_file
+
+    state = load_file(file)
+    parts = ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")
+    unet, text, autoencoder = ({k.removeprefix(part): v for k, v in state.items() if k.startswith(part)} for part in parts)
+    return unet, text, autoencoder
 
 
 def save_checkpoint(

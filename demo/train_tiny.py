@@ -25,7 +25,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import photos, scenes, tiny_model
-from .autoencoder import NarrowAutoencoder, padded
+from .autoencoder import NarrowAutoencoder, narrowed, padded
 from .trainer import Log, cosine, device_of
 
 tiny_model.comfyui_on_path()
@@ -224,6 +224,10 @@ def train(rank: int, size: int, meet: str, options: argparse.Namespace) -> None:
     unet, text = tiny_model.build_unet().to(device), tiny_model.TextEncoder().to(device)
     networks = torch.nn.ModuleDict({"unet": unet, "text": text})
     parameters = list(networks.requires_grad_(True).parameters())
+    if options.start is not None:
+        unet_state, text_state, _ = tiny_model.load_checkpoint(options.start)
+        unet.load_state_dict(unet_state)
+        text.load_comfyui_state(text_state)
     average = {key: value.detach().clone() for key, value in networks.state_dict().items()}
     optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
     file, log = work / "tiny.pt", Log(work / "training.log") if rank == 0 else None
@@ -311,9 +315,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--rate", type=float, default=1.35e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="begin with the weights of this checkpoint (a new run of its own length)")
     parser.add_argument("--processes", type=int, default=1 if torch.cuda.is_available() else os.cpu_count() or 1)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.start is not None and not (options.work / "autoencoder.pt").is_file():
+        torch.save({"average": narrowed(tiny_model.load_checkpoint(options.start)[2]).state_dict()}, options.work / "autoencoder.pt")
     with tempfile.TemporaryDirectory() as folder:
         meet = (Path(folder) / "meet").as_uri()
         if options.processes == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from demo import scenes
+from demo import autoencoder, scenes, tiny_model
 from demo.autoencoder import NarrowAutoencoder, padded
 from demo.scenes import Paint, Scene, Thing
 
@@ -259,3 +260,21 @@ def test_the_registration_is_made_once_and_takes_only_the_tiny_model(model: Any)
     assert type(model.model.model_config).__name__ == "TinySD"
     assert model.model.model_config.inpaint_model()
     assert registration.NODE_CLASS_MAPPINGS == {}
+
+
+def test_a_checkpoint_file_comes_back_as_what_learned_it(tmp_path: Path) -> None:
+    """Training can begin with a checkpoint: UNet, text encoder and the narrow autoencoder are those that were saved."""
+    from comfy.taesd.taesd import TAESD
+
+    torch.manual_seed(0)
+    unet, text, narrow = tiny_model.build_unet(), tiny_model.TextEncoder(), autoencoder.NarrowAutoencoder()
+    saved = autoencoder.padded(narrow, 1.0, TAESD(latent_channels=4).state_dict())
+    tiny_model.save_checkpoint(tmp_path / "tiny.safetensors", unet.state_dict(), text.comfyui_state(), saved, {})
+    unet_state, text_state, autoencoder_state = tiny_model.load_checkpoint(tmp_path / "tiny.safetensors")
+    fresh, tokens = tiny_model.TextEncoder(), torch.randint(0, 49408, (2, 77))
+    fresh.load_comfyui_state(text_state)
+    torch.testing.assert_close(fresh(tokens), text(tokens), atol=2e-2, rtol=1e-2)
+    assert all(torch.equal(unet_state[key], value.half()) for key, value in unet.state_dict().items())
+    picture = torch.rand(1, 3, 32, 32)
+    back = autoencoder.narrowed(autoencoder_state)
+    torch.testing.assert_close(back.decode(back.encode(picture)), narrow.decode(narrow.encode(picture)), atol=2e-2, rtol=1e-2)
