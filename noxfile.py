@@ -108,10 +108,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def train_tiny(session: nox.Session) -> None:
-    """Train the tiny model: the autoencoder, then text encoder and UNet. Hours on a CPU; resumes where it stopped."""
+    """Train the tiny model: autoencoder, text encoder and UNet, judge. Hours on a CPU; resumes. `-- --minutes 600` for the UNet."""
     python = start(session)
-    session.run(str(python), "-m", "demo.train_autoencoder", *session.posargs, external=True)
+    session.run(str(python), "-m", "demo.train_autoencoder", external=True)
     session.run(str(python), "-m", "demo.train_tiny", *session.posargs, external=True)
+    session.run(str(python), "-m", "demo.train_judge", external=True)
 
 
 @nox.session
