@@ -275,10 +275,10 @@ def train(rank: int, size: int, meet: str, options: argparse.Namespace) -> None:
         if spent - saved > 3:
             saved = spent
             save(file, networks, optimizer, average, step, spent)
-            export(work, average, data.deviation, step, spent, options.seed)
+            export(work, average, data.deviation, data.used, step, spent, options.seed)
     if log:
         save(file, networks, optimizer, average, step, spent)
-        export(work, average, data.deviation, step, spent, options.seed)
+        export(work, average, data.deviation, data.used, step, spent, options.seed)
         log(f"done at step {step}, minute {spent:.1f}")
 
 
@@ -292,8 +292,8 @@ def save(
     partial.replace(file)
 
 
-def export(work: Path, average: dict[str, Tensor], deviation: float, step: int, spent: float, seed: int) -> None:
-    """Writes the checkpoint file of the averaged weights into `work`."""
+def export(work: Path, average: dict[str, Tensor], deviation: float, used: Tensor, step: int, spent: float, seed: int) -> None:
+    """Writes the checkpoint file of the averaged weights into `work`. Words that no caption has are all zero: they say nothing."""
     from comfy.taesd.taesd import TAESD
 
     narrow = NarrowAutoencoder()
@@ -303,6 +303,10 @@ def export(work: Path, average: dict[str, Tensor], deviation: float, step: int, 
     unet = {key.removeprefix("unet."): value for key, value in average.items() if key.startswith("unet.")}
     text = tiny_model.TextEncoder()
     text.load_state_dict({key.removeprefix("text."): value for key, value in average.items() if key.startswith("text.")})
+    with torch.no_grad():
+        unknown = torch.ones(len(text.table), dtype=torch.bool)
+        unknown[used.cpu()] = False
+        text.table[unknown] = 0
     about = {"format": "maskprompt tiny sd inpainting 1", "step": str(step), "minutes": f"{spent:.1f}", "seed": str(seed)}
     tiny_model.save_checkpoint(work / tiny_model.CHECKPOINT.name, unet, text.comfyui_state(), autoencoder, about)
 
