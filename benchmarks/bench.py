@@ -108,7 +108,7 @@ def attention(rounds: int = 15) -> list[results.Figure]:
     return figures
 
 
-def step(rounds: int = 5) -> list[results.Figure]:
+def step(rounds: int = 3) -> list[results.Figure]:
     """One evaluation of a UNet of random weights with CFG's two rows, masked (paper) against plain.
 
     The tiny one, and SD 1.5's size at 512 px.

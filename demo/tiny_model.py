@@ -111,7 +111,8 @@ class TextEncoder(nn.Module):
     @property
     def table(self) -> nn.Parameter:
         """The words' embeddings [49408, 128]."""
-        return self.transformer.get_input_embeddings().weight
+        words: Any = self.transformer.get_input_embeddings()
+        return words.weight
 
     def comfyui_state(self) -> dict[str, Tensor]:
         """The weights under SD 1's names."""

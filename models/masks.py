@@ -72,7 +72,7 @@ def depth(inside: torch.Tensor) -> torch.Tensor:
     from scipy import ndimage
 
     far = float(inside.shape[1] + inside.shape[2])
-    found = [np.full(one.shape, far) if one.all() else ndimage.distance_transform_edt(one) for one in inside.cpu().numpy()]
+    found = [np.full(one.shape, far) if one.all() else np.asarray(ndimage.distance_transform_edt(one)) for one in inside.cpu().numpy()]
     return torch.from_numpy(np.stack(found)).float().to(inside.device)
 
 
@@ -83,7 +83,8 @@ def tidied(mask: torch.Tensor, part: float = 0.005) -> torch.Tensor:
     inside = mask.cpu().numpy()
     smallest = part * inside.sum()
     for wanted in (False, True):
-        labels, _ = ndimage.label(inside == wanted)
+        found: Any = ndimage.label(inside == wanted)
+        labels = found[0]
         small = np.bincount(labels.ravel()) < smallest
         small[0] = False
         inside = np.where(small[labels], not wanted, inside)
