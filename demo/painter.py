@@ -35,11 +35,13 @@ class Painter:
         """Conditioning of several captions as one batch [B, 77, 128]."""
         return torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(caption)) for caption in captions])
 
+    @torch.no_grad()
     def paint(self, captions: list[str], seed: int, size: int = 128, steps: int = STEPS, cfg: float = CFG, model: Any = None) -> Tensor:
         """Whole pictures, one for each caption: Empty Latent Image, KSampler, VAE Decode."""
         latent = torch.zeros(len(captions), 4, size // 8, size // 8)
         return self._sample(model or self.model, captions, latent, seed, steps, cfg, {})
 
+    @torch.no_grad()
     def inpaint(
         self, pictures: Tensor, masks: Tensor, captions: list[str], seed: int, steps: int = STEPS, cfg: float = CFG, model: Any = None
     ) -> Tensor:
