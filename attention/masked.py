@@ -96,16 +96,20 @@ class MaskedSelfAttention:
         """Both regions' queries, for rows that share one mask."""
         if not cells.divided:
             return inner(q, k, v)
-        result = torch.empty_like(q)
-        for place, side in ((cells.foreground, cells.inside), (cells.background, ~cells.inside)):
-            seen = side[None, :, None].to(v.dtype)
-            if not call.plain:
-                result[:, place] = self._with_all_tokens(q, k, v, seen, inner)[:, place]
-            elif self.mode == "paper":
-                result[:, place] = inner(q[:, place], k, v * seen)
-            else:
-                result[:, place] = inner(q[:, place], k[:, place], v[:, place])
+        sides = ((cells.foreground, cells.inside), (cells.background, ~cells.inside))
+        attended = [self._side(q, k, v, place, side[None, :, None].to(v.dtype), call, inner) for place, side in sides]
+        result = torch.empty_like(q)  # only now: the masked copy of V is gone, so both are never held at once
+        for (place, _), part in zip(sides, attended, strict=True):
+            result[:, place] = part
         return result
+
+    def _side(self, q: Tensor, k: Tensor, v: Tensor, place: Tensor, seen: Tensor, call: Call, inner: Inner) -> Tensor:
+        """The queries at `place`, which see the keys where `seen` [1, N, 1] is one."""
+        if not call.plain:
+            return self._with_all_tokens(q, k, v, seen, inner)[:, place]
+        if self.mode == "paper":
+            return inner(q[:, place], k, v * seen)
+        return inner(q[:, place], k[:, place], v[:, place])
 
     def _with_all_tokens(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, inner: Inner) -> Tensor:
         """The same where another patch lies beneath, which may count tokens. Attending to ones gives the weight that is left."""
