@@ -5,10 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from . import crop, dreamcom, inspect, segment
+from . import crop, dreamcom, inspect, segment, train_dreamcom
 
 
 class MaskPromptExtension(ComfyExtension):
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*segment.NODES, *dreamcom.NODES, *crop.NODES, *inspect.NODES]
+        return [*segment.NODES, *dreamcom.NODES, *train_dreamcom.NODES, *crop.NODES, *inspect.NODES]

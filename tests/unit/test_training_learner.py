@@ -1,0 +1,493 @@
+"""What learns: gradients where they belong, a result that any stock loader applies, and a MODEL that stays as it was."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.sd
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from maskprompt.training import loop, twin
+from maskprompt.training.dreamcom import Examples, Loss, Options, train
+from maskprompt.training.learner import Learner, Method
+from maskprompt.training.preview import paint
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .conftest import Sample, random_model
+from .test_layers import SDXL
+
+METHODS: tuple[Method, ...] = ("lora", "full")
+PARTS = ("patches", "object_patches", "wrappers", "injections", "model_options", "backup", "callbacks", "attachments")
+
+
+def examples(count: int = 4, side: int = 8, seed: int = 0) -> Examples:
+    """Random latents, each with a box of its own and a strip of padding."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes, valid = torch.zeros(count, side * 8, side * 8, dtype=torch.bool), torch.ones(count, 1, side, side)
+    for number in range(count):
+        boxes[number, 8 * (number % 2) : side * 5, 8 : side * 6 + number] = True
+    valid[:, :, :, -1] = 0
+    return Examples(*(torch.randn(count, 4, side, side, generator=generator) for _ in range(2)), boxes, valid)
+
+
+def conditioning(seed: int = 0, **more: Any) -> list[list[Any]]:
+    return [[torch.randn(1, 77, 128, generator=torch.Generator().manual_seed(seed)), more]]
+
+
+def trained(learner: Learner, steps: int = 3, **more: Any) -> loop.Progress:
+    """A short training on random examples (the learner must be loaded)."""
+    options = Options(noun="ball", steps=steps, method=learner.method, size=64, rate=more.pop("rate", 1e-3))
+    return train(learner, examples(), conditioning(), options, **more)
+
+
+def roughened(learner: Learner) -> None:
+    """As after a long training: weights that have moved far enough to be seen."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, value in learner.parameters.items():
+            scale = 0.1 if "lora" in name else 0.05 * float(value.std().nan_to_num(0.1) + 0.01)
+            value.add_(torch.randn(value.shape, generator=generator) * scale)
+
+
+def predicted(model: Any, seed: int = 1) -> Tensor:
+    """What a MODEL makes of some noise, as the sampler asks it: [2, 4, 8, 8]."""
+    generator = torch.Generator().manual_seed(seed)
+    noisy, sigmas = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([0.7, 3.0])
+    concat, text = torch.randn(2, 5, 8, 8, generator=generator), torch.randn(1, 77, 128, generator=generator).expand(2, -1, -1)
+    comfy.model_management.load_models_gpu([model])
+    with torch.inference_mode():
+        return model.model.apply_model(noisy, sigmas, c_concat=concat, c_crossattn=text, transformer_options={})
+
+
+def learner_predicts(learner: Learner, seed: int = 1) -> Tensor:
+    with torch.no_grad():
+        return predicted(learner.patcher, seed)
+
+
+def fingerprint(model: Any) -> tuple[Any, ...]:
+    """Everything about a MODEL that a training might change, but for what loading it does."""
+    comfy.model_management.unload_all_models()
+    weights = {name: value.clone() for name, value in model.model.state_dict().items()}
+    forwards = [name for name, module in model.model.named_modules() if "forward" in vars(module)]
+    grads = [name for name, value in model.model.named_parameters() if value.requires_grad or value.grad is not None]
+    return weights, {part: repr(getattr(model, part)) for part in PARTS}, model.patches_uuid, forwards, grads
+
+
+def unchanged(model: Any, before: tuple[Any, ...]) -> bool:
+    now = fingerprint(model)
+    same = now[0].keys() == before[0].keys() and all(torch.equal(now[0][name], before[0][name]) for name in before[0])
+    return same and now[1:] == before[1:]
+
+
+def with_another_lora(model: Any) -> Any:
+    """A clone of the MODEL with random LoRAs on two layers, as a stock loader leaves it."""
+    generator, state = torch.Generator().manual_seed(3), {}
+    for name in ("input_blocks.1.1.transformer_blocks.0.attn2.to_k", "output_blocks.5.0.out_layers.3"):
+        weight = model.model.state_dict()[f"diffusion_model.{name}.weight"]
+        state[f"diffusion_model.{name}.lora_up.weight"] = torch.randn(weight.shape[0], 4, generator=generator) * 0.2
+        state[f"diffusion_model.{name}.lora_down.weight"] = torch.randn(4, weight[0].numel(), generator=generator) * 0.2
+    return comfy.sd.load_lora_for_models(model, None, state, 0.8, 0)[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_reach_all_that_learns_and_nothing_else(model: Any, method: Method) -> None:
+    learner = Learner(model, method, 4)
+    with learner.loaded():
+        roughened(learner)  # a LoRA's upper half starts without a gradient for its lower one
+        Loss(learner, examples(), conditioning(), Options(size=64))(0, loop.random_numbers(0, 0)).backward()
+        frozen = [value for value in learner.network.parameters() if all(value is not one for one in learner.parameters.values())]
+        assert all(value.grad is None and not value.requires_grad for value in frozen)
+        dead = [name for name, value in learner.parameters.items() if value.grad is None or not bool(value.grad.any())]
+    assert dead == []
+    modules = dict(model.model.diffusion_model.named_modules())
+    if method == "full":
+        assert len(learner.parameters) == len(list(model.model.diffusion_model.parameters()))
+        assert frozen == []
+    else:
+        layers = [name for name, module in modules.items() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))]
+        assert {name.removeprefix("diffusion_model.") for name in learner.adapters} == set(layers)
+        assert len(learner.parameters) == 2 * len(layers)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_untrained_it_is_the_model_to_the_bit(model: Any, method: Method) -> None:
+    wanted = predicted(model)
+    learner = Learner(model, method, 3, seed=7)
+    with learner.loaded():
+        assert torch.equal(learner_predicts(learner), wanted)
+        learned = learner.learned()
+    again, _ = comfy.sd.load_lora_for_models(model, None, learned, 1.0, 0)
+    assert torch.equal(predicted(again), wanted)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("steps", [3])
+def test_the_same_seed_trains_the_same(model: Any, method: Method, steps: int) -> None:
+    results = []
+    for seed in (4, 4, 5):
+        learner = Learner(model, method, 2, seed)
+        with learner.loaded():
+            trained(learner, steps)
+            results.append(learner.learned())
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    assert method == "full" or any(not torch.equal(results[0][name], results[2][name]) for name in results[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_on_a_fixed_batch_falls(model: Any, method: Method) -> None:
+    learner = Learner(model, method, 8)
+    with learner.loaded():
+        loss = Loss(learner, examples(), conditioning(), Options(size=64))
+        fixed = torch.tensor([0, 1]), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 2.0])
+        rate = 3e-3 if method == "lora" else 3e-4
+        progress = loop.run(learner.parameters, lambda step, generator: loss.of(*fixed), loop.Settings(20, rate))
+    assert progress.losses[-1] < 0.6 * progress.losses[0]
+
+
+@pytest.mark.parametrize("patched", [False, True], ids=["bare", "with a LoRA"])
+@pytest.mark.parametrize(("method", "rank"), [("lora", 5), ("lora", 64), ("full", 1)])
+def test_what_was_learned_leaves_for_any_stock_loader(model: Any, tmp_path: Path, method: Method, rank: int, patched: bool) -> None:
+    """Through the dictionary, and through a file as SaveLoRA and Load LoRA write and read it; on top of a LoRA that was there."""
+    base = with_another_lora(model) if patched else model
+    before = predicted(base)
+    learner = Learner(base, method, rank)
+    with learner.loaded():
+        assert torch.equal(learner_predicts(learner), before)
+        trained(learner, 1)
+        roughened(learner)
+        wanted, learned = learner_predicts(learner), learner.learned()
+    assert (wanted - before).std() > 0.02 * before.std()
+    save_file(learned, tmp_path / "lora.safetensors", None)
+    for state in (learned, load_file(tmp_path / "lora.safetensors")):
+        loaded, _ = comfy.sd.load_lora_for_models(base, None, state, 1.0, 0)
+        torch.testing.assert_close(predicted(loaded), wanted, atol=1e-3 * float(wanted.abs().max()), rtol=0)
+        unused, _ = comfy.sd.load_lora_for_models(base, None, state, 0.0, 0)
+        assert torch.equal(predicted(unused), before)
+    assert all(value.dtype in (torch.float16, torch.float32) and value.device.type == "cpu" for value in learned.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_learned_name_is_known_to_the_stock_loader(model: Any, method: Method, caplog: pytest.LogCaptureFixture) -> None:
+    learner = Learner(model, method, 2)
+    with learner.loaded():
+        trained(learner, 1)
+        learned = learner.learned()
+    loaded, _ = comfy.sd.load_lora_for_models(model, None, learned, 1.0, 0)
+    assert "NOT LOADED" not in caplog.text.upper()
+    assert "lora key not loaded" not in caplog.text
+    weights = [name for name, value in model.model.state_dict().items() if method == "full" or value.ndim > 1]
+    assert {str(key) for key in loaded.patches} == {name for name in weights if name.startswith("diffusion_model.")} - (
+        {name for name in weights if name.endswith(".bias")} if method == "lora" else set()
+    )
+
+
+def in_the_loss(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Loss, "of", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    trained(learner)
+
+
+def interrupted(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(progress: loop.Progress) -> None:
+        raise comfy.model_management.InterruptProcessingException
+
+    trained(learner, on_step=stop)
+
+
+def with_a_preview(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def show(progress: loop.Progress) -> None:
+        pictures = examples()
+        paint(learner, conditioning(), conditioning(1), pictures.latents[:1], pictures.values(slice(0, 1)))
+        learner.load()
+
+    trained(learner, on_step=show)
+
+
+def loaded_twice(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(learner)
+    learned = learner.learned()
+    with learner.loaded():
+        again = learner.learned()
+    assert all(torch.equal(learned[name], again[name]) for name in learned)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("happens", [in_the_loss, interrupted, with_a_preview, loaded_twice])
+def test_the_model_stays_as_it_was(
+    method: Method, happens: Callable[[Learner, pytest.MonkeyPatch], None], sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights and all that hangs on it to the bit, and the picture it paints before, meanwhile and after."""
+    base = with_another_lora(random_model())
+    before, picture = fingerprint(base), sample(base, steps=2)
+    learner = Learner(base, method, 2)
+    try:
+        with learner.loaded():
+            trained(learner, 1)
+            assert torch.equal(sample(base.clone(), steps=2), picture)
+            learner.load()
+            happens(learner, monkeypatch)
+    except (RuntimeError, comfy.model_management.InterruptProcessingException):
+        pass
+    loaded = [entry.model for entry in comfy.model_management.current_loaded_models]
+    assert not any(entry is not None and entry.is_clone(learner.patcher) for entry in loaded)
+    assert torch.equal(sample(base, steps=2), picture)
+    assert unchanged(base, before)
+    assert learner.network.current_patcher is None
+    own = {value.data_ptr() for value in base.model.parameters()}
+    assert not own & {value.data_ptr() for value in learner.network.parameters()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_preview_changes_nothing_of_the_outcome(model: Any, method: Method) -> None:
+    """To the bit, though ComfyUI unloads the learner for it and draws from the global random numbers."""
+    results, pictures = [], []
+    for shows in (False, True):
+        learner = Learner(model, method, 2)
+
+        def show(progress: loop.Progress, shows: bool = shows, learner: Learner = learner) -> None:
+            if shows:
+                some = examples()
+                pictures.append(paint(learner, conditioning(), conditioning(1), some.latents[:1], some.values(slice(0, 1)), patches=some.patches(slice(0, 1))))
+                twin.unload(learner.patcher)  # as a VAE on a small GPU does
+                learner.load()
+
+        with learner.loaded():
+            trained(learner, 3, on_step=show)
+            results.append(learner.learned())
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    assert len(pictures) == 3
+    assert all(bool(torch.isfinite(picture).all()) for picture in pictures)
+    assert not torch.equal(pictures[0], pictures[2])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_computing_blocks_twice_gives_the_same_gradients(model: Any, method: Method) -> None:
+    found = []
+    for checkpointing in (False, True):
+        learner = Learner(model, method, 4, checkpointing=checkpointing)
+        with learner.loaded():
+            roughened(learner)
+            loss = Loss(learner, examples(), conditioning(), Options(size=64, batch=2))(0, loop.random_numbers(0, 0))
+            loss.backward()
+            found.append({name: value.grad for name, value in learner.parameters.items()})
+    largest = max(float(value.abs().max()) for value in found[0].values())
+    for name in found[0]:
+        torch.testing.assert_close(found[1][name], found[0][name], atol=1e-6 * largest, rtol=1e-6)
+
+
+def test_blocks_computed_twice_keep_less(model: Any) -> None:
+    """Of what the forward pass keeps for the gradient, most is gone."""
+    kept = []
+    for checkpointing in (False, True):
+        learner, found = Learner(model, "lora", 4, checkpointing=checkpointing), {}
+        with learner.loaded():
+            own = {value.untyped_storage().data_ptr() for value in (*learner.network.parameters(), *learner.parameters.values())}
+
+            def pack(tensor: Tensor, found: dict[int, Tensor] = found, own: set[int] = own) -> Tensor:
+                if tensor.untyped_storage().data_ptr() not in own:
+                    found[tensor.untyped_storage().data_ptr()] = tensor
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                Loss(learner, examples(side=16), conditioning(), Options(size=128))(0, loop.random_numbers(0, 0))
+            kept.append(sum(tensor.untyped_storage().nbytes() for tensor in found.values()))
+    assert kept[1] < 0.3 * kept[0]
+
+
+class Halved:
+    """Another pack's replacement of a layer's attention."""
+
+    def __init__(self) -> None:
+        self.calls: list[bool] = []
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any], **_: Any) -> Tensor:
+        from comfy.ldm.modules.attention import optimized_attention
+
+        self.calls.append(torch.is_grad_enabled())
+        return 0.5 * optimized_attention(q, k, v, extra_options["n_heads"], transformer_options=extra_options)
+
+
+@pytest.mark.parametrize("slot", ["attn1", "attn2"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_another_packs_replacement_is_honoured(model: Any, slot: str, masked: bool) -> None:
+    replaced, halved = model.clone(), Halved()
+    replaced.set_model_patch_replace(halved, slot, "output", 4)
+    losses = []
+    for base in (model, replaced):
+        learner = Learner(base, "lora", 4)
+        with learner.loaded():
+            loss = Loss(learner, examples(), conditioning(), Options(size=64, masked_attention=masked))(0, loop.random_numbers(0, 0))
+            before = len(halved.calls)
+            loss.backward()
+            losses.append(loss.item())
+    assert before == 1  # and once more when its block was computed again
+    assert halved.calls == [True, True]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision_weights_learn_in_float32_on_a_cpu(dtype: torch.dtype, method: Method) -> None:
+    base = random_model(dtype=dtype)
+    assert base.model.get_dtype() == dtype
+    before = fingerprint(base)
+    learner = Learner(base, method, 4)
+    with learner.loaded():
+        assert torch.equal(learner_predicts(learner), predicted(base))
+        learner.load()
+        progress = trained(learner)
+        assert all(value.dtype == torch.float32 for value in learner.parameters.values())
+        roughened(learner)
+        wanted, learned = learner_predicts(learner), learner.learned()
+    assert all(torch.isfinite(torch.tensor(progress.losses)))
+    loaded, _ = comfy.sd.load_lora_for_models(base, None, learned, 1.0, 0)
+    # Weights of half precision round the sum of both.
+    torch.testing.assert_close(predicted(loaded), wanted, atol=(4e-3 if dtype == torch.float16 else 4e-2) * float(wanted.abs().max()), rtol=0)
+    assert unchanged(base, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", METHODS)
+def test_bfloat16_as_on_a_gpu(dtype: torch.dtype, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and a preview in the precision of a GPU, with weights of any: nothing meets a number of another kind."""
+    monkeypatch.setattr("maskprompt.training.learner.compute_dtype", lambda model: torch.bfloat16)
+    base, losses = random_model(dtype=dtype), {}
+    for compute in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr("maskprompt.training.learner.compute_dtype", lambda model, compute=compute: compute)
+        learner = Learner(base, method, 4)
+        with learner.loaded():
+            seen: list[torch.dtype] = []
+            learner.network.diffusion_model.middle_block.register_forward_hook(lambda *given, seen=seen: seen.append(given[2].dtype))
+            losses[compute] = trained(learner, 2).losses
+            some = examples()
+            assert torch.isfinite(paint(learner, conditioning(), conditioning(1), some.latents[:1], some.values(slice(0, 1)))).all()
+            assert all(value.dtype == torch.float32 for value in learner.parameters.values())
+        assert seen[0] == compute
+    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.05)
+
+
+def inpainting_sdxl() -> Any:
+    """A MODEL with SDXL's blocks, nine input channels and its label embedding, of random weights."""
+    import comfy.supported_models
+
+    widths = {"in_channels": 9, "model_channels": 32, "context_dim": 128, "adm_in_channels": 6 * 256 + 16}
+    depths = {"transformer_depth": [0, 0, 1, 1, 2, 2], "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2], "transformer_depth_middle": 1}
+    config = comfy.supported_models.SDXL({**SDXL, **widths, **depths})
+    config.set_inference_dtype(torch.float32, None)
+    base = config.get_model({}, device=torch.device("cpu"))
+    base.set_inpaint()
+    generator = torch.Generator().manual_seed(0)
+    for value in base.diffusion_model.parameters():
+        value.data = torch.randn(value.shape, generator=generator) * 0.05
+    return ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sdxl_learns(method: Method) -> None:
+    base = inpainting_sdxl()
+    learner = Learner(base, method, 4)
+    with learner.loaded():
+        options = Options(noun="ball", steps=2, method=method, size=64, batch=2, rate=1e-3)
+        text = conditioning(pooled_output=torch.randn(1, 16))
+        progress = train(learner, examples(), text, options)
+        learned = learner.learned()
+    assert progress.step == 2
+    assert all(torch.isfinite(torch.tensor(progress.losses)))
+    key = "diffusion_model.label_emb.0.0." + ("diff" if method == "full" else "lora_up.weight")
+    assert learned[key].abs().max() > 0
+
+
+def test_what_holds_on_to_the_models_own_layers_is_left_out_with_a_warning(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A compiled UNet would run the given model's weights, a bypass LoRA would be put into the given model's layers."""
+    base, calls = model.clone(), []
+    base.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "torch.compile", lambda *_, **__: calls.append(1))
+    weight = model.model.state_dict()["diffusion_model.input_blocks.1.1.proj_in.weight"]
+    key = "diffusion_model.input_blocks.1.1.proj_in"
+    state = {f"{key}.lora_up.weight": torch.randn(weight.shape[0], 2), f"{key}.lora_down.weight": torch.randn(2, weight[0].numel())}
+    base, _ = comfy.sd.load_bypass_lora_for_models(base, None, state, 1.0, 0)
+    assert base.injections
+    learner = Learner(base, "lora", 4)
+    with learner.loaded():
+        trained(learner, 1)
+        assert not any("forward" in vars(module) for module in model.model.diffusion_model.modules())
+    assert not calls
+    assert "LoRAs loaded in bypass mode" in caplog.text
+    assert list(base.injections) == list(base.injections)
+
+
+def test_a_dynamically_loaded_model_is_read_again_as_a_plain_one(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NVIDIA cards ComfyUI 0.30 streams weights by default, without gradients; its own way out is to load the file once more."""
+    asked: list[Any] = []
+
+    def load(*given: Any, disable_dynamic: bool = False) -> Any:
+        asked.append((given, disable_dynamic))
+        return (random_model(), None) if given[0] == "checkpoint" else random_model()
+
+    wanted = predicted(model)
+    monkeypatch.setattr(model, "is_dynamic", lambda: True)
+    for init in ((load, ("checkpoint",), 0), (load, ("unet", {}))):
+        monkeypatch.setattr(model, "cached_patcher_init", init)
+        own = twin.twin(model)
+        assert type(own) is ModelPatcher
+        assert own.model is not model.model
+        assert torch.equal(predicted(own), wanted)
+    assert asked == [(("checkpoint",), True), (("unet", {}), True)]
+    monkeypatch.setattr(model, "cached_patcher_init", None)
+    with pytest.raises(ValueError, match="cannot be copied for training.*Load Checkpoint"):
+        twin.twin(model)
+
+
+GROWTH = """
+import gc, os, sys
+sys.path.insert(0, {root!r})
+from benchmarks.pack import load_pack
+load_pack()
+sys.path.insert(0, {root!r})
+from tests.unit.test_training_learner import Learner, random_model, trained
+import ctypes, torch
+torch.set_num_threads(1)
+base = random_model()
+def memory():
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    import psutil
+    return psutil.Process().memory_info().rss
+for round in range(4):
+    for method in ("lora", "full"):
+        learner = Learner(base, method, 16)
+        with learner.loaded():
+            trained(learner, 2)
+            learned = learner.learned()
+        del learner, learned
+    print(memory())
+"""
+
+
+def test_training_again_and_again_does_not_grow() -> None:
+    """After the first, which fills caches. A copy of the model that stayed would be 5 % of the process."""
+    root = str(Path(__file__).resolve().parents[2])
+    result = subprocess.run([sys.executable, "-c", GROWTH.format(root=root)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    sizes = [int(line) for line in result.stdout.split()]
+    assert max(sizes[1:]) < 1.03 * sizes[0], sizes
+
+
+def test_nothing_is_left_when_the_copy_is_gone(model: Any) -> None:
+    import weakref
+
+    learner = Learner(model, "lora", 2)
+    with learner.loaded():
+        trained(learner, 1)
+    network = weakref.ref(learner.network)
+    del learner
+    gc.collect()
+    assert network() is None
