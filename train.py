@@ -208,8 +208,7 @@ class Work:
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         size = sum(value.numel() for value in parameters.values())
-        free = shutil.disk_usage(self.output.parent).free
-        if free < 2 * size:
+        if self.processes.first and (free := shutil.disk_usage(self.output.parent).free) < 2 * size:
             raise ValueError(f"{self.output} will take {2 * size / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB left.")
         start = self._start(fingerprint, settings.steps)
         self.processes.ready(f"{size} weights from step {start}")
@@ -378,15 +377,14 @@ def load_checkpoint(name: str) -> tuple[Any, Any, Any]:
     return model, clip, vae
 
 
-def number(kind: type[int] | type[float] = int, lowest: float = 0, below: float = math.inf, multiple: int = 1) -> Callable[[str], float]:
-    """Reads a number from `lowest` to less than `below` for argparse."""
+def number(kind: type[int] | type[float] = int, lowest: float = 0, highest: float = math.inf, multiple: int = 1) -> Callable[[str], float]:
+    """Reads a number from `lowest` to `highest` for argparse."""
 
     def read(text: str) -> float:
         value = kind(text)
-        if not lowest <= value < below or (multiple > 1 and value % multiple):
-            limits = [f"at least {lowest}", *([f"below {below}"] if below < math.inf else [])]
-            limits += [f"a multiple of {multiple}"] if multiple > 1 else []
-            raise argparse.ArgumentTypeError(f"{text} is not {' and '.join(limits)}")
+        if not lowest <= value <= highest or value == math.inf or (multiple > 1 and value % multiple):
+            limits = f"at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
+            raise argparse.ArgumentTypeError(f"{text} is not {limits}{f' and a multiple of {multiple}' if multiple > 1 else ''}")
         return value
 
     read.__name__ = "number" if kind is float else "whole number"
@@ -444,7 +442,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work: Work | None = None
     try:
         comfyui = find_comfyui(given.comfyui)
-        cpu = given.cpu or not _has_accelerator()
+        cpu = given.cpu or _cpu_only()
         processes = Processes(cpu)
         start_comfyui(comfyui, cpu)
         for path in given.register:
@@ -454,8 +452,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.train(work)
         processes.leave()
         return 0
-    except (Interrupted, KeyboardInterrupt) as stop:
-        if processes is None or processes.first:
+    except KeyboardInterrupt as stop:
+        if _speaks(processes):
             print(f"\nInterrupted. {work.kept() if work and work.started else ''}", file=sys.stderr)
         return 128 + (stop.number if isinstance(stop, Interrupted) else signal.SIGINT)
     except Exception as error:
@@ -464,7 +462,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _failed(error: Exception, verbose: bool, processes: Processes | None, work: Work | None) -> int:
     """Tells what went wrong, once if it went wrong for all processes alike; the exit status."""
-    text = str(error)
+    text = str(error) or type(error).__name__
     if isinstance(error, torch.cuda.OutOfMemoryError):
         text = f"the device ran out of memory. Smaller crops, a smaller batch, or a LoRA instead of all weights take less. ({text})"
     if verbose or not isinstance(error, (ValueError, RuntimeError, OSError)):
@@ -474,15 +472,23 @@ def _failed(error: Exception, verbose: bool, processes: Processes | None, work: 
             processes.ready(problem=text)
         except UnreadyError as merged:
             error, text = merged, str(merged)
-    if processes is None or processes.first or not isinstance(error, UnreadyError):
+    if _speaks(processes) or (work is not None and work.started):
         kept = f"\n{work.kept()}" if work is not None and work.started and work.processes.first else ""
         print(f"train.py: {text}{kept}", file=sys.stderr)
     return 1
 
 
-def _has_accelerator() -> bool:
+def _speaks(processes: Processes | None) -> bool:
+    """Whether this process tells what happened to all."""
+    return processes.first if processes is not None else int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def _cpu_only() -> bool:
+    """Whether there is nothing but the processor, or `accelerate launch --cpu` asks for it."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"):
+        return True
     known = getattr(torch, "accelerator", None)  # not in older versions of PyTorch
-    return bool(known.is_available()) if known else torch.cuda.is_available() or torch.backends.mps.is_available()
+    return not (known.is_available() if known else torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 # DreamCom
@@ -539,7 +545,7 @@ def dreamcom_options(methods: Any, general: argparse.ArgumentParser) -> None:
     how.add_argument("--seed", type=number(), default=usual.seed, help="the same seed trains the same (%(default)s)")
     how.add_argument(
         "--average",
-        type=number(float, 0, below=1),
+        type=number(float, 0, 0.9999),
         default=usual.average,
         help="keep a moving average of the weights with this decay, such as 0.99; 0 keeps the last weights (%(default)s)",
     )
@@ -555,6 +561,12 @@ def dreamcom_options(methods: Any, general: argparse.ArgumentParser) -> None:
         default=usual.masked_attention,
         help="let the text reach the subject's box only, as the paper does (on, unless --no-...)",
     )
+    how.add_argument(
+        "--box-margin",
+        type=number(float, 0, 1),
+        default=usual.box_margin,
+        help="draw each subject's box larger on every side by up to this part of its size (%(default)s; 0 is the paper's)",
+    )
     command.set_defaults(train=train_dreamcom, title=lambda given: re.sub(r"[^\w-]+", "_", f"dreamcom-{given.token}-{given.noun}"))
 
 
@@ -567,9 +579,10 @@ def train_dreamcom(work: Work) -> None:
     pictures = folder.load(Path(given.pictures).expanduser())
     model, clip, vae = work.checkpoint()
     options = dreamcom.Options(
-        token=given.token, noun=given.noun, steps=given.steps, rate=given.rate, method="lora" if automatic else given.method,
-        rank=given.rank, batch=given.batch, size=given.size, seed=given.seed, masked_attention=given.masked_attention,
-        average=given.average, checkpointing=given.checkpointing,
+        token=given.token.strip(), noun=given.noun.strip(), steps=given.steps, rate=given.rate,
+        method="lora" if automatic else given.method, rank=given.rank, batch=given.batch, size=given.size, seed=given.seed,
+        masked_attention=given.masked_attention, box_margin=given.box_margin, average=given.average,
+        checkpointing=given.checkpointing,
     )  # fmt: skip
     dreamcom.check(model, clip, vae, options, pictures)
     if automatic:
@@ -590,7 +603,8 @@ def train_dreamcom(work: Work) -> None:
     with learner.loaded():
         done = work.run(learner.parameters, dreamcom.Loss(learner, examples, texts[0], options), settings, fingerprint, paint)
         learned = learner.learned()
-    about = {name: getattr(options, name) for name in ("method", "token", "noun", "prompt", "rank", "batch", "size", "seed", "average")}
+    told = ("method", "token", "noun", "prompt", "rank", "batch", "size", "seed", "masked_attention", "box_margin", "average")
+    about = {name: getattr(options, name) for name in told}
     base = {"format": "maskprompt-dreamcom-1", "base": Path(given.checkpoint).name, "width": learner.width}
     work.save(learned, {**base, **about, "steps": done.step, "rate": settings.learning_rate, "processes": work.processes.count})
     if work.processes.first:

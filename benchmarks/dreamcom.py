@@ -1,12 +1,14 @@
 """DreamCom's tables (Lu et al., "DreamCom", Table 4; supplement, Table 1 and Figure 1) on the tiny model, by the judge.
 
 Eight subjects that the tiny model never saw, each tuned in from pictures of it and painted into twenty backgrounds. Every LoRA and
-every set of painted pictures is kept in demo/work/dreamcom under a key of all that it depends on, and found again by the next run.
+every set of painted pictures is kept in demo/work/dreamcom under a key of its settings, the pictures it is made from and the checkpoint,
+and found again by the next run. The key knows nothing of the code: delete that folder after a change to what trains or paints.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import importlib
 import json
@@ -22,18 +24,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from demo import judge, subjects, tiny_model
+from demo import judge, scenes, subjects, tiny_model
 from demo.painter import CFG, SAMPLER, Painter
 from demo.subjects import SUBJECTS, Subject
 
 from . import results
 from . import tiny_model as gates
 
-FORMAT = 1
+FORMAT = 2
 WORK = Path(__file__).resolve().parent.parent / "demo" / "work" / "dreamcom"
 SHEET = Path(__file__).resolve().parent.parent / "demo" / "output" / "dreamcom-table.png"
 STEPS = 15
 """Of painting. The pictures hardly differ from those of the demo's 20."""
+FEWER_SUBJECTS = 4
+"""Of the table over the number of references, for which every subject is trained four times more."""
 MARGIN = 4
 """Pixels around the box that do not count as background: SSIM's window reaches so far."""
 
@@ -62,7 +66,7 @@ CHOICES = (replace(NO_SELF, name="no layer"), ALL, OUTER, replace(WHOLE, name="a
 
 @dataclass(frozen=True)
 class Score:
-    """What the judge says of one picture. `colour_error` is None where neither of the subject's colours was found."""
+    """What the judge says of one picture. `colour_error` is None where no object was found."""
 
     found: bool
     shape: bool
@@ -111,6 +115,18 @@ class Bench:
         text = json.dumps({"format": FORMAT, "checkpoint": self.weights, **settings}, sort_keys=True)
         return self.work / f"{what}-{sha(text.encode())}"
 
+    def options(self, subject: Subject, method: Method) -> Any:
+        dreamcom = importlib.import_module("maskprompt.training.dreamcom")
+        return dreamcom.Options(
+            noun=subject.shape, steps=self.size.steps, batch=4, size=subjects.SIZE, masked_attention=method.masked, checkpointing=False
+        )
+
+    def lora(self, subject: Subject, method: Method) -> Path:
+        """The file of what was learned, or is to be."""
+        shown = known(subject, method.references)
+        pictures = sha(b"".join(one.image.tobytes() + one.masks.tobytes() for one in shown))
+        return self.file("lora", pictures=pictures, options=asdict(self.options(subject, method))).with_suffix(".safetensors")
+
     def trained(self, subject: Subject, method: Method) -> tuple[dict[str, Tensor], float]:
         """The subject's LoRA, and the seconds that making it took: crops, their encoding and the training."""
         from safetensors import safe_open
@@ -119,12 +135,9 @@ class Bench:
         dreamcom, learners, references = (
             importlib.import_module(f"maskprompt.training.{name}") for name in ("dreamcom", "learner", "references")
         )
-        options = dreamcom.Options(
-            noun=subject.shape, steps=self.size.steps, batch=4, size=subjects.SIZE, masked_attention=method.masked, checkpointing=False
-        )
-        file = self.file("lora", subject=subject.name, references=method.references, options=asdict(options)).with_suffix(".safetensors")
+        options, file = self.options(subject, method), self.lora(subject, method)
         if not file.is_file():
-            shown = subjects.references(subject, method.references)
+            shown = known(subject, method.references)
             pictures = [references.Reference(image_of(one.image), torch.from_numpy(one.masks[0])) for one in shown]
             started = time.monotonic()
             examples = dreamcom.encode(pictures, self.painter.vae, options)
@@ -157,52 +170,65 @@ class Bench:
         patches += [masked.MaskedSelfAttention(region, "paper", chain.Scope(chosen))] if chosen else []
         return chain.install(model, *patches) if patches else model
 
+    def page(self, subject: Subject, method: Method, seed: int) -> Path:
+        """The file of one set of painted pictures, one below the other."""
+        shown, _, _ = self.backgrounds(subject)
+        pictures = sha(b"".join(one.image.tobytes() + repr(one.box).encode() for one in shown))
+        learned = self.lora(subject, method).stem if method.references else ""
+        how = [method.cross, method.layers, subject.shape, seed, SAMPLER, STEPS, CFG]
+        return self.file("painted", backgrounds=pictures, lora=learned, how=how).with_suffix(".png")
+
     def painted(self, subject: Subject, method: Method, seed: int) -> Tensor:
         """All backgrounds with the subject in their boxes [B, 128, 128, 3], nothing pasted back."""
-        how = {**asdict(replace(method, name="")), "steps": self.size.steps if method.references else 0}
-        file = self.file(
-            "painted", subject=subject.name, method=how, seed=seed, count=self.size.backgrounds, painting=[SAMPLER, STEPS, CFG]
-        ).with_suffix(".png")
+        file = self.page(subject, method, seed)
         if not file.is_file():
             shown, images, masks = self.backgrounds(subject)
-            model, words = self.model(subject, method, masks), [f"a photo of sks {subject.shape}"] * len(shown)
+            model, words = self.model(subject, method, masks), [self.options(subject, method).prompt] * len(shown)
             pictures = self.painter.inpaint(images, masks, words, seed=seed, steps=STEPS, model=model)
-            page = Image.fromarray((torch.cat(list(pictures)).numpy() * 255).round().astype(np.uint8))
-            keep(file, lambda part: page.save(part, "PNG"))
-        with Image.open(file) as page:
-            return image_of(np.asarray(page)).reshape(-1, subjects.SIZE, subjects.SIZE, 3)
+            sheet = Image.fromarray((torch.cat(list(pictures)).numpy() * 255).round().astype(np.uint8))
+            keep(file, lambda part: sheet.save(part, "PNG"))
+        with Image.open(file) as kept:
+            return image_of(np.asarray(kept)).reshape(-1, subjects.SIZE, subjects.SIZE, 3)
 
     def backgrounds(self, subject: Subject) -> tuple[list[subjects.Background], Tensor, Tensor]:
-        shown = subjects.backgrounds(subject, self.size.backgrounds)
+        shown = places(subject, self.size.backgrounds)
         return shown, torch.stack([image_of(one.image) for one in shown]), gates.mask_of([one.box for one in shown])
 
     def scores(self, subject: Subject, method: Method, seed: int) -> list[Score]:
         pictures = self.painted(subject, method, seed)
-        how = [subject.name, asdict(replace(method, name="")), self.size.steps, seed, self.size.backgrounds, STEPS, CFG]
-        file = self.file("scores", of=how, judge=self.eyes).with_suffix(".json")
+        file = self.file("scores", of=self.page(subject, method, seed).stem, subject=subject.name, judge=self.eyes).with_suffix(".json")
         if not file.is_file():
             text = json.dumps([asdict(one) for one in self.judged(subject, pictures)])
             keep(file, lambda part: part.write_text(text, encoding="utf-8"))
         return [Score(**one) for one in json.loads(file.read_text("utf-8"))]
 
     def judged(self, subject: Subject, pictures: Tensor) -> list[Score]:
-        """Fidelity is of what the judge found in the box, or of all that is in the box where it found nothing."""
+        """The judge looks at the box only, for nothing else was painted. Fidelity is of what it finds there, else of the whole box."""
         shown, images, masks = self.backgrounds(subject)
-        before, after = judge.look(self.eye, images), judge.look(self.eye, pictures)
-        found = [gates.in_box(*three) for three in zip(after, before, masks, strict=True)]
+        verdicts = judge.look(self.eye, pictures, masks)
+        found = [gates.in_box(verdict, None, mask) for verdict, mask in zip(verdicts, masks, strict=True)]
         cut = torch.stack([mask[::2, ::2] if f is None else torch.from_numpy(f.mask).float() for f, mask in zip(found, masks, strict=True)])
-        known = subjects.references(subject)
-        wanted = judge.features(
-            self.eye, torch.stack([image_of(one.image) for one in known]), torch.stack([torch.from_numpy(one.masks[0]) for one in known])
-        )
+        examples = known(subject, WHOLE.references)
+        cut_outs = torch.stack([image_of(one.image) for one in examples]), torch.stack([torch.from_numpy(one.masks[0]) for one in examples])
+        wanted = judge.features(self.eye, *cut_outs)
         fidelity = (judge.features(self.eye, pictures, cut) @ wanted.T).mean(1)
         return [
             Score(
                 f is not None, f is not None and f.shape == subject.shape, f is not None and f.painted(*subject.colours),
-                float(alike), None if f is None else colour_error(f, subject), ssim(picture, image, mask), background.similar,
+                float(alike), None if f is None else colour_error(picture, f, subject), ssim(picture, image, mask), background.similar,
             )
             for f, alike, picture, image, mask, background in zip(found, fidelity, pictures, images, masks, shown, strict=True)
         ]  # fmt: skip
+
+
+@functools.cache
+def known(subject: Subject, count: int) -> list[scenes.Rendered]:
+    return subjects.references(subject, count)
+
+
+@functools.cache
+def places(subject: Subject, count: int) -> list[subjects.Background]:
+    return subjects.backgrounds(subject, count)
 
 
 def keep(file: Path, write: Callable[[Path], object]) -> None:
@@ -216,10 +242,11 @@ def image_of(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels.copy()).float() / 255
 
 
-def colour_error(found: judge.Found, subject: Subject) -> float | None:
-    """CIEDE2000 between the object's pixels of each of the subject's colours and that colour, on average; None if it has neither."""
-    errors = [judge.colour_error(found.means[name], name) for name in subject.colours if name in found.means]
-    return float(np.mean(errors)) if errors else None
+def colour_error(picture: Tensor, found: judge.Found, subject: Subject) -> float:
+    """CIEDE2000 between the object's pixels and the nearer of the subject's two colours, on average."""
+    small = F.avg_pool2d(picture.movedim(-1, 0), 2).movedim(0, -1).numpy() * 255
+    pixels = small[judge.core(found.mask)]
+    return float(np.min([judge.colour_errors(pixels, name) for name in subject.colours], 0).mean())
 
 
 def ssim(picture: Tensor, background: Tensor, mask: Tensor) -> float:
@@ -266,16 +293,17 @@ def tables(bench: Bench) -> list[results.Figure]:
     figures += [results.rate(f"after, {s.name}: appears in the box", [x.success for x in gathered(WHOLE, among=[s])]) for s in chosen]
     seconds = results.mean("seconds of training for one subject", [bench.trained(subject, WHOLE)[1] for subject in chosen])
     figures += [at_most(seconds, 240), results.mean("the VAE alone: background SSIM", own_ssim(bench, chosen))]
-    for title, methods, seeds in (
-        ("parts", (WHOLE, NO_CROSS, NO_SELF, NEITHER), bench.size.seeds),
-        ("self-attention", CHOICES, bench.size.seeds),
-        ("references", (*FEWER, FIVE), 1),
+    for title, methods, seeds, among in (
+        ("parts", (WHOLE, NO_CROSS, NO_SELF, NEITHER), bench.size.seeds, chosen),
+        ("self-attention", CHOICES, bench.size.seeds, chosen),
+        ("references", (*FEWER, FIVE), 1, chosen[:FEWER_SUBJECTS]),
     ):
         for method in methods:
-            figures += figures_of(f"{title}, {method.name}", gathered(method, seeds))
+            figures += figures_of(f"{title}, {method.name}", gathered(method, seeds, among))
     return figures
 
 
+@torch.no_grad()
 def own_ssim(bench: Bench, chosen: Sequence[Subject]) -> list[float]:
     """What the VAE costs a background in which nothing is painted."""
     found = []
@@ -292,6 +320,7 @@ def sheet(bench: Bench) -> None:
 
     from demo.contact_sheet import contact_sheet
 
+    names = ("before", "whole", "no cross", "no self", "neither", "all layers", "outer layers")
     methods = (BEFORE, WHOLE, NO_CROSS, NO_SELF, NEITHER, ALL, OUTER)
     with tempfile.TemporaryDirectory() as folder:
 
@@ -307,25 +336,19 @@ def sheet(bench: Bench) -> None:
                 x, y, width, height = shown[index].box
                 marked = images[index].clone()
                 marked[[y, y + height - 1], x : x + width] = marked[y : y + height, [x, x + width - 1]] = torch.tensor([1.0, 0.0, 1.0])
-                row = [("reference", tile(image_of(one.image))) for one in subjects.references(subject, 2)] + [("box", tile(marked))]
-                for method in methods:
+                row = [("reference", tile(image_of(one.image))) for one in known(subject, 2)] + [("box", tile(marked))]
+                for name, method in zip(names, methods, strict=True):
                     score = bench.scores(subject, method, 0)[index]
-                    label = f"{short(method)}: {said(score)}"
-                    row.append((label, tile(bench.painted(subject, method, 0)[index])))
+                    row.append((f"{name}: {said(score)}", tile(bench.painted(subject, method, 0)[index])))
                 rows.append((subject.name, row))
         SHEET.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(rows, 192).save(SHEET)
 
 
-def short(method: Method) -> str:
-    return method.name.replace("without masked ", "no ").replace("-attention", "").replace("the decoder's outer layers", "outer layers")
-
-
 def said(score: Score) -> str:
-    wrong = [name for name, right in (("shape", score.shape), ("colours", score.colours)) if not right]
-    if not score.found:
-        return "no object"
-    return f"wrong {', '.join(wrong)}" if wrong else "right"
+    if score.success or not score.found:
+        return "right" if score.success else "no object"
+    return f"other {'object' if not (score.shape or score.colours) else 'colours' if score.shape else 'shape'}"
 
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
@@ -342,6 +365,7 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     notes = {
         "training": f"{usual.steps} steps of 4 crops of {subjects.SIZE} px, LoRA of rank 16 at its usual rate, 'a photo of sks <shape>'",
         "painting": f"{SAMPLER}, {STEPS} steps, CFG {CFG}; nothing pasted back; background SSIM outside of the box and {MARGIN} px",
+        "success": "the judge finds an object in the box, of the subject's shape, its two main colours the subject's, each 15 % or more",
         "fidelity": "mean cosine of the judge's features of the cut-out object (the box where none is found) and of the five references",
         "not measured": "compatibility of object and background: a user study in the paper",
         "checkpoint": bench.checkpoint.name,

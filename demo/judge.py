@@ -82,9 +82,9 @@ class Judge(nn.Module):
 
 @dataclass(frozen=True)
 class Found:
-    """One object in a picture: its shape, its colour, its mask (bool [64, 64]) and its mean colour (0..255).
+    """One object in a picture: its shape, its colour, its mask (bool [64, 64]), its mean colour (0..255).
 
-    `colours` is which part of it has each colour; `means` the mean (0..255) of the pixels of each colour that it has.
+    `colours` is which part of it has each colour.
     """
 
     shape: str
@@ -92,7 +92,6 @@ class Found:
     mask: np.ndarray
     mean: np.ndarray
     colours: dict[str, float]
-    means: dict[str, np.ndarray]
 
     @property
     def centre(self) -> float:
@@ -123,7 +122,7 @@ def load(file: Path = FILE) -> Judge:
 
     judge = Judge()
     state = {key: value.float() if value.is_floating_point() else value for key, value in load_file(file).items()}
-    judge.load_state_dict({"usual": judge.usual, **state})
+    judge.load_state_dict(state)
     return judge.eval()
 
 
@@ -136,35 +135,44 @@ def cut_out(found: Tensor, mask: np.ndarray) -> Tensor:
     return F.interpolate(alone[None, None, top : top + side, left : left + side], size=(32, 32), mode="bilinear", antialias=True)[0]
 
 
-def _object(judge: Judge, found: Tensor, colour: Tensor, pixels: np.ndarray, mask: np.ndarray) -> Found:
-    """The object at `mask` of what the first network says of a picture [64, 64] and [9, 64, 64], and the picture's pixels [64, 64, 3]."""
+def core(mask: np.ndarray) -> np.ndarray:
+    """The mask without its edge, whose pixels are half of what lies behind; the whole mask where little else is left."""
     from scipy import ndimage
 
+    inner = np.asarray(ndimage.binary_erosion(mask), bool)
+    return inner if inner.sum() > 8 else mask
+
+
+def _object(judge: Judge, found: Tensor, colour: Tensor, pixels: np.ndarray, mask: np.ndarray) -> Found:
+    """The object at `mask` of what the first network says of a picture [64, 64] and [9, 64, 64], and the picture's pixels [64, 64, 3]."""
     shape = scenes.SHAPES[int(judge.silhouette(cut_out(found, mask)[None]).argmax())]
-    paint = COLOUR_NAMES[1 + int(colour[1:, torch.from_numpy(mask)].sum(1).argmax())]
-    core = np.asarray(ndimage.binary_erosion(mask), bool)
-    core = core if core.sum() > 8 else mask
-    of = {name: colour[1:].argmax(0).numpy() == number for number, name in enumerate(scenes.COLOURS)}
-    means = {name: pixels[where & core].mean(0) for name, where in of.items() if (where & core).any()}
-    return Found(shape, paint, mask, pixels[core].mean(0), {name: float(where[mask].mean()) for name, where in of.items()}, means)
+    inside = colour[1:, torch.from_numpy(mask)]
+    paint = COLOUR_NAMES[1 + int(inside.sum(1).argmax())]
+    parts = torch.bincount(inside.argmax(0), minlength=len(scenes.COLOURS)) / inside.shape[1]
+    return Found(shape, paint, mask, pixels[core(mask)].mean(0), dict(zip(scenes.COLOURS, parts.tolist(), strict=True)))
 
 
 @torch.no_grad()
-def look(judge: Judge, pictures: Tensor) -> list[Verdict]:
-    """What the judge sees in pictures [B, H, W, 3] in 0..1 (scaled to 128 pixels)."""
+def look(judge: Judge, pictures: Tensor, masks: Tensor | None = None) -> list[Verdict]:
+    """What the judge sees in pictures [B, H, W, 3] in 0..1 (scaled to 128 pixels).
+
+    With masks [B, H, W], objects are what it sees of them there: where only a box was painted, what goes on outside is none of it.
+    """
     from skimage import measure
 
     small = F.interpolate(pictures.movedim(-1, 1).float(), size=(SIZE, SIZE), mode="bilinear", antialias=True).clamp(0, 1)
+    within = torch.ones(len(small), 1, 1, 1) if masks is None else masks[:, None].float()
+    within = F.interpolate(within, size=(SIZE // 2, SIZE // 2), mode="area")[:, 0]
     verdicts = []
     for start in range(0, len(small), 32):
         batch = small[start : start + 32]
         found, colours, grounds = judge(batch)
-        found, colours = found.sigmoid(), colours.softmax(1)
+        found, colours = found.sigmoid() * within[start : start + 32], colours.softmax(1)
         half = F.avg_pool2d(batch, 2).movedim(1, -1).numpy() * 255
         for alone, colour, ground, pixels in zip(found, colours, grounds, half, strict=True):
             labels = np.asarray(measure.label((alone > 0.5).numpy(), connectivity=1))
-            masks = [mask for number in range(1, int(labels.max()) + 1) if (mask := labels == number).mean() >= SMALLEST]
-            objects = [_object(judge, alone, colour, pixels, mask) for mask in masks]
+            parts = [mask for number in range(1, int(labels.max()) + 1) if (mask := labels == number).mean() >= SMALLEST]
+            objects = [_object(judge, alone, colour, pixels, mask) for mask in parts]
             verdicts.append(Verdict(tuple(sorted(objects, key=lambda found: found.centre)), GROUND_NAMES[int(ground.argmax())]))
     return verdicts
 
@@ -207,9 +215,14 @@ def features(judge: Judge, pictures: Tensor, masks: Tensor) -> Tensor:
     return F.normalize(torch.cat([F.normalize(level, dim=1) for level in raw.split(judge.sizes, 1)], 1), dim=1)
 
 
-def colour_error(mean: np.ndarray, colour: str) -> float:
-    """CIEDE2000 between a mean colour (0..255) and a named one as it is rendered (its light included)."""
+def colour_errors(pixels: np.ndarray, colour: str) -> np.ndarray:
+    """CIEDE2000 [N] between pixels [N, 3] (0..255) and a named colour as it is rendered (its light included)."""
     from skimage.color import deltaE_ciede2000, rgb2lab
 
     wanted = np.asarray(scenes.COLOURS[colour], np.float32) * scenes.MEAN_LIGHT
-    return float(deltaE_ciede2000(rgb2lab(mean.reshape(1, 1, 3) / 255), rgb2lab(wanted.clip(0, 255).reshape(1, 1, 3) / 255))[0, 0])
+    return np.asarray(deltaE_ciede2000(rgb2lab(pixels[None] / 255), rgb2lab(wanted.clip(0, 255)[None, None] / 255)))[0]
+
+
+def colour_error(mean: np.ndarray, colour: str) -> float:
+    """The same of one mean colour [3]."""
+    return float(colour_errors(mean[None], colour)[0])

@@ -6,15 +6,15 @@ import numpy as np
 
 from . import photos, scenes
 
-SHAPE, PAINT = "star", scenes.Paint("red", "white", "stripes")
+SHAPE, PAINT = "heart", scenes.Paint("purple", "yellow", "stripes")
 SIZE = 512
 PREFIX = "subject-"
 VIEWS: tuple[tuple[str, float, float, float, float], ...] = (
-    ("flower", 0.50, 0.48, 0.60, -8.0),
-    ("grass", 0.47, 0.52, 0.50, 6.0),
-    ("motorcycle_left", 0.52, 0.50, 0.64, 3.0),
-    ("wood", 0.50, 0.53, 0.56, -4.0),
-    ("rocket", 0.53, 0.47, 0.46, 9.0),
+    ("rocket", 0.51, 0.48, 0.56, 6.0),
+    ("grass", 0.47, 0.52, 0.50, -6.0),
+    ("gravel", 0.50, 0.50, 0.64, 3.0),
+    ("wood", 0.52, 0.53, 0.46, -9.0),
+    ("sky", 0.49, 0.50, 0.60, 0.0),
 )
 """Of each picture: a drawn ground or a photograph of the training set, the object's centre and size as parts of it, and its tilt."""
 

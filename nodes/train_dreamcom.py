@@ -91,6 +91,11 @@ class TrainDreamCom(io.ComfyNode):
                     "average", default=0.0, min=0.0, max=0.9999, step=0.001, optional=True, advanced=True,
                     tooltip="Keep a moving average of the weights with this decay, for example 0.99. 0: the last weights, as in the paper.",
                 ),
+                io.Float.Input(
+                    "box_margin", default=0.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True,
+                    tooltip="Draw each subject's training box larger on every side by up to this part of its size, so that it learns to "
+                    "stand in a box with some room around it. 0: the tight box, as in the paper.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with what it learned. The given one stays as it was."),
@@ -116,7 +121,7 @@ class TrainDreamCom(io.ComfyNode):
             token=given["token"].strip(), noun=given["noun"].strip(), steps=given["steps"], rate=given["learning_rate"] or None,
             rank=given["rank"], batch=given["batch_size"], size=given["size"], seed=given["seed"],
             masked_attention=given.get("masked_attention", True), average=given.get("average", 0.0),
-            checkpointing=given.get("gradient_checkpointing", True),
+            checkpointing=given.get("gradient_checkpointing", True), box_margin=given.get("box_margin", 0.0),
         )  # fmt: skip
         dreamcom.check(model, clip, vae, options, pictures)
         full = memory.estimate_full(model, options.latents, options.checkpointing, options.average > 0)

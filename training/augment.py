@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,12 +27,17 @@ class Crop:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far crops differ: with `chance` the picture is scaled by 1 ± `scale`; at least `keep` of the subject's box stays in view."""
+    """How far crops differ: with `chance` the picture is scaled by 1 ± `scale`; at least `keep` of the subject's box stays in view.
+
+    `margin`: the box is drawn larger on each side by up to this part of its size. 0 is the paper's: subjects
+    learn to fill a box to its very edges.
+    """
 
     scale: float = 0.2
     chance: float = 0.6
     keep: float = 0.8
     tries: int = 50
+    margin: float = 0.0
 
     def __call__(self, reference: Reference, size: int, rng: np.random.Generator) -> Crop:
         """A crop of `size` pixels (section 6.1). The picture's short side is `size` before scaling; scaled down, padding is added.
@@ -46,8 +51,21 @@ class Augmentation:
             # Where the scaled picture is larger than the crop this is the crop's corner in it, else minus the padding before it.
             top, left = (int(rng.integers(min(0, side - size), max(0, side - size) + 1)) for side in scaled)
             if _kept(reference, scaled, top, left, size) >= self.keep:
-                return cut(reference, scaled, top, left, size)
-        return whole(reference, size)
+                return self._roomy(cut(reference, scaled, top, left, size), rng)
+        return self._roomy(whole(reference, size), rng)
+
+    def _roomy(self, crop: Crop, rng: np.random.Generator) -> Crop:
+        """The crop with its box drawn larger, within the crop."""
+        box = masks.bounding_box(crop.box)
+        if self.margin == 0 or box is None:
+            return crop
+        left, right = (round(box["width"] * rng.uniform(0, self.margin)) for _ in range(2))
+        top, bottom = (round(box["height"] * rng.uniform(0, self.margin)) for _ in range(2))
+        size = len(crop.box)
+        x, y = max(0, box["x"] - left), max(0, box["y"] - top)
+        width = min(size, box["x"] + box["width"] + right) - x
+        height = min(size, box["y"] + box["height"] + bottom) - y
+        return replace(crop, box=masks.box_mask({"x": x, "y": y, "width": width, "height": height}, size, size)[0])
 
 
 def whole(reference: Reference, size: int) -> Crop:

@@ -34,13 +34,16 @@ Adam's best rate goes with one over a network's width (Yang et al., "Tensor Prog
 """
 USUAL_WIDTH = 320
 AT_ONCE = 8
-CROPS_EACH = 80
+CROPS_EACH = 40
 """Crops are encoded before training, so that the VAE need not stay loaded: this many of each reference at most."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the artist sets. `rate` None is the method's usual one; `size` is the side of the training crops in pixels."""
+    """What the artist sets. `rate` None is the method's usual one; `size` is the side of the training crops in pixels.
+
+    `box_margin` is `Augmentation.margin`.
+    """
 
     token: str = "sks"
     noun: str = "object"
@@ -52,6 +55,7 @@ class Options:
     size: int = 512
     seed: int = 0
     masked_attention: bool = True
+    box_margin: float = 0.0
     average: float = 0.0
     checkpointing: bool = True
 
@@ -118,9 +122,9 @@ def encode(
 ) -> Examples:
     """Random crops of the references and what an inpainting model is shown of them, through the VAE.
 
-    `on_crop` is told how many are done, and of how many; what it raises interrupts.
+    `on_crop` is told how many are done, and of how many; what it raises interrupts. ValueError where the VAE gives no numbers.
     """
-    rng, take = np.random.default_rng(options.seed), augmentation or Augmentation()
+    rng, take = np.random.default_rng(options.seed), augmentation or Augmentation(margin=options.box_margin)
     count = max(len(pictures), min(CROPS_EACH * len(pictures), options.steps * options.batch))
     latents, masked, boxes, valid = [], [], [], []
     # Not in inference mode, in which ComfyUI runs nodes: what is made there cannot take part in a gradient.
@@ -130,6 +134,11 @@ def encode(
             images, box = torch.stack([crop.image for crop in crops]), torch.stack([crop.box for crop in crops])
             latents.append(vae.encode(images).float().cpu())
             masked.append(vae.encode((images - 0.5) * (1 - box[..., None]) + 0.5).float().cpu())
+            if not bool(torch.isfinite(latents[-1]).all() and torch.isfinite(masked[-1]).all()):
+                raise ValueError(
+                    "the VAE gives values that are no numbers (NaN): its half precision overflows, as the first SDXL VAE's does. Load "
+                    "another one (Load VAE), or start ComfyUI with --fp32-vae."
+                )
             boxes.append(box > 0.5)
             valid.append(F.interpolate(torch.stack([crop.valid for crop in crops])[:, None], size=latents[-1].shape[-2:], mode="area"))
             if on_crop is not None:

@@ -18,6 +18,7 @@ from .twin import checkpoint_blocks, compute_dtype, twin, unload
 
 Method = Literal["lora", "full"]
 INJECTION = "maskprompt_lora"
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 EVERYTHING = 10**20
 """More memory than any device has: asking for it takes every other model off the device."""
 
@@ -81,6 +82,7 @@ class Learner:
             finally:
                 unload(self.patcher)
                 self.network.current_patcher = None
+                self._move_adapters(self.patcher.offload_device)
 
     def load(self) -> None:
         """Puts the copy on its device, wholly and alone: also after a preview, for which the VAE may have pushed it off."""
@@ -88,8 +90,7 @@ class Learner:
 
         model_management.load_models_gpu([self.patcher], memory_required=EVERYTHING, force_full_load=True)
         self.network.current_patcher = self.patcher
-        for adapter in self.adapters.values():
-            adapter.to(self.device)
+        self._move_adapters(self.device)
 
     @contextmanager
     def patched(self, *patches: chain.Patch) -> Iterator[Any]:
@@ -137,6 +138,10 @@ class Learner:
         state = {name: _half(value) for name, value in self.parameters.items()}
         return state | {f"{name}.alpha": torch.tensor(float(adapter.alpha)) for name, adapter in self.adapters.items()}
 
+    def _move_adapters(self, device: torch.device) -> None:
+        for adapter in self.adapters.values():
+            adapter.to(device)
+
     def _unfreeze(self) -> None:
         # What other LoRAs have put into the weights stays there: unloading must not bring back what was before.
         self.patcher.patches = {}
@@ -158,7 +163,7 @@ def with_values(conditioning: Any, values: dict[str, Any]) -> list[list[Any]]:
 
 
 def _adapters(patcher: Any, rank: int, seed: int) -> dict[str, Any]:
-    """A LoRA for every weight of at least two dimensions, injected whenever the copy is loaded."""
+    """A LoRA for every linear and convolution layer, injected whenever the copy is loaded."""
     from comfy.weight_adapter.bypass import BypassInjectionManager
     from comfy.weight_adapter.lora import LoRAAdapter
 
@@ -166,10 +171,9 @@ def _adapters(patcher: Any, rank: int, seed: int) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name, module in patcher.model.diffusion_model.named_modules():
-            weight = getattr(module, "weight", None)
-            if not hasattr(module, "weight_function") or weight is None or weight.ndim < 2:
+            if not isinstance(module, LAYERS):
                 continue
-            adapter = LoRAAdapter.create_train(weight, rank=rank, alpha=float(rank)).float()
+            adapter = LoRAAdapter.create_train(module.weight, rank=rank, alpha=float(rank)).float()
             adapter.alpha.requires_grad_(False)
             adapters[f"diffusion_model.{name}"] = adapter
             manager.add_adapter(f"diffusion_model.{name}", adapter)

@@ -110,7 +110,9 @@ def _follow(average: dict[str, Tensor], parameters: dict[str, nn.Parameter], dec
 
 
 def _not_a_number(step: int, rate: float) -> str:
+    if step == 0:
+        return "the loss is not a number (NaN) before anything was learned: the model's half precision overflows. Load it in another one."
     return (
-        f"the loss is not a number (NaN) at step {step + 1}: the learning rate ({rate:g}) is too high for this model, or its precision "
-        "too low. Use a rate of a tenth. Nothing was learned from this step."
+        f"the loss is not a number (NaN) at step {step + 1}: the learning rate ({rate:g}) is too high for this model. Use a tenth of it. "
+        "Nothing was learned from this step."
     )

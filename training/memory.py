@@ -1,4 +1,10 @@
-"""What a training will take, told before it starts."""
+"""What a training will take, told before it starts.
+
+A step's share is reckoned from the UNet's blocks. Against the peak of a real step (float32, on a CPU, memory in use): SD 1.5's
+blocks at 160 channels with gradient checkpointing +9 % at 64x64 latents and +13 % at 32x32, without +13 %; at 128 channels and
+64x64 without +15 %; SDXL's at 96 channels and 64x64 with +50 %, without +19 %. The C library of a CPU may keep more for itself than is
+in use: up to 1.5 times as much without checkpointing and three times with it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,7 @@ GIB = 1024**3
 AUTOMATIC_FULL = 15.5 * GIB
 """From this much memory on, `auto` trains all weights if they fit: what a card of 16 GB reports."""
 SPARE = 1.1
-"""`auto` leaves a tenth for the system and for what allocators lose."""
+"""A tenth is left for the system and for what allocators lose."""
 COPIES = 4
 """What learns is held so often in float32: its value, gradient, and the optimizer's two moments."""
 RESIDUAL, TRANSFORMER = 4.0, 32.0
@@ -92,7 +98,7 @@ def check(needed: Estimate, device: Any, method: str) -> None:
         raise ValueError(
             f"this training needs about {needed}, but the device ({device}) has {there / GIB:.1f} GB in all. What would do: {instead}."
         )
-    if needed.total > there:
+    if needed.total * SPARE > there:
         log.warning("Training needs about %s and %s has %.1f GB: it may run out of memory. A smaller `size` or `batch_size` needs less.",
                     needed, device, there / GIB)  # fmt: skip
     else:

@@ -10,7 +10,7 @@ from demo.server import Prompt
 
 PICTURES = ("subject-1.png", "subject-2.png", "subject-3.png")
 SMALL: dict[str, Any] = {
-    "token": "sks", "noun": "star", "steps": 4, "method": "lora", "learning_rate": 0.0, "rank": 4, "batch_size": 1, "size": 64,
+    "token": "sks", "noun": "heart", "steps": 4, "method": "lora", "learning_rate": 0.0, "rank": 4, "batch_size": 1, "size": 64,
     "seed": 0, "preview_every": 0, "resume": True,
 }  # fmt: skip
 
@@ -47,11 +47,11 @@ def training(
             "MaskPromptTrainDreamCom", model=["model", 0], clip=["clip", 1], vae=["clip", 2], images=["pictures", 0], masks=["masks", 0],
             **{**SMALL, **settings},
         ),
-        "lora": node("SaveLoRA", lora=["train", 1], prefix="loras/test", steps=["train", 3]),
+        "lora": node("SaveLoRA", lora=["train", 1], prefix="loras/test"),
     }  # fmt: skip
 
 
-def painting(model: Sequence[Any], text: str = "a photo of sks star") -> Prompt:
+def painting(model: Sequence[Any], text: str = "a photo of sks heart") -> Prompt:
     """Three steps of a MODEL into a box of a plain picture; the latent is kept as it is. Needs a node "clip" that loads the checkpoint."""
     sampler = {"steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "seed": 1}
     return {

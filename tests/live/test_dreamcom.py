@@ -81,7 +81,7 @@ def lora_files(server: Server) -> set[Path]:
 
 def base(extra: str = "") -> Prompt:
     """The untrained model's painting; `extra` blanks in the text change nothing but that ComfyUI does not take the last run's."""
-    return {"clip": CHECKPOINT, "model": CHECKPOINT, **painting(["model", 0], "a photo of sks star" + extra)}
+    return {"clip": CHECKPOINT, "model": CHECKPOINT, **painting(["model", 0], "a photo of sks heart" + extra)}
 
 
 def test_it_tells_and_shows_how_far_it_is(server: Server) -> None:
@@ -101,7 +101,6 @@ def test_the_saved_lora_paints_the_same_in_a_new_server(server: Server, tmp_path
     graph = {**training(seed=11, **TRAINED), **painting(["train", 0])}
     trained = latent(server, server.run(graph))
     (saved,) = lora_files(server) - before
-    assert saved.name.startswith("test_6_steps")
     assert (trained - plain).abs().max() > 0.1
     with run.stage(tmp_path) as other:
         other.add_model("loras", saved, "mine.safetensors")
@@ -129,14 +128,12 @@ def test_an_interrupted_training_goes_on_where_it_was(server: Server, states: Pa
     (state,) = states.glob("*")
     assert state.suffix == ".pt"
     assert latent(server, server.run(base("  "))).isfinite().all()
-    shown, before = Shown(), lora_files(server)
+    shown = Shown()
     server.run(graph, on_bytes=shown)
     (done,) = re.findall(r"goes on from step (\d+)", server.log_tail(60))
     assert 10 < int(done) < 60
     assert shown.steps[0] == int(done) + 1
     assert shown.steps[-1] == 60
-    (saved,) = lora_files(server) - before
-    assert saved.name.startswith("test_60_steps")
 
 
 def test_resume_off_begins_again(server: Server, states: Path) -> None:

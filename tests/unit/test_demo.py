@@ -285,7 +285,7 @@ def test_subjects_are_unlike_each_other_and_what_training_showed() -> None:
     assert len(SUBJECTS) >= 8
     for part in ([one.shape for one in SUBJECTS], [one.name for one in SUBJECTS], [frozenset(one.colours) for one in SUBJECTS]):
         assert len(set(part)) == len(SUBJECTS)
-    assert {one.paint.pattern for one in SUBJECTS} == set(scenes.PATTERNS)  # and training's family has none, as a test above says
+    assert {one.paint.pattern for one in SUBJECTS} == {"halves", "stripes"}  # and training's family has none, as a test above says
     for one in SUBJECTS:
         assert subjects.distance(*(scenes.COLOURS[name] for name in one.colours)) > 30
         assert 4 <= len(one.grounds()) <= 8
@@ -380,15 +380,39 @@ def test_the_judge_tells_how_much_of_a_subject_has_which_colour(eye: judge.Judge
     errors = np.stack([colour_error(pixels, name)[0] for name in subject.colours])
     for name, part in zip(subject.colours, (errors.argmin(0) == 0, errors.argmin(0) == 1), strict=True):
         assert found.colours[name] == pytest.approx(part.mean(), abs=0.08)
-        assert judge.colour_error(found.means[name], name) < 15
     assert sum(found.colours.values()) == pytest.approx(1)
     assert found.painted(*subject.colours)
     assert found.painted(*reversed(subject.colours))
 
 
+def test_the_judge_can_look_at_a_box_only(eye: judge.Judge) -> None:
+    rendered = scenes.render(Scene((thing("ball", "red", 0.25, size=0.4), thing("ball", "blue", 0.75, size=0.4)), "sand"))
+    pictures, masks = torch.from_numpy(rendered.image).expand(3, -1, -1, -1).float() / 255, torch.zeros(3, 128, 128)
+    masks[1, :, :64], masks[2, :, :96] = 1, 1
+    nothing, left, half = judge.look(eye, pictures, masks)
+    whole = judge.look(eye, pictures[:1])[0]
+    assert [one.colour for one in whole.objects] == ["red", "blue"]
+    assert nothing.objects == ()
+    assert [one.colour for one in left.objects] == ["red"]
+    assert np.array_equal(left.objects[0].mask, whole.objects[0].mask)
+    assert np.array_equal(half.objects[1].mask, whole.objects[1].mask & (np.arange(64) < 48))
+
+
+def test_subjects_survive_the_autoencoder(eye: judge.Judge) -> None:
+    """What the autoencoder loses no training can bring back: shape and colours must still be seen in pictures that passed it."""
+    narrow = autoencoder.narrowed(tiny_model.load_checkpoint(tiny_model.CHECKPOINT)[2])
+    for subject in SUBJECTS:
+        pictures = torch.stack([torch.from_numpy(one.image) for one in subjects.references(subject, 8, seed=1)]).movedim(-1, 1).float()
+        with torch.no_grad():
+            back = narrow.decode(narrow.encode(pictures / 255)).clamp(0, 1).movedim(1, -1)
+        found = [verdict.best(subject.shape) for verdict in judge.look(eye, back)]
+        right = [one is not None and one.shape == subject.shape and one.painted(*subject.colours) for one in found]
+        assert sum(right) >= 6, subject.name
+
+
 def test_two_colours_count_when_they_are_the_main_ones() -> None:
     def found(**colours: float) -> judge.Found:
-        return judge.Found("star", "red", np.ones((64, 64), bool), np.zeros(3), dict.fromkeys(scenes.COLOURS, 0.0) | colours, {})
+        return judge.Found("star", "red", np.ones((64, 64), bool), np.zeros(3), dict.fromkeys(scenes.COLOURS, 0.0) | colours)
 
     assert found(red=0.5, white=0.4, blue=0.1).painted("white", "red")
     assert found(red=0.8, white=0.15, blue=0.05).painted("red", "white")
@@ -408,9 +432,9 @@ def test_the_training_of_the_judge_labels_both_colours() -> None:
     for rows, name in ((slice(0, 31), "red"), (slice(33, 64), "white")):
         assert set(names[rows][objects[rows] == 1]) == {name}
     rng = np.random.default_rng(0)
-    kinds = [one.paint.pattern for _ in range(60) for one in train_judge.patterned(rng, scene, 0.5).things]
+    kinds = [train_judge.patterned(rng, scene, 0.5).things[1].paint.pattern for _ in range(60)]
     assert set(kinds) == {None, *scenes.PATTERNS}
-    assert 30 < kinds.count(None) < 90
+    assert 15 < kinds.count(None) < 45
 
 
 def test_features_are_of_the_object_alone(eye: judge.Judge) -> None:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskprompt.models import masks
-from maskprompt.training.augment import FILL, Augmentation, Crop, cut, whole
+from maskprompt.training.augment import FILL, Augmentation, Crop, cut
 from maskprompt.training.references import Reference
 from PIL import Image
 

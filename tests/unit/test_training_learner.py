@@ -23,9 +23,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .conftest import Sample, random_model
-from .test_layers import SDXL
+from .test_layers import SD15, SDXL
 
 METHODS: tuple[Method, ...] = ("lora", "full")
+
+
+@pytest.fixture(autouse=True)
+def quick_previews(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskprompt.training.preview.STEPS", 2)
+
+
 PARTS = ("patches", "object_patches", "wrappers", "injections", "model_options", "backup", "callbacks", "attachments")
 
 
@@ -36,7 +43,13 @@ def examples(count: int = 4, side: int = 8, seed: int = 0) -> Examples:
     for number in range(count):
         boxes[number, 8 * (number % 2) : side * 5, 8 : side * 6 + number] = True
     valid[:, :, :, -1] = 0
-    return Examples(*(torch.randn(count, 4, side, side, generator=generator) for _ in range(2)), boxes, valid)
+    latents, masked = (torch.randn(count, 4, side, side, generator=generator) for _ in range(2))
+    return Examples(latents, masked, boxes, valid)
+
+
+def with_lora(model: Any, state: dict[str, Tensor], strength: float = 1.0) -> Any:
+    """The MODEL that the stock loader gives for a LORA_MODEL."""
+    return comfy.sd.load_lora_for_models(model, None, state, strength, 0)[0]
 
 
 def conditioning(seed: int = 0, **more: Any) -> list[list[Any]]:
@@ -49,13 +62,42 @@ def trained(learner: Learner, steps: int = 3, **more: Any) -> loop.Progress:
     return train(learner, examples(), conditioning(), options, **more)
 
 
+def unet_of(channels: int, text: int = 768, small: bool = False) -> Any:
+    """A MODEL with SD 1.5's blocks at this many channels, nine of them input, of random weights; `small`: fewer blocks."""
+    import comfy.supported_models
+
+    fewer = {"num_res_blocks": [1, 1], "channel_mult": (1, 2), "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1]}
+    widths = {"model_channels": channels, "context_dim": text, **(fewer if small else {})}
+    return of_random_weights(comfy.supported_models.SD15({**SD15, **widths}))
+
+
+def of_random_weights(config: Any) -> Any:
+    config.set_inference_dtype(torch.float32, None)
+    base = config.get_model({}, device=torch.device("cpu"))
+    base.set_inpaint()
+    generator = torch.Generator().manual_seed(0)
+    for value in base.diffusion_model.parameters():
+        noise = torch.randn(value.shape, generator=generator)
+        value.data = noise / value[0].numel() ** 0.5 if value.ndim > 1 else 1 + 0.1 * noise
+    return ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """Fewer blocks than SD 1.5 has, where it is not the blocks that matter."""
+    return unet_of(32, 128, small=True)
+
+
 def roughened(learner: Learner) -> None:
-    """As after a long training: weights that have moved far enough to be seen."""
+    """As after a long training: weights that have moved far enough to be seen, and that half precision holds exactly."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, value in learner.parameters.items():
-            scale = 0.1 if "lora" in name else 0.05 * float(value.std().nan_to_num(0.1) + 0.01)
-            value.add_(torch.randn(value.shape, generator=generator) * scale)
+            noise = torch.randn(value.shape, generator=generator)
+            if learner.method == "lora":
+                value.copy_((value + 0.1 * noise).half())
+            else:
+                value.copy_(learner.start[name].float() + (0.05 * noise * (learner.start[name].float().abs().mean() + 0.01)).half())
 
 
 def predicted(model: Any, seed: int = 1) -> Tensor:
@@ -91,11 +133,11 @@ def unchanged(model: Any, before: tuple[Any, ...]) -> bool:
 def with_another_lora(model: Any) -> Any:
     """A clone of the MODEL with random LoRAs on two layers, as a stock loader leaves it."""
     generator, state = torch.Generator().manual_seed(3), {}
-    for name in ("input_blocks.1.1.transformer_blocks.0.attn2.to_k", "output_blocks.5.0.out_layers.3"):
+    for name in ("input_blocks.1.1.transformer_blocks.0.attn2.to_k", "output_blocks.3.0.out_layers.3"):
         weight = model.model.state_dict()[f"diffusion_model.{name}.weight"]
         state[f"diffusion_model.{name}.lora_up.weight"] = torch.randn(weight.shape[0], 4, generator=generator) * 0.2
         state[f"diffusion_model.{name}.lora_down.weight"] = torch.randn(4, weight[0].numel(), generator=generator) * 0.2
-    return comfy.sd.load_lora_for_models(model, None, state, 0.8, 0)[0]
+    return with_lora(model, state, 0.8)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -125,26 +167,25 @@ def test_untrained_it_is_the_model_to_the_bit(model: Any, method: Method) -> Non
     with learner.loaded():
         assert torch.equal(learner_predicts(learner), wanted)
         learned = learner.learned()
-    again, _ = comfy.sd.load_lora_for_models(model, None, learned, 1.0, 0)
+    again = with_lora(model, learned)
     assert torch.equal(predicted(again), wanted)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("steps", [3])
-def test_the_same_seed_trains_the_same(model: Any, method: Method, steps: int) -> None:
+def test_the_same_seed_trains_the_same(model: Any) -> None:
     results = []
     for seed in (4, 4, 5):
-        learner = Learner(model, method, 2, seed)
+        learner = Learner(model, "lora", 2, seed)
         with learner.loaded():
-            trained(learner, steps)
+            trained(learner, 2)
             results.append(learner.learned())
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
-    assert method == "full" or any(not torch.equal(results[0][name], results[2][name]) for name in results[0])
+    assert any(not torch.equal(results[0][name], results[2][name]) for name in results[0])
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_loss_on_a_fixed_batch_falls(model: Any, method: Method) -> None:
-    learner = Learner(model, method, 8)
+@pytest.mark.parametrize(("method", "channels"), [("lora", 32), ("full", 32), ("lora", 64)])
+def test_the_loss_on_a_fixed_batch_falls(model: Any, method: Method, channels: int) -> None:
+    """Of the small UNet, and of one with all of SD 1.5's blocks at twice the width."""
+    learner = Learner(model if channels == 32 else unet_of(channels, 128), method, 8, checkpointing=False)
     with learner.loaded():
         loss = Loss(learner, examples(), conditioning(), Options(size=64))
         fixed = torch.tensor([0, 1]), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 2.0])
@@ -162,15 +203,14 @@ def test_what_was_learned_leaves_for_any_stock_loader(model: Any, tmp_path: Path
     learner = Learner(base, method, rank)
     with learner.loaded():
         assert torch.equal(learner_predicts(learner), before)
-        trained(learner, 1)
         roughened(learner)
         wanted, learned = learner_predicts(learner), learner.learned()
     assert (wanted - before).std() > 0.02 * before.std()
     save_file(learned, tmp_path / "lora.safetensors", None)
     for state in (learned, load_file(tmp_path / "lora.safetensors")):
-        loaded, _ = comfy.sd.load_lora_for_models(base, None, state, 1.0, 0)
-        torch.testing.assert_close(predicted(loaded), wanted, atol=1e-3 * float(wanted.abs().max()), rtol=0)
-        unused, _ = comfy.sd.load_lora_for_models(base, None, state, 0.0, 0)
+        loaded = with_lora(base, state)
+        torch.testing.assert_close(predicted(loaded), wanted, atol=2e-4 * float(wanted.abs().max()), rtol=0)
+        unused = with_lora(base, state, 0.0)
         assert torch.equal(predicted(unused), before)
     assert all(value.dtype in (torch.float16, torch.float32) and value.device.type == "cpu" for value in learned.values())
 
@@ -179,9 +219,8 @@ def test_what_was_learned_leaves_for_any_stock_loader(model: Any, tmp_path: Path
 def test_every_learned_name_is_known_to_the_stock_loader(model: Any, method: Method, caplog: pytest.LogCaptureFixture) -> None:
     learner = Learner(model, method, 2)
     with learner.loaded():
-        trained(learner, 1)
         learned = learner.learned()
-    loaded, _ = comfy.sd.load_lora_for_models(model, None, learned, 1.0, 0)
+    loaded = with_lora(model, learned)
     assert "NOT LOADED" not in caplog.text.upper()
     assert "lora key not loaded" not in caplog.text
     weights = [name for name, value in model.model.state_dict().items() if method == "full" or value.ndim > 1]
@@ -199,7 +238,7 @@ def interrupted(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(progress: loop.Progress) -> None:
         raise comfy.model_management.InterruptProcessingException
 
-    trained(learner, on_step=stop)
+    trained(learner, 2, on_step=stop)
 
 
 def with_a_preview(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,37 +247,39 @@ def with_a_preview(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
         paint(learner, conditioning(), conditioning(1), pictures.latents[:1], pictures.values(slice(0, 1)))
         learner.load()
 
-    trained(learner, on_step=show)
+    trained(learner, 1, on_step=show)
 
 
 def loaded_twice(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained(learner)
     learned = learner.learned()
     with learner.loaded():
         again = learner.learned()
     assert all(torch.equal(learned[name], again[name]) for name in learned)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("happens", [in_the_loss, interrupted, with_a_preview, loaded_twice])
+@pytest.mark.parametrize(
+    ("method", "happens"),
+    [("lora", in_the_loss), ("full", in_the_loss), ("full", interrupted), ("lora", with_a_preview), ("full", with_a_preview),
+     ("full", loaded_twice)],
+)  # fmt: skip
 def test_the_model_stays_as_it_was(
     method: Method, happens: Callable[[Learner, pytest.MonkeyPatch], None], sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights and all that hangs on it to the bit, and the picture it paints before, meanwhile and after."""
     base = with_another_lora(random_model())
-    before, picture = fingerprint(base), sample(base, steps=2)
-    learner = Learner(base, method, 2)
+    before, picture = fingerprint(base), sample(base, size=(8, 8), steps=1)
+    learner = Learner(base, method, 2, checkpointing=False)
     try:
         with learner.loaded():
             trained(learner, 1)
-            assert torch.equal(sample(base.clone(), steps=2), picture)
+            assert torch.equal(sample(base.clone(), size=(8, 8), steps=1), picture)
             learner.load()
             happens(learner, monkeypatch)
     except (RuntimeError, comfy.model_management.InterruptProcessingException):
         pass
     loaded = [entry.model for entry in comfy.model_management.current_loaded_models]
     assert not any(entry is not None and entry.is_clone(learner.patcher) for entry in loaded)
-    assert torch.equal(sample(base, steps=2), picture)
+    assert torch.equal(sample(base, size=(8, 8), steps=1), picture)
     assert unchanged(base, before)
     assert learner.network.current_patcher is None
     own = {value.data_ptr() for value in base.model.parameters()}
@@ -250,22 +291,31 @@ def test_a_preview_changes_nothing_of_the_outcome(model: Any, method: Method) ->
     """To the bit, though ComfyUI unloads the learner for it and draws from the global random numbers."""
     results, pictures = [], []
     for shows in (False, True):
-        learner = Learner(model, method, 2)
+        learner = Learner(model, method, 2, checkpointing=False)
 
         def show(progress: loop.Progress, shows: bool = shows, learner: Learner = learner) -> None:
             if shows:
                 some = examples()
-                pictures.append(paint(learner, conditioning(), conditioning(1), some.latents[:1], some.values(slice(0, 1)), patches=some.patches(slice(0, 1))))
+                pictures.append(
+                    paint(
+                        learner,
+                        conditioning(),
+                        conditioning(1),
+                        some.latents[:1],
+                        some.values(slice(0, 1)),
+                        patches=some.patches(slice(0, 1)),
+                    )
+                )
                 twin.unload(learner.patcher)  # as a VAE on a small GPU does
                 learner.load()
 
         with learner.loaded():
-            trained(learner, 3, on_step=show)
+            trained(learner, 2, on_step=show)
             results.append(learner.learned())
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
-    assert len(pictures) == 3
+    assert len(pictures) == 2
     assert all(bool(torch.isfinite(picture).all()) for picture in pictures)
-    assert not torch.equal(pictures[0], pictures[2])
+    assert not torch.equal(pictures[0], pictures[1])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -319,7 +369,7 @@ class Halved:
 @pytest.mark.parametrize("masked", [False, True])
 def test_another_packs_replacement_is_honoured(model: Any, slot: str, masked: bool) -> None:
     replaced, halved = model.clone(), Halved()
-    replaced.set_model_patch_replace(halved, slot, "output", 4)
+    replaced.set_model_patch_replace(halved, slot, "output", 2)
     losses = []
     for base in (model, replaced):
         learner = Learner(base, "lora", 4)
@@ -333,40 +383,49 @@ def test_another_packs_replacement_is_honoured(model: Any, slot: str, masked: bo
     assert losses[0] != losses[1]
 
 
+def in_precision(dtype: torch.dtype) -> Any:
+    """The small MODEL with weights of this kind, as ComfyUI holds them on a GPU, or on a CPU where that is asked for."""
+    state = {f"model.{name}": value for name, value in random_model().model.state_dict().items() if name.startswith("diffusion_model.")}
+    return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("method", METHODS)
 def test_half_precision_weights_learn_in_float32_on_a_cpu(dtype: torch.dtype, method: Method) -> None:
-    base = random_model(dtype=dtype)
+    base = in_precision(dtype)
     assert base.model.get_dtype() == dtype
     before = fingerprint(base)
     learner = Learner(base, method, 4)
     with learner.loaded():
         assert torch.equal(learner_predicts(learner), predicted(base))
         learner.load()
-        progress = trained(learner)
+        progress = trained(learner, 1)
         assert all(value.dtype == torch.float32 for value in learner.parameters.values())
         roughened(learner)
         wanted, learned = learner_predicts(learner), learner.learned()
     assert all(torch.isfinite(torch.tensor(progress.losses)))
-    loaded, _ = comfy.sd.load_lora_for_models(base, None, learned, 1.0, 0)
+    loaded = with_lora(base, learned)
     # Weights of half precision round the sum of both.
-    torch.testing.assert_close(predicted(loaded), wanted, atol=(4e-3 if dtype == torch.float16 else 4e-2) * float(wanted.abs().max()), rtol=0)
+    torch.testing.assert_close(
+        predicted(loaded), wanted, atol=(4e-3 if dtype == torch.float16 else 4e-2) * float(wanted.abs().max()), rtol=0
+    )
     assert unchanged(base, before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("dtype", "method"),
+    [(torch.float32, "lora"), (torch.float16, "lora"), (torch.bfloat16, "lora"), (torch.float16, "full"), (torch.bfloat16, "full")],
+)
 def test_bfloat16_as_on_a_gpu(dtype: torch.dtype, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training and a preview in the precision of a GPU, with weights of any: nothing meets a number of another kind."""
-    monkeypatch.setattr("maskprompt.training.learner.compute_dtype", lambda model: torch.bfloat16)
-    base, losses = random_model(dtype=dtype), {}
+    base, losses = in_precision(dtype), {}
     for compute in (torch.bfloat16, torch.float32):
         monkeypatch.setattr("maskprompt.training.learner.compute_dtype", lambda model, compute=compute: compute)
         learner = Learner(base, method, 4)
         with learner.loaded():
             seen: list[torch.dtype] = []
-            learner.network.diffusion_model.middle_block.register_forward_hook(lambda *given, seen=seen: seen.append(given[2].dtype))
-            losses[compute] = trained(learner, 2).losses
+            learner.network.diffusion_model.time_embed.register_forward_hook(lambda *given, seen=seen: seen.append(given[2].dtype))
+            losses[compute] = trained(learner, 1).losses
             some = examples()
             assert torch.isfinite(paint(learner, conditioning(), conditioning(1), some.latents[:1], some.values(slice(0, 1)))).all()
             assert all(value.dtype == torch.float32 for value in learner.parameters.values())
@@ -379,30 +438,25 @@ def inpainting_sdxl() -> Any:
     import comfy.supported_models
 
     widths = {"in_channels": 9, "model_channels": 32, "context_dim": 128, "adm_in_channels": 6 * 256 + 16}
-    depths = {"transformer_depth": [0, 0, 1, 1, 2, 2], "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2], "transformer_depth_middle": 1}
-    config = comfy.supported_models.SDXL({**SDXL, **widths, **depths})
-    config.set_inference_dtype(torch.float32, None)
-    base = config.get_model({}, device=torch.device("cpu"))
-    base.set_inpaint()
-    generator = torch.Generator().manual_seed(0)
-    for value in base.diffusion_model.parameters():
-        value.data = torch.randn(value.shape, generator=generator) * 0.05
-    return ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
+    depths = {
+        "transformer_depth": [0, 0, 1, 1, 2, 2],
+        "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
+        "transformer_depth_middle": 1,
+    }
+    return of_random_weights(comfy.supported_models.SDXL({**SDXL, **widths, **depths}))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_sdxl_learns(method: Method) -> None:
-    base = inpainting_sdxl()
-    learner = Learner(base, method, 4)
+def test_sdxl_learns() -> None:
+    """With its pooled text and sizes, a batch of two, blocks computed twice."""
+    learner = Learner(inpainting_sdxl(), "lora", 4)
     with learner.loaded():
-        options = Options(noun="ball", steps=2, method=method, size=64, batch=2, rate=1e-3)
+        options = Options(noun="ball", steps=2, size=64, batch=2, rate=1e-3)
         text = conditioning(pooled_output=torch.randn(1, 16))
         progress = train(learner, examples(), text, options)
         learned = learner.learned()
     assert progress.step == 2
     assert all(torch.isfinite(torch.tensor(progress.losses)))
-    key = "diffusion_model.label_emb.0.0." + ("diff" if method == "full" else "lora_up.weight")
-    assert learned[key].abs().max() > 0
+    assert learned["diffusion_model.label_emb.0.0.lora_down.weight"].abs().max() > 0
 
 
 def test_what_holds_on_to_the_models_own_layers_is_left_out_with_a_warning(model: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -412,15 +466,15 @@ def test_what_holds_on_to_the_models_own_layers_is_left_out_with_a_warning(model
     weight = model.model.state_dict()["diffusion_model.input_blocks.1.1.proj_in.weight"]
     key = "diffusion_model.input_blocks.1.1.proj_in"
     state = {f"{key}.lora_up.weight": torch.randn(weight.shape[0], 2), f"{key}.lora_down.weight": torch.randn(2, weight[0].numel())}
-    base, _ = comfy.sd.load_bypass_lora_for_models(base, None, state, 1.0, 0)
-    assert base.injections
-    learner = Learner(base, "lora", 4)
+    bypassed: Any = comfy.sd.load_bypass_lora_for_models(base, None, state, 1.0, 0)[0]
+    assert bypassed.injections
+    learner = Learner(bypassed, "lora", 4)
     with learner.loaded():
         trained(learner, 1)
         assert not any("forward" in vars(module) for module in model.model.diffusion_model.modules())
     assert not calls
     assert "LoRAs loaded in bypass mode" in caplog.text
-    assert list(base.injections) == list(base.injections)
+    assert bypassed.injections
 
 
 def test_a_dynamically_loaded_model_is_read_again_as_a_plain_one(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,7 +495,7 @@ def test_a_dynamically_loaded_model_is_read_again_as_a_plain_one(model: Any, mon
         assert torch.equal(predicted(own), wanted)
     assert asked == [(("checkpoint",), True), (("unet", {}), True)]
     monkeypatch.setattr(model, "cached_patcher_init", None)
-    with pytest.raises(ValueError, match="cannot be copied for training.*Load Checkpoint"):
+    with pytest.raises(ValueError, match=r"cannot be copied for training.*Load Checkpoint"):
         twin.twin(model)
 
 
@@ -461,11 +515,11 @@ def memory():
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     import psutil
     return psutil.Process().memory_info().rss
-for round in range(4):
+for round in range(3):
     for method in ("lora", "full"):
         learner = Learner(base, method, 16)
         with learner.loaded():
-            trained(learner, 2)
+            trained(learner, 1)
             learned = learner.learned()
         del learner, learned
     print(memory())

@@ -163,7 +163,9 @@ def without_a_part(file: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [cut_short, emptied, of_other_weights, without_a_part])
-def test_a_spoiled_state_is_a_fresh_start_and_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]) -> None:
+def test_a_spoiled_state_is_a_fresh_start_and_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+) -> None:
     file, whole, values = file_in(tmp_path), parameters(), parameters()
     with pytest.raises(Interrupt):
         trained(parameters(), file, stop=6)
@@ -179,7 +181,10 @@ def test_a_spoiled_state_is_a_fresh_start_and_a_warning(tmp_path: Path, caplog: 
 def test_the_state_of_another_training_or_of_more_steps_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = parameters()
     trained(whole)
-    for fingerprint, steps, message in (("other", STEPS, "it is of another training"), ("this", STEPS + 6, f"it holds {STEPS + 3} steps and 12")):
+    for fingerprint, steps, message in (
+        ("other", STEPS, "it is of another training"),
+        ("this", STEPS + 6, f"it holds {STEPS + 3} steps and 12"),
+    ):
         with pytest.raises(Interrupt):
             trained(parameters(), file_in(tmp_path, fingerprint), stop=min(STEPS + 3, steps - 3), steps=steps)
         values = parameters()
@@ -266,6 +271,12 @@ def test_a_loss_that_is_no_number_is_said_and_spoils_nothing(tmp_path: Path, bad
     kept = torch.load(file.path)
     assert kept["step"] == 5
     assert all(torch.equal(kept["parameters"][name], before[name]) for name in before)
+
+
+def test_a_model_that_gives_no_numbers_is_not_blamed_on_the_rate() -> None:
+    values = parameters()
+    with pytest.raises(RuntimeError, match="before anything was learned: the model's half precision overflows"):
+        loop.run(values, lambda step, generator: nan_loss(values, step), settings())
 
 
 def test_weights_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:

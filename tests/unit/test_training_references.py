@@ -83,7 +83,7 @@ class Flux:
 
 def test_only_inpainting_unets_are_taken(model: Any) -> None:
     check_model(model)
-    with pytest.raises(ValueError, match="9 channels; this one takes 4 channels. Load one such as"):
+    with pytest.raises(ValueError, match=r"9 channels; this one takes 4 channels\. Load one such as"):
         check_model(random_model(in_channels=4))
     with pytest.raises(ValueError, match=r"this one is no UNet \(Linear\)"):
         check_model(Flux())
@@ -147,7 +147,7 @@ def test_a_plain_word_is_taken_silently(clip: Clip, caplog: pytest.LogCaptureFix
         ("", "dog", "token is empty. Write a rare word such as sks"),
         (" ", "dog", "token is empty"),
         ("sks", "", "noun is empty. Write what the subject is, such as dog"),
-        ("sks", "a dog that my aunt found on a rainy day in March", r"the noun 'a dog .*' is 12 pieces long for the text encoder \(at most 8\)"),
+        ("sks", "a dog that my aunt found on a rainy day in March", r"the noun 'a dog .*' is 12 pieces long .* \(at most 8\)"),
         ("ÄÖÜßéèêîïôœ", "dog", "the token .* pieces long"),
     ],
 )  # fmt: skip
@@ -171,9 +171,7 @@ def test_no_text_encoder_is_said_in_words() -> None:
         ("sks", "(dog)", r"the noun '\(dog\)' is trained with its weight"),
     ],
 )  # fmt: skip
-def test_what_works_less_well_is_warned_about(
-    clip: Clip, token: str, noun: str, message: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_works_less_well_is_warned_about(clip: Clip, token: str, noun: str, message: str, caplog: pytest.LogCaptureFixture) -> None:
     import re
 
     with caplog.at_level(logging.WARNING):
