@@ -23,7 +23,7 @@ OLDEST_PYTHON = (3, 10)
 nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "none"
 
-NEEDED = ("torch", "torchvision", "aiohttp", "segment_anything", "timm", "diffusers", "skimage", "sklearn", "websocket")
+NEEDED = ("torch", "torchvision", "aiohttp", "segment_anything", "timm", "diffusers", "accelerate", "skimage", "sklearn", "websocket")
 
 
 def interpreter(folder: Path) -> Path:

@@ -483,7 +483,8 @@ def test_a_dynamically_loaded_model_is_read_again_as_a_plain_one(model: Any, mon
 
     def load(*given: Any, disable_dynamic: bool = False) -> Any:
         asked.append((given, disable_dynamic))
-        return (random_model(), None) if given[0] == "checkpoint" else random_model()
+        found = unet_of(32, 128, small=True)
+        return (found, None) if given[0] == "checkpoint" else found
 
     wanted = predicted(model)
     monkeypatch.setattr(model, "is_dynamic", lambda: True)
