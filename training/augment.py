@@ -36,7 +36,7 @@ class Augmentation:
     scale: float = 0.2
     chance: float = 0.6
     keep: float = 0.8
-    tries: int = 50
+    tries: int = 500
     margin: float = 0.0
 
     def __call__(self, reference: Reference, size: int, rng: np.random.Generator) -> Crop:

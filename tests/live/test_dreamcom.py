@@ -122,7 +122,7 @@ def test_a_training_leaves_the_given_model_as_it_was(server: Server) -> None:
 
 
 def test_an_interrupted_training_goes_on_where_it_was(server: Server, states: Path) -> None:
-    graph = training(seed=13, steps=60)
+    graph = training(seed=13, steps=60, gradient_checkpointing=False)
     with pytest.raises(WorkflowError, match=rf"interrupted at node train \({TRAIN}\)"):
         server.run(graph, Interrupt(server, 20))
     (state,) = states.glob("*")
@@ -162,7 +162,7 @@ def test_a_state_that_cannot_be_written_costs_nothing_else(server: Server, state
     states.write_text("in the way")
     before = lora_files(server)
     try:
-        server.run(training(seed=15, steps=101))
+        server.run(training(seed=15, steps=101, gradient_checkpointing=False))
     finally:
         states.unlink()
     assert "could not be written" in server.log_tail(60)
