@@ -164,7 +164,8 @@ def test_the_fingerprint_is_of_all_that_matters(model: Any) -> None:
     assert Options(noun="ball", steps=9, checkpointing=False).fingerprint(pictures, "weights") == mark
     others = [Options(noun="cube"), Options(noun="ball", token="xyz"), Options(noun="ball", rate=1e-3), Options(noun="ball", method="full"),
               Options(noun="ball", rank=3), Options(noun="ball", batch=2), Options(noun="ball", size=256), Options(noun="ball", seed=1),
-              Options(noun="ball", masked_attention=False), Options(noun="ball", average=0.9)]  # fmt: skip
+              Options(noun="ball", masked_attention=False), Options(noun="ball", average=0.9),
+              Options(noun="ball", box_margin=0.5)]  # fmt: skip
     marks = {mark, options.fingerprint(pictures, "others"), options.fingerprint(pictures[:1], "weights")}
     assert len(marks | {one.fingerprint(pictures, "weights") for one in others}) == 3 + len(others)
 
@@ -451,9 +452,10 @@ def test_pictures_of_several_sizes_several_masks_and_a_batch(tiny: Painter, node
     assert all(bool(torch.isfinite(value).all()) for value in lora.values())
 
 
-def test_masked_attention_off_trains_another_model(tiny: Painter, node: Callable[..., Ran]) -> None:
-    first, second = (node(tiny, masked_attention=masked)[1] for masked in (True, False))
+def test_masked_attention_and_a_box_margin_matter(tiny: Painter, node: Callable[..., Ran]) -> None:
+    first, second, third = (node(tiny, **given)[1] for given in ({}, {"masked_attention": False}, {"box_margin": 0.5}))
     assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], third[name]) for name in first)
 
 
 def test_the_model_that_comes_out_is_on_top_of_a_lora(tiny: Painter, node: Callable[..., Ran]) -> None:

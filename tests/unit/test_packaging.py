@@ -26,7 +26,10 @@ def test_nothing_that_comfyui_brings_is_pinned() -> None:
 def test_optional_libraries_are_imported_where_they_are_used() -> None:
     """At a module's top only what every ComfyUI has: a missing segment_anything must not take the pack down."""
     allowed = {*sys.stdlib_module_names, "torch", "numpy", "PIL", "comfy_api", "typing_extensions"}
-    for file in [ROOT / "__init__.py", *(path for room in ("nodes", "attention", "models") for path in (ROOT / room).glob("*.py"))]:
+    for file in [
+        ROOT / "__init__.py",
+        *(path for room in ("nodes", "attention", "models", "training") for path in (ROOT / room).glob("*.py")),
+    ]:
         for node in ast.parse(file.read_text("utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
