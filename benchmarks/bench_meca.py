@@ -111,7 +111,7 @@ def step(rounds: int = 9) -> list[results.Figure]:
 def main() -> None:
     load_pack()
     torch.manual_seed(0)
-    results.write("bench-meca", "python -m benchmarks.bench_meca", [*layer(), *step()])
+    results.write("bench-meca", "python -m benchmarks.bench_meca", [*layer(), *step()], {"interval": "quartiles of paired ratios"})
 
 
 if __name__ == "__main__":

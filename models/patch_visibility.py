@@ -32,7 +32,7 @@ def encode(clip_vision: ClipVisionModel, image: Tensor, mask: Tensor, threshold:
     """Encodes IMAGE [B, H, W, C] in 0..1, seeing only what MASK shows: one for all pictures, one for each, or several for one.
 
     A patch is hidden if more than `threshold` of its pixels are outside of the mask (below 0.5). `hide` takes it out of the sequence;
-    `paper` is eq. 1: its pixels (after normalisation) and its embedding are zero, and only its position embedding remains. Where all is
+    `paper` is eq. 1: its pixels (after normalisation) and so its embedding are zero, only its position embedding remains. Where all is
     visible, both give `clip_vision.encode_image` to the bit. With nothing visible, `hide` encodes the class token alone.
 
     The output has that function's attributes, and two more: `visible`, bool [B, n, n], and `tokens`, int64 [B, T]: which token of the
@@ -56,7 +56,7 @@ def encode(clip_vision: ClipVisionModel, image: Tensor, mask: Tensor, threshold:
     pixels = patch_input.pixels_of(clip_vision, image, where, fit).expand(len(patches), -1, -1, -1)
     model: Any = clip_vision.model
     vision, patches = model.vision_model, patches.to(pixels.device)
-    embedded, tokens = _embedded(vision.embeddings, pixels, patches, encoder, mode)
+    embedded, tokens = _embedded(vision.embeddings, pixels, patches, encoder.has_class, mode)
     every = bool(getattr(clip_vision, "return_all_hidden_states", False))
     last, middle = _run(vision, embedded, tokens, encoder.has_class, "all" if every else -2)
     last = vision.post_layernorm(last) if vision.output_layernorm else last
@@ -89,16 +89,16 @@ def own_tokens(output: Any, name: str = "penultimate_hidden_states") -> list[Ten
     return [one[own.to(one.device)] for one, own in zip(states, first, strict=True)]
 
 
-def _embedded(embeddings: Any, pixels: Tensor, patches: Tensor, encoder: patch_input.Encoder, mode: str) -> tuple[Tensor, list[Tensor]]:
+def _embedded(embeddings: Any, pixels: Tensor, patches: Tensor, has_class: bool, mode: str) -> tuple[Tensor, list[Tensor]]:
     """The tokens [B, 1 + n * n, D] with their positions (without the 1 for SigLIP), and which of them each picture keeps, in order."""
     import comfy.ops
 
-    always = torch.ones(len(patches), int(encoder.has_class), dtype=torch.bool, device=patches.device)
+    always = torch.ones(len(patches), int(has_class), dtype=torch.bool, device=patches.device)
     kept = torch.cat((always, patches.flatten(1)), dim=1)
+    embedded = embeddings(pixels)
     if mode == HIDE:
-        return embeddings(pixels), [one.nonzero()[:, 0] for one in kept]
-    embedded = embeddings(pixels * patch_grid.enlarged(patches, encoder.size, encoder.patch)[:, None])
-    # The second product of eq. 1: where the embedding has a bias (SigLIP), zero pixels alone do not give a zero.
+        return embedded, [one.nonzero()[:, 0] for one in kept]
+    # Eq. 1, Projection(I * D_p) * D_z: no patch sees another one here, so D_z alone decides, even if the projection has a bias (SigLIP).
     embedded = torch.where(kept[..., None], embedded, comfy.ops.cast_to_input(embeddings.position_embedding.weight, embedded))
     return embedded, [torch.arange(kept.shape[1], device=kept.device)] * len(kept)
 
