@@ -23,7 +23,7 @@ OLDEST_PYTHON = (3, 10)
 nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "none"
 
-NEEDED = ("torch", "torchvision", "aiohttp", "segment_anything", "timm", "diffusers", "skimage", "sklearn", "websocket")
+NEEDED = ("torch", "torchvision", "aiohttp", "segment_anything", "timm", "diffusers", "accelerate", "skimage", "sklearn", "websocket")
 
 
 def interpreter(folder: Path) -> Path:
@@ -111,6 +111,7 @@ def train_tiny(session: nox.Session) -> None:
     """Train the tiny model: autoencoder, text encoder and UNet, judge. Hours on a CPU; resumes. `-- --minutes 600` for the UNet."""
     python = start(session)
     session.run(str(python), "-m", "demo.train_autoencoder", external=True)
+    session.run(str(python), "-m", "demo.train_autoencoder", "--decoder-only", external=True)
     session.run(str(python), "-m", "demo.train_tiny", *session.posargs, external=True)
     session.run(str(python), "-m", "demo.train_judge", external=True)
 

@@ -237,6 +237,20 @@ def install(model: Any, *patches: Patch) -> Any:
     return clone
 
 
+def with_patches(wrappers: dict[str, dict[str, list[Any]]], *patches: Patch) -> dict[str, dict[str, list[Any]]]:
+    """A model's wrappers with the patches at the end of its chain: what `install` does, for one run of a MODEL and without a clone."""
+    from comfy.patcher_extension import WrappersMP
+
+    chains = wrappers.get(WrappersMP.DIFFUSION_MODEL, {})
+    before = tuple(patch for chain in chains.get(KEY, []) for patch in chain.patches)
+    views = wrappers.get(WrappersMP.CALC_COND_BATCH, {})
+    return {
+        **wrappers,
+        WrappersMP.DIFFUSION_MODEL: {**chains, KEY: [Chain((*before, *patches))]},
+        WrappersMP.CALC_COND_BATCH: {**views, KEY: [remember_view]},
+    }
+
+
 def percent_range(model: Any, start: float, end: float) -> tuple[float, float]:
     """Noise levels (from, to) for a start and an end in 0..1 of the sampling, as ComfyUI's own nodes reckon them."""
     sampling = model.get_model_object("model_sampling")

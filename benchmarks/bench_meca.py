@@ -1,4 +1,4 @@
-"""`python -m benchmarks.bench_meca`: Apply MECA with regions against the same IP-Adapter without, as ratios of time and memory.
+"""Apply MECA with regions against the same IP-Adapter without, as ratios of time and memory.
 
 Both sides in one run on the same machine, taken in turns; with two regions against two adapters without regions too.
 """
@@ -14,7 +14,6 @@ import torch
 from demo import tiny_model
 
 from . import bench, results
-from .pack import load_pack
 
 MIDDLING: dict[str, Any] = {**tiny_model.UNET, "model_channels": 128, "num_heads": 8, "num_head_channels": -1, "context_dim": 768}
 """SD 1.5's blocks and text at 128 channels."""
@@ -106,13 +105,3 @@ def step(rounds: int = 9) -> list[results.Figure]:
         times = bench.in_turns(lambda count=count: run(*sides[:count]), lambda count=count: run(*whole[:count]), rounds)
         figures.append(results.ratio(f"a sampling step, middling UNet, 512 px, MECA with {name}: time", *times, at_most=1.03))
     return figures
-
-
-def main() -> None:
-    load_pack()
-    torch.manual_seed(0)
-    results.write("bench-meca", "python -m benchmarks.bench_meca", [*layer(), *step()], {"interval": "quartiles of paired ratios"})
-
-
-if __name__ == "__main__":
-    main()

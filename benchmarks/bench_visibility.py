@@ -1,4 +1,4 @@
-"""`python -m benchmarks.bench_visibility`: Patch Visibility against ComfyUI's own CLIP Vision Encode, as ratios of time and memory.
+"""Patch Visibility against ComfyUI's own CLIP Vision Encode, as ratios of time and memory.
 
 A ViT-L/14 of random weights in the precision that ComfyUI loads it in; both sides in one run on the same machine, taken in turns.
 """
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from . import bench, results
-from .pack import load_pack
 
 
 def vit_l() -> Any:
@@ -51,13 +50,3 @@ def visibility(rounds: int = 7) -> list[results.Figure]:
             held = [bench.peak(ours) / bench.peak(stock)]
             figures.append(results.ratio(f"Patch Visibility, {mode}, {share:.0%} of the patches hidden: peak memory", held, [1.0]))
     return figures
-
-
-def main() -> None:
-    load_pack()
-    torch.manual_seed(0)
-    results.write("bench-visibility", "python -m benchmarks.bench_visibility", visibility(), {"interval": "quartiles of paired ratios"})
-
-
-if __name__ == "__main__":
-    main()

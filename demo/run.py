@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from . import photos, setup
+from . import photos, setup, subject_pictures
 from .contact_sheet import Row, contact_sheet, thumbnail
 from .server import ROOT, Prompt, Result, Server, Step, WorkflowError
 
@@ -31,8 +31,13 @@ CHANGES: dict[tuple[str, str], Any] = {
     ("CheckpointLoaderSimple", "ckpt_name"): TINY_MODEL.name,
     ("MaskPromptLoadSAM", "sam_name"): "mobile_sam.pt",
     ("MaskPromptCropAroundBox", "resolution"): 128,
+    ("MaskPromptTrainDreamCom", "size"): 128,
     ("KSampler", "steps"): 20,
 }
+MADE_BY: dict[str, str] = {"dreamcom_subject.safetensors": "dreamcom_train"}
+"""The LoRAs that bundled workflows load, by the names that they have there, and the workflow whose Save LoRA Weights makes each."""
+LONGEST = 1800
+"""Seconds that one workflow may take, on a slow machine."""
 
 
 def changed(prompt: Prompt) -> Prompt:
@@ -54,9 +59,11 @@ def photographs(prompt: Prompt) -> list[str]:
 
 
 def add_photographs(server: Server, names: Iterable[str]) -> None:
-    """Puts real photographs into the server's input folder under the names that the workflows use."""
+    """Puts the pictures that the workflows name into the server's input folder: real photographs, and those of the demo's subject."""
     for name in names:
-        Image.fromarray(photos.load(Path(name).stem)).save(server.input / name)
+        stem = Path(name).stem
+        pixels = subject_pictures.load(stem) if stem in subject_pictures.names() else photos.load(stem)
+        Image.fromarray(pixels).save(server.input / name)
 
 
 def stage(folder: Path, *arguments: str) -> Server:
@@ -76,6 +83,25 @@ def workflows(names: Iterable[str] = ()) -> dict[str, Prompt]:
     if unknown:
         raise ValueError(f"no workflow {', '.join(sorted(unknown))}; there are {', '.join(files)}")
     return {name: json.loads(path.read_text("utf-8")) for name, path in files.items() if not names or name in names}
+
+
+def in_order(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
+    """The workflows, each after those that make the LoRAs it loads; these are added where they are missing."""
+    ordered: dict[str, Prompt] = {}
+    for name, prompt in prompts.items():
+        loaded = [entry["inputs"]["lora_name"] for entry in prompt.values() if "lora_name" in entry["inputs"]]
+        makers = [MADE_BY[lora] for lora in loaded]
+        ordered |= {**(workflows(makers) if makers else {}), name: prompt}
+    return ordered
+
+
+def hand_on(server: Server, workflow: str) -> None:
+    """Puts the LoRA that a workflow has just saved where the next one looks for it, as an artist would; RuntimeError if it saved none."""
+    for lora in (lora for lora, maker in MADE_BY.items() if maker == workflow):
+        saved = sorted((server.output / "loras").glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+        if not saved:
+            raise RuntimeError(f"workflow {workflow} saved no LoRA in {server.output / 'loras'}")
+        server.add_model("loras", saved[-1], lora)
 
 
 class Progress:
@@ -117,9 +143,10 @@ def paint(server: Server, prompts: dict[str, Prompt]) -> list[Row]:
     for name, prompt in prompts.items():
         add_photographs(server, photographs(prompt))
         try:
-            result = server.run(changed(prompt), Progress(name))
+            result = server.run(changed(prompt), Progress(name), LONGEST)
         except WorkflowError as error:
             raise WorkflowError(f"workflow {name}: {error}") from error
+        hand_on(server, name)
         rows.append(collect(name, prompt, result, server))
         print(f"\r{name}: done in {result.seconds:.1f} s, {len(rows[-1][1])} pictures in {OUTPUT / name}".ljust(100), flush=True)
     return rows
@@ -135,7 +162,7 @@ def demo(names: Iterable[str], thumbnails: bool) -> None:
         try:
             print("Starting ComfyUI ...", flush=True)
             with server:
-                rows = paint(server, workflows(names))
+                rows = paint(server, in_order(workflows(names)))
         finally:
             if server.log.is_file():
                 shutil.copyfile(server.log, OUTPUT / "server.log")

@@ -150,6 +150,13 @@ class Server:
         return "\n".join(text.splitlines()[-lines:])
 
     @property
+    def pid(self) -> int:
+        """The server's process; RuntimeError if it is not running."""
+        if self._process is None:
+            raise RuntimeError("the server is not running")
+        return self._process.pid
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
@@ -177,9 +184,16 @@ class Server:
         """The file of one entry of a node's "images"."""
         return self.folder / image["type"] / image["subfolder"] / image["filename"]
 
-    def run(self, prompt: Prompt, on_step: Callable[[Step], None] | None = None, timeout: float = 600) -> Result:
+    def run(
+        self,
+        prompt: Prompt,
+        on_step: Callable[[Step], None] | None = None,
+        timeout: float = 600,
+        on_bytes: Callable[[bytes], None] | None = None,
+    ) -> Result:
         """Queues an API-format workflow and waits for its end, following it over the websocket.
 
+        `on_bytes` gets the binary messages: previews, and the lines of text that nodes show.
         Raises WorkflowError if ComfyUI refuses it, if any node fails, or if it is interrupted;
         TimeoutError if it is not done within `timeout` seconds (it is interrupted then).
         """
@@ -193,6 +207,10 @@ class Server:
                     self.interrupt()
                     raise TimeoutError(f"the workflow was not done within {timeout:.0f} s. ComfyUI's log ends:\n{self.log_tail()}")
                 message = self._receive(connection)
+                if isinstance(message, bytes):
+                    if on_bytes:
+                        on_bytes(message)
+                    continue
                 data = message.get("data", {})
                 if data.get("prompt_id") != prompt_id:
                     continue
@@ -210,7 +228,7 @@ class Server:
             raise WorkflowError(_failure(history["status"]["messages"]))
         return Result(history["outputs"], tuple(executed), time.monotonic() - began)
 
-    def _receive(self, connection: websocket.WebSocket) -> dict[str, Any]:
+    def _receive(self, connection: websocket.WebSocket) -> dict[str, Any] | bytes:
         """The next message, or an empty one after two silent seconds."""
         try:
             text = connection.recv()
@@ -218,7 +236,7 @@ class Server:
             text = "{}"
         except (websocket.WebSocketException, OSError) as error:
             raise RuntimeError(f"ComfyUI closed the connection ({error}). The end of its log:\n{self.log_tail()}") from error
-        return json.loads(text) if isinstance(text, str) and text else {}
+        return json.loads(text or "{}") if isinstance(text, str) else bytes(text)
 
     def _queue(self, prompt: Prompt, client: str) -> str:
         try:

@@ -3,7 +3,8 @@
     python -m demo.train_autoencoder --minutes 12
 
 Learns on 64-pixel crops of rendered scenes and photographs. Resumes from its last state; a line of
-log every 100 steps.
+log every 100 steps. `--decoder-only` goes on with the decoder alone, from a finished run: the latents stay
+as they are, so a UNet that was trained on them stays good.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ def crops(rng: np.random.Generator, count: int, pictures: list[np.ndarray]) -> T
     return torch.from_numpy(np.stack(found[:count])).permute(0, 3, 1, 2).float() / 255
 
 
-def loss_of(model: NarrowAutoencoder, pictures: Tensor) -> tuple[Tensor, Tensor]:
+def loss_of(model: NarrowAutoencoder, pictures: Tensor, decoder_only: bool = False) -> tuple[Tensor, Tensor]:
     """The loss, and the plain L1 part of it. Latents are held near mean 0 and deviation 1, and decoded with a little noise."""
-    latents = model.encode(pictures)
+    with torch.set_grad_enabled(not decoder_only):
+        latents = model.encode(pictures)
     back = model.decode(latents + 0.06 * torch.randn_like(latents)).float()
     latents = latents.float()
     plain = (back - pictures).abs().mean()
@@ -53,17 +55,22 @@ def loss_of(model: NarrowAutoencoder, pictures: Tensor) -> tuple[Tensor, Tensor]
     return plain + 0.5 * blurred + 0.5 * edges + 0.02 * moments, plain
 
 
-def train(work: Path, minutes: float, seed: int = 0, batch: int = 32, rate: float = 1e-3) -> None:
+def train(work: Path, minutes: float, seed: int = 0, batch: int = 32, rate: float = 1e-3, decoder_only: bool = False) -> None:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     device = device_of()
     pictures = [photos.load(name) for name in photos.TRAINING]
     model = NarrowAutoencoder().to(device).to(memory_format=torch.channels_last)
     average = NarrowAutoencoder().to(device)
-    optimizer = torch.optim.Adam(model.parameters(), rate, betas=(0.9, 0.99))
-    file = work / "autoencoder.pt"
+    learning = model.decoder if decoder_only else model
+    optimizer = torch.optim.Adam(learning.parameters(), rate, betas=(0.9, 0.99))
+    file = work / ("decoder.pt" if decoder_only else "autoencoder.pt")
     step, spent = 0, 0.0
-    if file.is_file():
+    if decoder_only and not file.is_file():
+        finished = torch.load(work / "autoencoder.pt", weights_only=True)["average"]
+        model.load_state_dict(finished)
+        average.load_state_dict(finished)
+    elif file.is_file():
         state = torch.load(file, weights_only=True)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
@@ -79,7 +86,7 @@ def train(work: Path, minutes: float, seed: int = 0, batch: int = 32, rate: floa
             group["lr"] = cosine(spent / minutes, rate, rate / 20, warm=0.02)
         data = crops(rng, batch, pictures).to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
-            loss, plain = loss_of(model, data)
+            loss, plain = loss_of(model, data, decoder_only)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -87,14 +94,17 @@ def train(work: Path, minutes: float, seed: int = 0, batch: int = 32, rate: floa
         step += 1
         with torch.no_grad():
             for kept, new in zip(average.parameters(), model.parameters(), strict=True):
-                kept.lerp_(new, 0.005 if step > 500 else 0.05)
+                kept.lerp_(new, 0.005 if step > 500 or decoder_only else 0.05)
         seen += plain.item()
         if step % 100 == 0:
             log(f"autoencoder step {step} minute {spent:.1f} L1 {seen / 100:.4f} loss {loss.item():.4f}")
             seen = 0.0
-        if step % 500 == 0:
+        if step % 250 == 0:
             save(file, model, average, optimizer, step, spent)
     save(file, model, average, optimizer, step, spent)
+    if decoder_only:
+        whole = torch.load(work / "autoencoder.pt", weights_only=True)
+        torch.save({**whole, "average": average.state_dict()}, work / "autoencoder.pt")
 
 
 def save(
@@ -111,9 +121,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--decoder-only", action="store_true", help="keep the encoder and its latents; train the decoder alone")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    train(arguments.work, arguments.minutes, arguments.seed)
+    train(arguments.work, arguments.minutes, arguments.seed, decoder_only=arguments.decoder_only)
 
 
 if __name__ == "__main__":

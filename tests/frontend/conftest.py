@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from playwright.sync_api import Page, sync_playwright
+from safetensors.torch import save_file
 
 from demo import run, setup
 from demo.server import Server
@@ -39,17 +41,30 @@ def browser_path() -> str:
 
 @pytest.fixture(scope="session")
 def model_inputs() -> dict[str, tuple[str, Path]]:
-    """The inputs that name model files, with the model folder of each and the file that stands in for it here."""
+    """The inputs that name model files to download, with the model folder of each and the file that stands in for it here."""
     return {"ckpt_name": ("checkpoints", run.TINY_MODEL), "sam_name": ("sams", setup.mobile_sam_path())}
 
 
 @pytest.fixture(scope="session")
-def server(browser_path: str, model_inputs: dict[str, tuple[str, Path]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def own_inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
+    """The same of files that artists make themselves: a LoRA that has learned nothing."""
+    lora = tmp_path_factory.mktemp("files") / "lora.safetensors"
+    save_file({"diffusion_model.out.2.diff": torch.zeros(4, 32, 3, 3)}, lora)
+    return {"lora_name": ("loras", lora)}
+
+
+@pytest.fixture(scope="session")
+def server(
+    browser_path: str,
+    model_inputs: dict[str, tuple[str, Path]],
+    own_inputs: dict[str, tuple[str, Path]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
     staged = run.stage(tmp_path_factory.mktemp("comfyui"))
     for prompt in run.workflows().values():
         run.add_photographs(staged, run.photographs(prompt))
         for node in prompt.values():
-            for field, (kind, file) in model_inputs.items():
+            for field, (kind, file) in (model_inputs | own_inputs).items():
                 if field in node["inputs"]:
                     staged.add_model(kind, file, node["inputs"][field])
     with staged as started:

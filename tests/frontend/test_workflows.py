@@ -16,6 +16,7 @@ from demo import run
 from demo.server import ROOT, Server
 
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+CHANGES = {**run.CHANGES, ("MaskPromptTrainDreamCom", "steps"): 3}
 SCREENSHOTS = ROOT / "demo" / "output" / "screenshots"
 TITLE_HEIGHT = 30
 
@@ -85,7 +86,7 @@ def test_no_node_covers_another(page: Page, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_run_paints(page: Page, server: Server, name: str) -> None:
     load(page, name)
-    page.evaluate(CHANGE, [[node, field, value] for (node, field), value in run.CHANGES.items()])
+    page.evaluate(CHANGE, [[node, field, value] for (node, field), value in CHANGES.items()])
     before = set(server.get_json("/history"))
     page.get_by_test_id("queue-button").click()
     deadline = time.monotonic() + 300

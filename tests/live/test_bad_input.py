@@ -13,26 +13,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from demo import run, setup
 from demo.server import Prompt, Server, WorkflowError
+
+from .graphs import CHECKPOINT, PICTURES, node, solid, training
 
 POINT = json.dumps([{"x": 300, "y": 150}])
 SAM_INPUTS: dict[str, Any] = {"sam": ["sam", 0], "image": ["photo", 0], "choice": "best score", "fill": "white"}
 
 
-def node(name: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": name, "inputs": inputs}
-
-
 PHOTO = node("LoadImage", image="coffee.png")
 VIDEO_MODEL = node("UNETLoader", unet_name="video.safetensors", weight_dtype="default")
-CHECKPOINT = node("CheckpointLoaderSimple", ckpt_name=run.TINY_MODEL.name)
+PLAIN_CHECKPOINT = node("CheckpointLoaderSimple", ckpt_name="plain.safetensors")
+MARKED = solid(1.0, 512, 512)
 
 
-def solid(value: float, width: int = 600, height: int = 400) -> dict[str, Any]:
-    return node("SolidMask", value=value, width=width, height=height)
+def box(**inputs: Any) -> dict[str, Any]:
+    """A box on the second of the subject's pictures."""
+    return node("MaskPromptBoxMask", image=["picture 1", 0], **inputs)
 
 
 def sam_mask(file: str = "mobile_sam.pt", **inputs: Any) -> Prompt:
@@ -85,7 +85,7 @@ def painted(mask: dict[str, Any], model: dict[str, Any] = CHECKPOINT) -> Prompt:
 
 @pytest.fixture(scope="module", autouse=True)
 def photograph(server: Server) -> None:
-    run.add_photographs(server, ["coffee.png"])
+    run.add_photographs(server, ["coffee.png", *PICTURES])
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +117,16 @@ REFUSED: dict[str, tuple[Prompt, str]] = {
     "nothing to crop around": (cropped(solid(0.0)), "empty.*nothing to crop around"),
     "a mask of another shape": (painted(solid(1.0, 300, 100)), "the mask is 300x100.*their shapes differ"),
     "a model that is no UNet": (painted(solid(1.0, 128, 128), VIDEO_MODEL), r"\(MaskPromptMaskedAttention\).*UNet"),
+    "a subject marked in two of three pictures": (training([MARKED, solid(0.0, 512, 512), MARKED]), "picture 2 marks nothing"),
+    "a subject of nine pixels": (training([MARKED, box(x=9, y=9, width=3, height=3), MARKED]), "picture 2 marks nothing"),
+    "a subject's box without area": (training([MARKED, box(x=9, y=9, width=0, height=3), MARKED]), "has no area"),
+    "fewer masks than pictures": (training([MARKED, MARKED]), "3 pictures but 2 masks"),
+    "a mask of another size than its picture": (training([MARKED, solid(1.0, 500, 512), MARKED]), "picture 2 is 512 x 512.*500 x 512"),
+    "a model without the inpainting channels": (training(model=PLAIN_CHECKPOINT), r"inpainting checkpoint.*9 channels.*takes 4"),
+    "a model to train that is no UNet": (training(model=VIDEO_MODEL), r"inpainting checkpoint.*no UNet"),
+    "no token": (training(token=" "), "token is empty.*sks"),
+    "no noun": (training(noun=""), "noun is empty"),
+    "a noun of many pieces": (training(noun="antidisestablishmentarianism " * 3), r"noun .*antidis.* pieces long.*plain word"),
 }
 
 
@@ -144,7 +154,15 @@ def broken_files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Pa
         server.add_model("sams", file)
     save_file(video_model(), folder / "video.safetensors")
     server.add_model("diffusion_models", folder / "video.safetensors")
+    save_file(without_inpainting(), folder / "plain.safetensors")
+    server.add_model("checkpoints", folder / "plain.safetensors")
     return marker
+
+
+def without_inpainting() -> dict[str, torch.Tensor]:
+    """The tiny model's checkpoint with a UNet that sees the noisy latents only, as one for plain text to image does."""
+    weights, key = load_file(run.TINY_MODEL), "model.diffusion_model.input_blocks.0.0.weight"
+    return {**weights, key: weights[key][:, :4].contiguous()}
 
 
 def video_model() -> dict[str, torch.Tensor]:

@@ -1,0 +1,203 @@
+"""Train DreamCom in a real server: what it shows, what it leaves behind, and what an interrupt or a full disk costs."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from demo import run
+from demo.server import Prompt, Result, Server, Step, WorkflowError
+
+from .graphs import CHECKPOINT, PICTURES, node, painting, training
+
+TRAIN = "MaskPromptTrainDreamCom"
+PREVIEW, TEXT = 1, 3
+"""ComfyUI's numbers of its binary messages (`protocol.BinaryEventTypes`)."""
+TRAINED = {"learning_rate": 0.01, "steps": 6}
+"""Learns quickly, and badly, so that a few steps can be seen."""
+
+
+class Shown:
+    """What nodes show while they work: lines of text, and previews as JPEG files."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.previews: list[bytes] = []
+
+    def __call__(self, message: bytes) -> None:
+        kind, body = int.from_bytes(message[:4], "big"), message[4:]
+        if kind == TEXT:
+            self.lines.append(body[4 + int.from_bytes(body[:4], "big") :].decode())
+        elif kind == PREVIEW:
+            self.previews.append(body[4:])
+
+    @property
+    def steps(self) -> list[int]:
+        """The numbers of the training steps that were told."""
+        return [int(found[1]) for line in self.lines if (found := re.match(r"Step (\d+) of \d+, loss \d", line))]
+
+
+class Interrupt:
+    """Interrupts a server once, when the training has got so far on its progress bar."""
+
+    def __init__(self, server: Server, value: int) -> None:
+        self.server, self.value, self.done = server, value, False
+
+    def __call__(self, step: Step) -> None:
+        if not self.done and step.name == TRAIN and step.value >= self.value:
+            self.done = True
+            self.server.interrupt()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures(server: Server) -> None:
+    run.add_photographs(server, PICTURES)
+
+
+@pytest.fixture
+def states(server: Server) -> Iterator[Path]:
+    """The folder of training states; no training of this file leaves one behind."""
+    folder = server.output / "maskprompt" / "training"
+    yield folder
+    assert list(folder.glob("*")) == []
+
+
+def latent(server: Server, result: Result) -> torch.Tensor:
+    (saved,) = result.outputs["latent"]["latents"]
+    return load_file(server.file_of(saved))["latent_tensor"]
+
+
+def lora_files(server: Server) -> set[Path]:
+    return set((server.output / "loras").glob("*.safetensors"))
+
+
+def base(extra: str = "") -> Prompt:
+    """The untrained model's painting; `extra` blanks in the text change nothing but that ComfyUI does not take the last run's."""
+    return {"clip": CHECKPOINT, "model": CHECKPOINT, **painting(["model", 0], "a photo of sks heart" + extra)}
+
+
+def test_it_tells_and_shows_how_far_it_is(server: Server) -> None:
+    shown = Shown()
+    server.run(training(steps=6, preview_every=2), on_bytes=shown)
+    assert shown.steps == [1, 2, 3, 4, 5, 6]
+    assert shown.lines.index("Encoding crops: 6 of 6") < next(i for i, line in enumerate(shown.lines) if line.startswith("Step 1 of 6"))
+    assert len(shown.previews) == 2
+    for preview in shown.previews:
+        with Image.open(io.BytesIO(preview)) as picture:
+            assert picture.format == "JPEG"
+            assert picture.width == picture.height
+
+
+def test_the_saved_lora_paints_the_same_in_a_new_server(server: Server, tmp_path: Path) -> None:
+    before, plain = lora_files(server), latent(server, server.run(base()))
+    graph = {**training(seed=11, **TRAINED), **painting(["train", 0])}
+    trained = latent(server, server.run(graph))
+    (saved,) = lora_files(server) - before
+    assert (trained - plain).abs().max() > 0.1
+    with run.stage(tmp_path) as other:
+        other.add_model("loras", saved, "mine.safetensors")
+        loader = node("LoraLoaderModelOnly", model=["clip", 0], lora_name="mine.safetensors", strength_model=1.0)
+        again = latent(other, other.run({"clip": CHECKPOINT, "lora": loader, **painting(["lora", 0])}))
+        assert "lora key not loaded" not in other.log_tail(1000)
+    assert (trained - again).abs().max() < 1e-3
+
+
+def test_a_training_leaves_the_given_model_as_it_was(server: Server) -> None:
+    first = latent(server, server.run(base()))
+    graph = {**training(seed=12, **TRAINED), **painting(["train", 0])}
+    trained = server.run(graph)
+    assert {"train", "sampler"} <= set(trained.executed)
+    second = server.run(base(" "))
+    assert "sampler" in second.executed
+    assert torch.equal(latent(server, second), first)
+    assert not torch.equal(latent(server, trained), first)
+
+
+def test_an_interrupted_training_goes_on_where_it_was(server: Server, states: Path) -> None:
+    graph = training(seed=13, steps=60, gradient_checkpointing=False)
+    with pytest.raises(WorkflowError, match=rf"interrupted at node train \({TRAIN}\)"):
+        server.run(graph, Interrupt(server, 20))
+    (state,) = states.glob("*")
+    assert state.suffix == ".pt"
+    assert latent(server, server.run(base("  "))).isfinite().all()
+    shown = Shown()
+    server.run(graph, on_bytes=shown)
+    (done,) = re.findall(r"goes on from step (\d+)", server.log_tail(60))
+    assert 10 < int(done) < 60
+    assert shown.steps[0] == int(done) + 1
+    assert shown.steps[-1] == 60
+
+
+def test_resume_off_begins_again(server: Server, states: Path) -> None:
+    with pytest.raises(WorkflowError, match="interrupted"):
+        server.run(training(seed=14, steps=40), Interrupt(server, 15))
+    assert len(list(states.glob("*"))) == 1
+    shown = Shown()
+    server.run(training(seed=14, steps=40, resume=False), on_bytes=shown)
+    assert shown.steps[0] == 1
+
+
+def test_further_trainings_do_not_grow_memory(server: Server) -> None:
+    process = psutil.Process(server.pid)
+    server.run(training(seed=20))
+    before = process.memory_info().rss
+    for seed in (21, 22, 23):
+        server.run(training(seed=seed))
+    assert process.memory_info().rss <= 1.03 * before
+
+
+def test_a_state_that_cannot_be_written_costs_nothing_else(server: Server, states: Path) -> None:
+    """A file where the folder of states should be stands for a full or read-only disk."""
+    states.parent.mkdir(parents=True, exist_ok=True)
+    if states.is_dir():
+        states.rmdir()
+    states.write_text("in the way")
+    before = lora_files(server)
+    try:
+        server.run(training(seed=15, steps=101, gradient_checkpointing=False))
+    finally:
+        states.unlink()
+    assert "could not be written" in server.log_tail(60)
+    assert len(lora_files(server) - before) == 1
+
+
+def test_a_lora_that_cannot_be_saved_is_not_lost(server: Server) -> None:
+    (server.output / "full").write_text("in the way")
+    graph = training(seed=16)
+    graph["lora"]["inputs"]["prefix"] = "full/disk"
+    with pytest.raises(WorkflowError, match=r"node lora \(SaveLoRA\) failed"):
+        server.run(graph)
+    graph["lora"]["inputs"]["prefix"] = "loras/test"
+    before = lora_files(server)
+    assert "train" not in server.run(graph).executed
+    assert len(lora_files(server) - before) == 1
+
+
+def test_pictures_of_different_sizes_are_learned_together(server: Server) -> None:
+    run.add_photographs(server, ["coffee.png", "chelsea.png"])
+    before = lora_files(server)
+    server.run(training(seed=17, pictures=("coffee.png", "subject-1.png", "chelsea.png")))
+    assert len(lora_files(server) - before) == 1
+
+
+def test_a_lora_is_found_for_the_workflow_that_loads_it(server: Server) -> None:
+    """The demo runs dreamcom_train before dreamcom_insert, and the file that it saved then has the name that the workflow loads."""
+    everything = run.in_order(run.workflows())
+    assert sorted(everything) == sorted(run.workflows())
+    assert list(run.in_order(run.workflows(["dreamcom_insert"]))) == ["dreamcom_train", "dreamcom_insert"]
+    assert list(everything).index("dreamcom_train") < list(everything).index("dreamcom_insert")
+    (name,) = (lora for lora, maker in run.MADE_BY.items() if maker == "dreamcom_train")
+    server.run(training(seed=18))
+    run.hand_on(server, "dreamcom_train")
+    newest = max(lora_files(server), key=lambda file: file.stat().st_mtime)
+    assert (server.folder / "models" / "loras" / name).read_bytes() == newest.read_bytes()
+    loader = node("LoraLoaderModelOnly", model=["clip", 0], lora_name=name, strength_model=1.0)
+    assert "lora" in server.run({"clip": CHECKPOINT, "lora": loader, **painting(["lora", 0])}).executed

@@ -1,0 +1,327 @@
+"""The loop on a problem of a few numbers: interrupting and resuming, averages, several processes, disks that fail."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from maskprompt.training import loop, state
+from torch import Tensor, nn
+
+STEPS = 12
+
+
+class Interrupt(BaseException): ...
+
+
+def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"a": nn.Parameter(torch.randn(3, 4, generator=generator)), "b": nn.Parameter(torch.randn(4, generator=generator))}
+
+
+def loss_over(values: dict[str, nn.Parameter]) -> loop.LossOf:
+    """A regression on random inputs of each step."""
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        x = torch.randn(5, 3, generator=generator)
+        return ((x @ values["a"] + values["b"] - x.sum(1, keepdim=True)) ** 2).mean()
+
+    return loss
+
+
+def until(step: int) -> Callable[[loop.Progress], None]:
+    def on_step(progress: loop.Progress) -> None:
+        if progress.step == step:
+            raise Interrupt
+
+    return on_step
+
+
+def settings(**more: Any) -> loop.Settings:
+    return loop.Settings(**{"steps": STEPS, "learning_rate": 0.05, "seed": 3, **more})
+
+
+def trained(values: dict[str, nn.Parameter], file: state.StateFile | None = None, stop: int = 0, **more: Any) -> loop.Progress:
+    return loop.run(values, loss_over(values), settings(**more), file, until(stop))
+
+
+def file_in(folder: Path, fingerprint: str = "this", every: int = 100) -> state.StateFile:
+    return state.StateFile(folder / "deep" / "state.pt", fingerprint, every)
+
+
+def same(one: dict[str, nn.Parameter], other: dict[str, nn.Parameter]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_it_is_adamw_with_clipped_gradients() -> None:
+    """Against the loop as a text book has it."""
+    values, wanted = parameters(), parameters()
+    progress = trained(values)
+    optimizer = torch.optim.AdamW(wanted.values(), 0.05, (0.9, 0.999), weight_decay=1e-2)
+    losses = []
+    for step in range(STEPS):
+        loss = loss_over(wanted)(step, loop.random_numbers(3, step))
+        optimizer.zero_grad()
+        loss.backward()
+        total = torch.cat([value.grad.flatten() for value in wanted.values() if value.grad is not None]).norm()
+        for value in wanted.values():
+            assert value.grad is not None
+            value.grad *= min(1.0, 1.0 / (total.item() + 1e-6))
+        optimizer.step()
+        losses.append(loss.item())
+    assert progress.losses == pytest.approx(losses, rel=1e-5)
+    for name in values:
+        torch.testing.assert_close(values[name], wanted[name])
+    assert all(value.grad is None for value in values.values())
+
+
+def test_the_average_follows_the_weights() -> None:
+    """Equal to the weighted sum written out; with no average the weights stay the last ones."""
+    seen, values = [parameters()["a"].detach()], parameters()
+    loop.run(values, loss_over(values), settings(average=0.8), None, lambda progress: seen.append(values["a"].detach().clone()))
+    wanted = seen[0]
+    for step, weights in enumerate(seen[1:]):
+        decay = min(0.8, (1 + step) / (10 + step))
+        wanted = decay * wanted + (1 - decay) * weights
+    torch.testing.assert_close(values["a"].detach(), wanted)
+    plain = parameters()
+    trained(plain)
+    assert torch.equal(plain["a"], seen[-1])
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize("stops", [[6], [1, 5, 11], [12]])
+def test_interrupted_and_resumed_is_as_if_nothing_had_been(tmp_path: Path, average: float, stops: list[int]) -> None:
+    whole = parameters()
+    wanted = trained(whole, average=average)
+    for stop in stops:
+        values = parameters()
+        with pytest.raises(Interrupt):
+            trained(values, file_in(tmp_path), stop, average=average)
+    values = parameters(seed=9)  # what a resumed training started from does not count
+    progress = trained(values, file_in(tmp_path), average=average)
+    assert same(values, whole)
+    assert progress == wanted
+
+
+def test_an_error_in_the_loss_keeps_the_state_too(tmp_path: Path) -> None:
+    values = parameters()
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        if step == 7:
+            raise torch.OutOfMemoryError("no memory")
+        return loss_over(values)(step, generator)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        loop.run(values, loss, settings(), file_in(tmp_path))
+    again, whole = parameters(), parameters()
+    trained(again, file_in(tmp_path))
+    trained(whole)
+    assert same(again, whole)
+    assert all(value.grad is None for value in values.values())
+
+
+def test_the_state_is_written_every_so_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    monkeypatch.setattr(state.StateFile, "write", lambda self, learning: written.append(learning.step))
+    trained(parameters(), file_in(tmp_path, every=5))
+    trained(parameters(), file_in(tmp_path, every=4))
+    assert written == [5, 10, 4, 8]
+
+
+def test_more_steps_go_on_from_a_kept_state(tmp_path: Path) -> None:
+    whole, values = parameters(), parameters()
+    with pytest.raises(Interrupt):
+        trained(values, file_in(tmp_path), stop=STEPS)
+    trained(values, file_in(tmp_path), steps=2 * STEPS)
+    trained(whole, steps=2 * STEPS)
+    assert same(values, whole)
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def of_other_weights(file: Path) -> None:
+    kept = torch.load(file)
+    kept["parameters"]["a"] = kept["parameters"]["a"].T
+    torch.save(kept, file)
+
+
+def without_a_part(file: Path) -> None:
+    kept = torch.load(file)
+    del kept["optimizer"]
+    torch.save(kept, file)
+
+
+@pytest.mark.parametrize("spoil", [cut_short, emptied, of_other_weights, without_a_part])
+def test_a_spoiled_state_is_a_fresh_start_and_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+) -> None:
+    file, whole, values = file_in(tmp_path), parameters(), parameters()
+    with pytest.raises(Interrupt):
+        trained(parameters(), file, stop=6)
+    spoil(file.path)
+    with caplog.at_level(logging.WARNING):
+        progress = trained(values, file)
+    trained(whole)
+    assert same(values, whole)
+    assert len(progress.losses) == STEPS
+    assert "Training starts afresh" in caplog.text
+
+
+def test_the_state_of_another_training_or_of_more_steps_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = parameters()
+    trained(whole)
+    for fingerprint, steps, message in (
+        ("other", STEPS, "it is of another training"),
+        ("this", STEPS + 6, f"it holds {STEPS + 3} steps and 12"),
+    ):
+        with pytest.raises(Interrupt):
+            trained(parameters(), file_in(tmp_path, fingerprint), stop=min(STEPS + 3, steps - 3), steps=steps)
+        values = parameters()
+        with caplog.at_level(logging.WARNING):
+            trained(values, file_in(tmp_path))
+        assert same(values, whole)
+        assert message in caplog.text
+
+
+def no_folder(file: state.StateFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.path.parent.write_text("a file where the folder should be")
+
+
+def a_folder(file: state.StateFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.path.mkdir(parents=True)
+
+
+def full_disk(error: Exception) -> Callable[[state.StateFile, pytest.MonkeyPatch], None]:
+    def prepare(file: state.StateFile, monkeypatch: pytest.MonkeyPatch) -> None:
+        def save(content: Any, path: Path) -> None:
+            path.write_bytes(b"half of it")
+            raise error
+
+        monkeypatch.setattr(torch, "save", save)
+
+    return prepare
+
+
+FULL = [full_disk(OSError(28, "No space left on device")), full_disk(RuntimeError("PytorchStreamWriter failed writing file"))]
+
+
+@pytest.mark.parametrize("prepare", [no_folder, a_folder, *FULL])
+def test_a_disk_that_fails_does_not_stop_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, prepare: Any
+) -> None:
+    file, values, whole = file_in(tmp_path, every=2), parameters(), parameters()
+    trained(whole)
+    prepare(file, monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        trained(values, file)
+        file.remove()
+    assert same(values, whole)
+    assert "could not be written" in caplog.text
+    assert "Is the disk full?" in caplog.text
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_full_disk_leaves_what_was_kept_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, values = file_in(tmp_path), parameters()
+    with pytest.raises(Interrupt):
+        trained(values, file, stop=4)
+    with monkeypatch.context() as full:
+        FULL[0](file, full)
+        with pytest.raises(Interrupt):
+            trained(values, file, stop=9)
+    assert torch.load(file.path)["step"] == 4
+    whole = parameters()
+    trained(whole)
+    trained(values, file)
+    assert same(values, whole)
+
+
+def nan_loss(values: dict[str, nn.Parameter], step: int) -> Tensor:
+    return values["a"].sum() * torch.nan
+
+
+def nan_gradient(values: dict[str, nn.Parameter], step: int) -> Tensor:
+    """A finite loss without a finite gradient."""
+    return (values["a"] * 0).abs().sqrt().sum()
+
+
+@pytest.mark.parametrize("bad", [nan_loss, nan_gradient])
+def test_a_loss_that_is_no_number_is_said_and_spoils_nothing(tmp_path: Path, bad: Callable[[dict[str, nn.Parameter], int], Tensor]) -> None:
+    values, before = parameters(), parameters()
+    trained(before, steps=5)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        return bad(values, step) if step == 5 else loss_over(values)(step, generator)
+
+    file = file_in(tmp_path)
+    with pytest.raises(RuntimeError, match=r"not a number \(NaN\) at step 6: the learning rate \(0.05\) is too high"):
+        loop.run(values, loss, settings(), file)
+    assert same(values, before)
+    kept = torch.load(file.path)
+    assert kept["step"] == 5
+    assert all(torch.equal(kept["parameters"][name], before[name]) for name in before)
+
+
+def test_a_model_that_gives_no_numbers_is_not_blamed_on_the_rate() -> None:
+    values = parameters()
+    with pytest.raises(RuntimeError, match="before anything was learned: the model's half precision overflows"):
+        loop.run(values, lambda step, generator: nan_loss(values, step), settings())
+
+
+def test_weights_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
+    """The loss can only be seen to be wrong a step after the weights are; what is on the disk stays good."""
+    file, values = file_in(tmp_path), parameters()
+    with pytest.raises(Interrupt):
+        trained(values, file, stop=4)
+
+    def spoil(progress: loop.Progress) -> None:
+        if progress.step == 8:
+            values["a"].data.fill_(torch.inf)
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        loop.run(values, loss_over(values), settings(), file, spoil)
+    assert torch.load(file.path)["step"] == 4
+
+
+def test_two_processes_share_the_mean_of_their_gradients_and_one_writes(tmp_path: Path) -> None:
+    """Run one after the other, each step's other gradient worked out beside it; the random numbers differ, the weights do not."""
+    results = []
+    for process in (0, 1):
+        values = parameters()
+        step = iter(range(STEPS))
+
+        def share(gradients: Sequence[Tensor], values: dict[str, nn.Parameter] = values, step: Any = step, process: int = process) -> None:
+            number = next(step)
+            other = torch.autograd.grad(loss_over(values)(number, loop.random_numbers(3, number, 1 - process)), list(values.values()))
+            for gradient, second in zip(gradients, other, strict=True):
+                gradient.add_(second).div_(2)
+
+        folder = tmp_path / str(process)
+        with pytest.raises(Interrupt):
+            loop.run(values, loss_over(values), settings(), file_in(folder, every=2), until(STEPS), process, share)
+        results.append(values)
+        assert file_in(folder).path.is_file() == (process == 0)
+    for name in results[0]:
+        torch.testing.assert_close(results[0][name], results[1][name])
+    alone = parameters()
+    trained(alone)
+    assert not torch.allclose(alone["a"], results[0]["a"])
+
+
+def test_random_numbers_differ_by_seed_step_and_process() -> None:
+    drawn = [torch.rand(1, generator=loop.random_numbers(seed, step, process)).item()
+             for seed in range(5) for step in range(50) for process in range(8)]  # fmt: skip
+    assert len(set(drawn)) == len(drawn)
+    assert loop.random_numbers(2**53, 100_000).initial_seed() >= 0

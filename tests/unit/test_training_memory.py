@@ -1,0 +1,134 @@
+"""The estimate of a training's memory against what a real step takes, and what is decided by it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from maskprompt.training import memory
+from maskprompt.training.learner import Learner
+
+ROOT = Path(__file__).resolve().parents[2]
+GIB = memory.GIB
+
+STEP = """
+import ctypes, gc, json, sys
+sys.path.insert(0, {root!r})
+from benchmarks.pack import load_pack
+load_pack()
+sys.path.insert(0, {root!r})
+import torch
+from tests.unit.test_training_learner import Learner, Loss, Options, examples, loop, unet_of
+from maskprompt.training import memory
+torch.set_num_threads(1)
+model, results = unet_of({channels}), []
+texts = [[torch.randn(1, 77, 768), dict()]]
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+for side, checkpointing in {cases!r}:
+    learner = Learner(model, "lora", 4, checkpointing=checkpointing)
+    with learner.loaded():
+        for measured in (8, side):  # libraries make room for themselves in a first step
+            loss_of = Loss(learner, examples(2, measured), texts, Options(size=8 * measured))
+            gc.collect()
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            before = status("VmRSS")
+            open("/proc/self/clear_refs", "w").write("5")
+            loss_of(0, loop.random_numbers(0, 0)).backward()
+            taken = status("VmHWM") - before
+            gradients = sum(4 * value.numel() for value in learner.parameters.values())
+            for value in learner.parameters.values():
+                value.grad = None
+        results.append((taken - gradients, memory.activations(learner.patcher, (1, 4, side, side), checkpointing, "lora")))
+    del learner, loss_of
+print(json.dumps(results))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak since a moment")
+def test_the_estimate_is_near_what_a_step_takes() -> None:
+    """A mid-size UNet, in a process whose memory goes back to the system when it is freed, so that the peak is what was in use."""
+    cases = [(48, True), (32, False)]
+    script = STEP.format(root=str(ROOT), channels=64, cases=cases)
+    freed_at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env={**os.environ, **freed_at_once}
+    )
+    assert result.returncode == 0, result.stderr
+    for case, (taken, estimated) in zip(cases, json.loads(result.stdout.splitlines()[-1]), strict=True):
+        assert 0.9 < estimated / taken < 1.6, (case, taken, estimated)
+
+
+def test_what_learns_is_counted_four_times(model: Any) -> None:
+    full = Learner(model, "full")
+    count = sum(value.numel() for value in model.model.diffusion_model.parameters())
+    shape = (1, 4, 16, 16)
+    found = memory.estimate(full, shape, True)
+    assert (found.weights, found.learning) == (0, 16 * count)
+    assert memory.estimate_full(model, shape, True) == found
+    assert memory.estimate(full, shape, True, average=True).learning == 20 * count
+    lora = memory.estimate(Learner(model, "lora", 4), shape, True)
+    assert lora.weights == pytest.approx(4 * count, rel=0.01)
+    assert lora.learning < found.learning / 4
+    assert lora.activations == found.activations
+    assert memory.estimate(full, (2, 4, 16, 16), True).activations == 2 * found.activations
+    assert memory.estimate(full, shape, False).activations > 4 * found.activations
+    assert f"{found.total / GIB:.1f} GB (weights 0.0, what learns" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("there", "method", "message"),
+    [
+        (4, "full", r"needs about 8.5 GB \(weights 0.0, what learns 8.0, a step 0.5\), but the device \(cpu\) has 4.0 GB.*`method` lora"),
+        (4, "lora", "a smaller rank, or a smaller model"),
+    ],
+)
+def test_what_cannot_be_held_is_refused(there: int, method: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "total_memory", lambda device: there * GIB)
+    with pytest.raises(ValueError, match=message):
+        memory.check(memory.Estimate(0, 8 * GIB, GIB // 2), torch.device("cpu"), method)
+
+
+def test_what_is_tight_is_warned_about(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(memory, "total_memory", lambda device: 12 * GIB)
+    with caplog.at_level(logging.WARNING):
+        memory.check(memory.Estimate(GIB, 8 * GIB, GIB), torch.device("cpu"), "full")
+        assert not caplog.records
+        memory.check(memory.Estimate(GIB, 8 * GIB, 4 * GIB), torch.device("cpu"), "full")
+    assert "may run out of memory. A smaller `size` or `batch_size` needs less" in caplog.text
+
+
+def test_auto_trains_all_weights_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SD 1.5 on 16 GB and more, SDXL on no card below 48; never on a CPU, however much memory it has."""
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    sd15, sdxl = memory.Estimate(0, int(12.8 * GIB), GIB // 2), memory.Estimate(0, 40 * GIB, GIB)
+    for there, needed, wanted in ((15.99, sd15, "full"), (12, sd15, "lora"), (24, sdxl, "lora"), (48, sdxl, "full"), (24, None, "full")):
+        monkeypatch.setattr(memory, "total_memory", lambda device, there=there: there * GIB)
+        assert memory.method_for(gpu, needed) == wanted
+        assert memory.method_for(cpu, needed) == "lora"
+
+
+@pytest.mark.parametrize(
+    ("stored", "method", "cast"), [(torch.float16, "lora", 2), (torch.bfloat16, "lora", 0), (torch.bfloat16, "full", 2)]
+)
+def test_weights_that_are_cast_in_every_layer_are_counted(
+    stored: torch.dtype, method: Any, cast: int, monkeypatch: pytest.MonkeyPatch, model: Any
+) -> None:
+    """Without checkpointing every layer keeps its weights as they were cast for the gradient of its input."""
+    monkeypatch.setattr(memory, "compute_dtype", lambda model: torch.bfloat16)
+    monkeypatch.setattr(model.model, "get_dtype", lambda: stored)
+    count = sum(value.numel() for value in model.model.diffusion_model.parameters())
+    shape = (1, 4, 16, 16)
+    without = memory.activations(model, shape, False, method)
+    monkeypatch.setattr(memory, "compute_dtype", lambda model: torch.float32)
+    monkeypatch.setattr(model.model, "get_dtype", lambda: torch.float32)
+    assert without == pytest.approx(memory.activations(model, shape, False, method) * 3 / 4 + cast * count, abs=2)

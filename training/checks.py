@@ -1,0 +1,95 @@
+"""What is checked before a DreamCom training encodes or trains anything; every error is a ValueError in the artist's words."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..attention import layers
+from .references import Reference
+
+if TYPE_CHECKING:
+    from .dreamcom import Options
+
+log = logging.getLogger(__name__)
+
+MOST_PIECES = 8
+SMALLEST_CROP = 64
+ENLARGED = 2
+"""A picture is enlarged to the crop's size by at most this much: what is learned is as blurred as the picture."""
+
+
+def check_model(model: Any) -> None:
+    """ValueError unless MODEL is an inpainting UNet (9 input channels)."""
+    unet = model.get_model_object("diffusion_model")
+    channels = getattr(unet, "in_channels", None)
+    try:
+        layers.layers_of(unet)
+        found = f"takes {channels} channels"
+    except TypeError:
+        channels, found = None, f"is no UNet ({type(unet).__name__})"
+    if channels != 9:
+        raise ValueError(
+            f"DreamCom needs an inpainting checkpoint, whose UNet takes 9 channels; this one {found}. Load one such as "
+            "sd-v1-5-inpainting.ckpt, or SDXL's inpainting UNet."
+        )
+
+
+def check_words(options: Options, clip: Any) -> None:
+    """ValueError for an empty token or noun, or one that the text encoder does not know as a word; a warning where it is in pieces."""
+    if clip is None:
+        raise ValueError("no text encoder was given (the checkpoint holds none): wire the CLIP of the checkpoint, or Load CLIP.")
+    words = (("token", options.token, "a rare word such as sks"), ("noun", options.noun, "what the subject is, such as dog"))
+    for name, word, instead in words:
+        if not word.strip():
+            raise ValueError(f"{name} is empty. Write {instead} into it; the prompt is made of both.")
+    for name, word, instead in words:
+        pieces, weighted = _pieces(clip, word)
+        if pieces == 0:
+            raise ValueError(
+                f"the text encoder reads nothing where the {name} says {word!r}: there is no such embedding. Write {instead} "
+                "instead, or put the embedding's file into models/embeddings."
+            )
+        if pieces > MOST_PIECES:
+            raise ValueError(
+                f"the {name} {word!r} is {pieces} pieces long for the text encoder (at most {MOST_PIECES}). Use one plain word for it."
+            )
+        if pieces > 1:
+            log.warning(
+                "Train DreamCom: the text encoder reads the %s %r as %d pieces; one short word is learned better.", name, word, pieces
+            )
+        if weighted:
+            log.warning("Train DreamCom: the %s %r is trained with its weight; later prompts need the same weight.", name, word)
+
+
+def check_size(size: int, pictures: Sequence[Reference]) -> None:
+    """ValueError for crops of a size that the VAE cannot take, or pictures much too small for it; a warning for small ones."""
+    if size < SMALLEST_CROP or size % 8:
+        raise ValueError(
+            f"size is {size}: the side of the training crops is a multiple of 8 and at least {SMALLEST_CROP}. Use 512 for SD 1.5, 1024 "
+            "for SDXL."
+        )
+    for number, picture in enumerate(pictures, 1):
+        height, width = picture.mask.shape
+        short = min(height, width)
+        if short * ENLARGED < size:
+            raise ValueError(
+                f"picture {number} is {width} x {height} pixels, too small for crops of {size}: it would be blurred, and so would what "
+                f"is learned. Use a larger picture, or a `size` of at most {short * ENLARGED // 8 * 8}."
+            )
+        if short < size:
+            log.warning("Train DreamCom: picture %d (%d x %d) is enlarged to crops of %d pixels.", number, width, height, size)
+
+
+def _pieces(clip: Any, text: str) -> tuple[int, bool]:
+    """How many pieces a text is for the text encoder (a stored embedding is one), and whether it carries a weight."""
+    most, weighted = 0, False
+    for rows in clip.tokenize(text, return_word_ids=True).values():
+        entries = [entry for row in rows for entry in row if entry[2] != 0]  # 0: beginning, end and padding
+        embeddings = {entry[2] for entry in entries if isinstance(entry[0], Tensor)}
+        most = max(most, sum(not isinstance(entry[0], Tensor) for entry in entries) + len(embeddings))
+        weighted = weighted or any(entry[1] != 1.0 for entry in entries)
+    return most, weighted
