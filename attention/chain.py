@@ -8,8 +8,8 @@ dict. A layer on which no patch acts at this step is left exactly as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -58,6 +58,7 @@ class Call:
 
     `grid` is the layer's true grid (height, width) with `grid[0] * grid[1]` tokens; `latent` the whole latent's size;
     `plain` says that `inner` is ComfyUI's own attention and nobody's patch, so that tokens may be left out of a call to it.
+    `options` are ComfyUI's for this layer: what `attention` needs for a branch that a patch adds.
     """
 
     kind: Kind
@@ -68,6 +69,7 @@ class Call:
     rows: tuple[Row, ...]
     sigma: float
     plain: bool
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
 
 
 class Patch(Protocol):
@@ -138,7 +140,8 @@ class _Replacement:
                 "tiles tokens (ToMe, HyperTile). A mask cannot be placed there; bypass that node, or MaskPrompt's."
             )
         latent, rows = rows_of(extra_options, self.batch, self.size)
-        call = Call(self.kind, self.layer, extra_options["n_heads"], (height, width), latent, rows, self.sigma, self.beneath is None)
+        heads, plain = extra_options["n_heads"], self.beneath is None
+        call = Call(self.kind, self.layer, heads, (height, width), latent, rows, self.sigma, plain, extra_options)
 
         def bottom(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if self.beneath is not None:
@@ -169,7 +172,7 @@ def _on_half(patch: Patch, call: Call, inner: Inner) -> Inner:
     return run
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, extra_options: Mapping[str, Any]) -> Tensor:
     """ComfyUI's attention as its own layers call it, so that Sage, Flash and xformers go on serving."""
     from comfy.ldm.modules.attention import optimized_attention
 

@@ -165,7 +165,21 @@ def sam(rounds: int = 5) -> list[results.Figure]:
     return [results.ratio("SAM Mask, a second prompt against the first: time", seconds_, firsts, at_most=0.07)]
 
 
-PARTS: dict[str, Callable[[], list[results.Figure]]] = {"attention": attention, "step": step, "sam": sam}
+def visibility() -> list[results.Figure]:
+    from . import bench_visibility
+
+    return bench_visibility.visibility()
+
+
+def meca() -> list[results.Figure]:
+    from . import bench_meca
+
+    return [*bench_meca.layer(), *bench_meca.step()]
+
+
+PARTS: dict[str, Callable[[], list[results.Figure]]] = {
+    "attention": attention, "step": step, "sam": sam, "visibility": visibility, "meca": meca,
+}  # fmt: skip
 
 
 def main(names: list[str]) -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from maskprompt.nodes import crop, dreamcom, inspect, segment
+from maskprompt.nodes import NODES
 from PIL import Image
 
 from demo import setup
 from demo.server import NOT_THE_PACK, ROOT, Prompt, Server, WorkflowError
 
-SCHEMAS = [node.GET_SCHEMA() for module in (segment, dreamcom, crop, inspect) for node in module.NODES]
+SCHEMAS = [node.GET_SCHEMA() for node in NODES]
 IDS = sorted(schema.node_id for schema in SCHEMAS)
 TEMPLATES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 START_LIMIT = 0.15

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from maskprompt.nodes import crop, dreamcom, inspect, segment
+from maskprompt.nodes import NODES
 
 DOCS = Path(__file__).resolve().parents[2] / "web" / "docs"
 
 
-@pytest.mark.parametrize("node", [*segment.NODES, *dreamcom.NODES, *crop.NODES, *inspect.NODES])
+@pytest.mark.parametrize("node", NODES)
 def test_it_explains_itself(node: Any) -> None:
     schema = node.GET_SCHEMA()
     assert schema.node_id.startswith("MaskPrompt")

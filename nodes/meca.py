@@ -1,0 +1,213 @@
+"""Mask encoder cross attention: text drives here, an image there. Load MECA Adapter, Apply MECA."""
+
+# A node's execute takes its own inputs by name, which differs from the base class by design.
+# pyright: reportIncompatibleMethodOverride=false
+
+from __future__ import annotations
+
+import logging
+from typing import Any, get_args
+
+import torch
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..attention import chain, layers, meca, numbering
+from ..attention.grid import RegionMask
+from ..models import files, meca_adapter, meca_file
+from ..models.masks import to_mask
+from .dreamcom import layers_of
+
+log = logging.getLogger(__name__)
+
+CATEGORY = "MaskPrompt/MEPA"
+FOLDER = "ipadapter"
+NO_FILES = "no adapter file found: put one into models/ipadapter"
+ADVICE = (
+    "Put an IP-Adapter file into ComfyUI/models/ipadapter, for example ip-adapter_sd15.safetensors, ip-adapter-plus_sd15.safetensors or "
+    "ip-adapter-plus_sdxl_vit-h.safetensors, or one from Train MECA Adapter, and press R in the browser to refresh the list."
+)
+AUTO, ALL, ENCODER, DECODER, LIST = "auto", "all", "encoder", "decoder", "list"
+AdapterType = io.Custom("MASKPROMPT_MECA")
+
+
+class LoadMECA(io.ComfyNode):
+    """An IP-Adapter or a MECA adapter from a file, told apart by its weights."""
+
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MaskPromptLoadMECA",
+            display_name="Load MECA Adapter",
+            category=CATEGORY,
+            description="Loads what lets an image be a prompt: an IP-Adapter or IP-Adapter plus file for SD 1.5 or SDXL, or one that was "
+            "trained with Train MECA Adapter. Which one a file holds is read from the file itself.",
+            search_aliases=["ip-adapter", "ipadapter", "ip adapter plus", "image prompt", "meca", "style reference"],
+            inputs=[
+                io.Combo.Input(
+                    "adapter_name",
+                    options=files.list_files(FOLDER, meca_file.SUFFIXES) or [NO_FILES],
+                    tooltip="A .safetensors or .bin file in ComfyUI/models/ipadapter or an `ipadapter` folder of extra_model_paths.yaml.",
+                )
+            ],
+            outputs=[
+                AdapterType.Output(
+                    "adapter",
+                    display_name="adapter",
+                    tooltip="The adapter for Apply MECA. It takes no GPU memory while pictures are painted.",
+                )
+            ],
+        )
+
+    @classmethod
+    @override
+    def validate_inputs(cls, adapter_name: str) -> bool | str:
+        try:
+            files.find_file(FOLDER, adapter_name, ADVICE)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    @override
+    def execute(cls, adapter_name: str) -> io.NodeOutput:
+        return io.NodeOutput(meca_adapter.load(files.find_file(FOLDER, adapter_name, ADVICE)))
+
+
+class ApplyMECA(io.ComfyNode):
+    """Text outside the region, the image inside it."""
+
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MaskPromptApplyMECA",
+            display_name="Apply MECA",
+            category=CATEGORY,
+            description="Lets an image drive a region of the picture and the text the rest of it. Chain several for several regions and "
+            "images; what no region covers follows the text. Without a region it is a plain IP-Adapter.",
+            search_aliases=["ip-adapter", "ipadapter apply", "image prompt", "regional ip-adapter", "attention mask", "style transfer"],
+            inputs=[
+                io.Model.Input("model", tooltip="A UNet model that the adapter is made for: SD 1.5 or SDXL, with LoRAs if you like."),
+                AdapterType.Input("adapter", tooltip="From Load MECA Adapter."),
+                io.ClipVisionOutput.Input(
+                    "clip_vision_output",
+                    tooltip="The encoded image, from Patch Visibility or CLIP Vision Encode. One for all pictures of a batch, or one for "
+                    "each of them.",
+                ),
+                io.Float.Input(
+                    "weight", default=1.0, min=0.0, max=3.0, step=0.05,
+                    tooltip="λ: how strongly the image acts. 0 is no adapter. In a region, a weight below 1 leaves the rest to the text.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=[AUTO, *get_args(meca.Mode)],
+                    default=AUTO,
+                    tooltip="auto: what the adapter was trained for (region for IP-Adapter files); global if no region is wired. region: "
+                    "text outside, image inside. query: the paper's equation 6 to the letter. global: text everywhere, plus the image.",
+                ),
+                io.Mask.Input(
+                    "region",
+                    optional=True,
+                    tooltip="White is where the image drives. Any size, of the same shape as the picture that is painted. One for each "
+                    "picture of a batch, or one for all. Without it the region is the whole picture.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Only for IP-Adapter plus files: the model that encoded the image. The negative prompt's half gets its "
+                    "encoding of an empty picture, as in the adapter's training.",
+                ),
+                io.Combo.Input(
+                    "layers", options=[ALL, ENCODER, DECODER, LIST], default=ALL, optional=True, advanced=True,
+                    tooltip="Where the image acts. all: as trained. encoder: with the middle, rather the layout. decoder: rather colours "
+                    "and texture. list: those named below.",
+                ),
+                io.String.Input(
+                    "layer_list", default="output 3, output 4, output 5", optional=True, advanced=True,
+                    tooltip='Used when layers is "list": block names, comma-separated, such as input 1, middle 0, output 3.',
+                ),
+                io.Float.Input(
+                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
+                    tooltip="From which part of the sampling on the image acts (0 is the beginning).",
+                ),
+                io.Float.Input(
+                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
+                    tooltip="Until which part of the sampling the image acts (1 is the end).",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="The model with the image prompt; the given one stays as it is.")],
+        )  # fmt: skip
+
+    @classmethod
+    @override
+    def execute(
+        cls,
+        model: Any,
+        adapter: meca_adapter.LoadedAdapter,
+        clip_vision_output: Any,
+        weight: float,
+        mode: str,
+        region: torch.Tensor | None = None,
+        clip_vision: Any = None,
+        layers: str = ALL,
+        layer_list: str = "",
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+    ) -> io.NodeOutput:
+        known = layers_of(model)
+        numbers = fitted(adapter, model)
+        scope = chain.Scope(chosen_layers(layers, layer_list, known), *_range(model, start_percent, end_percent))
+        place = _region(region)
+        if weight == 0 or (place is not None and bool((place.masks < 0.5).all())):
+            return io.NodeOutput(model)
+        pairs = adapter.pairs(clip_vision_output, clip_vision)
+        keys = meca.StoredKeys({layer: pairs[number] for number, layer in numbers.items()})
+        return io.NodeOutput(meca.install(model, meca.ImagePrompt(keys, place, weight, chosen_mode(mode, adapter, place), scope)))
+
+
+def fitted(adapter: meca_adapter.LoadedAdapter, model: Any) -> dict[int, layers.Layer]:
+    """IP-Adapter's number of each of the MODEL's layers. ValueError if the adapter is for another model."""
+    unet = model.get_model_object("diffusion_model")
+    meca_adapter.check_fit(adapter, *numbering.widths(unet))
+    return numbering.numbered(unet)
+
+
+def chosen_mode(mode: str, adapter: meca_adapter.LoadedAdapter, region: RegionMask | None) -> meca.Mode:
+    """The mode of that name; for auto the adapter's, or `global` where there is no region: the text would have nothing left."""
+    if mode == AUTO:
+        return adapter.about.mode if region is not None else "global"
+    for known in get_args(meca.Mode):
+        if mode == known:
+            return known
+    raise ValueError(f"there is no mode '{mode}'; there are {AUTO}, {', '.join(get_args(meca.Mode))}.")
+
+
+def chosen_layers(choice: str, text: str, known: tuple[layers.Layer, ...]) -> frozenset[layers.Layer] | None:
+    """The layers that a choice names; None for all."""
+    if choice == LIST:
+        return layers.parse(text, known)
+    if choice in (ENCODER, DECODER):
+        return frozenset(layer for layer in known if (layer[0] == "output") == (choice == DECODER))
+    return None
+
+
+def _range(model: Any, start: float, end: float) -> tuple[float, float]:
+    if start > end:
+        raise ValueError(f"start_percent ({start:g}) is after end_percent ({end:g}), so the image would never act.")
+    return chain.percent_range(model, start, end)
+
+
+def _region(mask: torch.Tensor | None) -> RegionMask | None:
+    """The region, or None if nothing is wired; warns of empty masks."""
+    if mask is None:
+        return None
+    masks = to_mask(mask, "region").cpu()
+    empty = int((masks < 0.5).flatten(1).all(1).sum())
+    if empty:
+        log.warning("Apply MECA: %d of %d regions are empty; there the text drives alone.", empty, len(masks))
+    return RegionMask(masks)
+
+
+NODES: list[type[io.ComfyNode]] = [LoadMECA, ApplyMECA]
