@@ -21,6 +21,9 @@ from . import judge, photos, scenes
 from .autoencoder import NarrowAutoencoder
 from .trainer import Log, cosine, device_of
 
+SCENES, STATE = "judge-scenes.pt", "judge.pt"
+"""What a run that was stopped goes on with."""
+
 
 def patterned(rng: np.random.Generator, scene: scenes.Scene, chance: float) -> scenes.Scene:
     """The scene, each of its objects with this chance in a pattern of its colour and another."""
@@ -110,14 +113,17 @@ def through_autoencoder(images: Tensor, work: Path, device: torch.device) -> Ten
 
 
 def prepared(work: Path, count: int, seed: int, device: torch.device, log: Log) -> tuple[Examples, Tensor]:
-    """The scenes, and the same through the autoencoder; made once and kept in `work`."""
-    file = work / f"judge-scenes-{count}-{seed}.pt"
+    """The scenes, and the same through the autoencoder; kept in `work` until the training is done."""
+    file = work / SCENES
     if file.is_file():
         kept = torch.load(file, weights_only=True)
-        return Examples(*kept["data"]), kept["blurred"]
+        if kept["of"] == [count, seed]:
+            return Examples(*kept["data"]), kept["blurred"]
     data = examples(np.random.default_rng(seed + 77), count, photos.TRAINING)
     blurred = through_autoencoder(data.images, work, device)
-    torch.save({"data": [data.images, data.objects, data.colours, data.grounds, data.shapes], "blurred": blurred}, file)
+    torch.save(
+        {"of": [count, seed], "data": [data.images, data.objects, data.colours, data.grounds, data.shapes], "blurred": blurred}, file
+    )
     log(f"judge: {count} scenes rendered, and passed through the autoencoder")
     return data, blurred
 
@@ -192,7 +198,7 @@ def train(work: Path, steps: int, seed: int, count: int, start: Path | None = No
     model = judge.Judge() if start is None else judge.load(start).train()
     model.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-3)
-    state, step, saved = work / "judge.pt", 0, time.monotonic()
+    state, step, saved = work / STATE, 0, time.monotonic()
     if state.is_file():
         kept = torch.load(state, weights_only=True, map_location=device)
         model.load_state_dict(kept["model"])
@@ -230,6 +236,8 @@ def train(work: Path, steps: int, seed: int, count: int, start: Path | None = No
     about = {"format": "maskprompt judge 3", "seed": str(seed), "step": str(step)}
     weights = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in model.state_dict().items()}
     save_file(weights, work / judge.FILE.name, metadata=about)
+    for file in (SCENES, STATE):
+        (work / file).unlink(missing_ok=True)
     for kind in (False, True):
         right = right_of(judge.load(work / judge.FILE.name), seed + 1, pattern=kind)
         rates = ", ".join(f"{name} {sum(values) / len(values):.3f}" for name, values in right.items())

@@ -252,6 +252,7 @@ def with_a_preview(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def loaded_twice(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     learned = learner.learned()
+    twin.unload(learner.patcher)
     with learner.loaded():
         again = learner.learned()
     assert all(torch.equal(learned[name], again[name]) for name in learned)
@@ -288,10 +289,10 @@ def test_the_model_stays_as_it_was(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_preview_changes_nothing_of_the_outcome(model: Any, method: Method) -> None:
-    """To the bit, though ComfyUI unloads the learner for it and draws from the global random numbers."""
-    results, pictures = [], []
+    """To the bit, though ComfyUI unloads the learner for it and draws from the global random numbers; on top of a LoRA."""
+    results, pictures, base = [], [], with_another_lora(model)
     for shows in (False, True):
-        learner = Learner(model, method, 2, checkpointing=False)
+        learner = Learner(base, method, 2, checkpointing=False)
 
         def show(progress: loop.Progress, shows: bool = shows, learner: Learner = learner) -> None:
             if shows:
@@ -389,6 +390,29 @@ def in_precision(dtype: torch.dtype) -> Any:
     return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
 
 
+def test_attention_without_a_gradient_is_not_learned_through(model: Any) -> None:
+    """Sage, as packs put it into a MODEL: it serves the sampling, and PyTorch's attention the training."""
+    base, calls = model.clone(), []
+
+    def sage(attention: Any, *given: Any, **more: Any) -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        with torch.no_grad():
+            return attention(*given, **more)
+
+    base.model_options["transformer_options"]["optimized_attention_override"] = sage
+    learner = Learner(base, "lora", 2)
+    with learner.loaded():
+        roughened(learner)
+        Loss(learner, examples(), conditioning(), Options(size=64))(0, loop.random_numbers(0, 0)).backward()
+        assert calls == []
+        queries = [value for name, value in learner.parameters.items() if "attn1.to_q" in name]
+        assert all(value.grad is not None and bool(value.grad.any()) for value in queries)
+        some = examples()
+        paint(learner, conditioning(), conditioning(1), some.latents[:1], some.values(slice(0, 1)))
+    assert calls
+    assert not any(calls)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("method", METHODS)
 def test_half_precision_weights_learn_in_float32_on_a_cpu(dtype: torch.dtype, method: Method) -> None:
@@ -419,6 +443,7 @@ def test_half_precision_weights_learn_in_float32_on_a_cpu(dtype: torch.dtype, me
 def test_bfloat16_as_on_a_gpu(dtype: torch.dtype, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training and a preview in the precision of a GPU, with weights of any: nothing meets a number of another kind."""
     base, losses = in_precision(dtype), {}
+    base.model.manual_cast_dtype = None  # a GPU samples in the weights' own precision
     for compute in (torch.bfloat16, torch.float32):
         monkeypatch.setattr("maskprompt.training.learner.compute_dtype", lambda model, compute=compute: compute)
         learner = Learner(base, method, 4)
