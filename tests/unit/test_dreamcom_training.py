@@ -188,6 +188,8 @@ def test_a_models_signature_tells_weights_loras_and_texts_and_not_whether_it_is_
              state.signature(base, [conditioning(pooled_output=torch.ones(1, 4))])]  # fmt: skip
     assert len(set(found)) == len(found)
     assert all(len(one) == 16 for one in found)
+    comfy.model_management.load_models_gpu([plain])
+    assert (state.signature(plain), state.signature(base)) == (found[3], first)
 
 
 def box_masks(count: int, side: int = 64) -> Tensor:
