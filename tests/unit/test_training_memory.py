@@ -18,29 +18,31 @@ from maskprompt.training.learner import Learner
 ROOT = Path(__file__).resolve().parents[2]
 GIB = memory.GIB
 
-STEP = """
+CASES = [(48, True), (32, False)]
+"""Side of the latents, and whether blocks are computed twice."""
+
+MEASURE = """
 import ctypes, gc, json, sys
 sys.path.insert(0, {root!r})
 from benchmarks.pack import load_pack
 load_pack()
 sys.path.insert(0, {root!r})
 import torch
-from tests.unit.test_training_learner import Learner, Loss, Options, examples, loop, unet_of
+from tests.unit.test_training_learner import Learner, Loss, Options, conditioning, examples, loop, trained, unet_of
 from maskprompt.training import memory
 torch.set_num_threads(1)
-model, results = unet_of({channels}), []
-texts = [[torch.randn(1, 77, 768), dict()]]
+model, steps, sizes = unet_of(64), [], []
 
 def status(key):
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
 
 for side, checkpointing in {cases!r}:
     learner = Learner(model, "lora", 4, checkpointing=checkpointing)
     with learner.loaded():
         for measured in (8, side):  # libraries make room for themselves in a first step
-            loss_of = Loss(learner, examples(2, measured), texts, Options(size=8 * measured))
-            gc.collect()
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            loss_of = Loss(learner, examples(2, measured), conditioning(), Options(size=8 * measured))
             before = status("VmRSS")
             open("/proc/self/clear_refs", "w").write("5")
             loss_of(0, loop.random_numbers(0, 0)).backward()
@@ -48,24 +50,49 @@ for side, checkpointing in {cases!r}:
             gradients = sum(4 * value.numel() for value in learner.parameters.values())
             for value in learner.parameters.values():
                 value.grad = None
-        results.append((taken - gradients, memory.activations(learner.patcher, (1, 4, side, side), checkpointing, "lora")))
+        steps.append((taken - gradients, memory.activations(learner.patcher, (1, 4, side, side), checkpointing, "lora")))
     del learner, loss_of
-print(json.dumps(results))
+for _ in range(3):
+    for method in ("lora", "full"):
+        learner = Learner(model, method, 16)
+        with learner.loaded():
+            trained(learner, 1)
+            learned = learner.learned()
+        del learner, learned
+    sizes.append(status("VmRSS"))
+print(json.dumps([steps, sizes]))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak since a moment")
-def test_the_estimate_is_near_what_a_step_takes() -> None:
-    """A mid-size UNet, in a process whose memory goes back to the system when it is freed, so that the peak is what was in use."""
-    cases = [(48, True), (32, False)]
-    script = STEP.format(root=str(ROOT), channels=64, cases=cases)
+@pytest.fixture(scope="module")
+def measured() -> tuple[list[tuple[int, int]], list[int]]:
+    """What single steps take, and how large the process is after each of three trainings.
+
+    On a mid-size UNet, in a process whose memory goes back to the system when it is freed, so that what is seen was in use.
+    """
+    script = MEASURE.format(root=str(ROOT), cases=CASES)
     freed_at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, env={**os.environ, **freed_at_once}
     )
     assert result.returncode == 0, result.stderr
-    for case, (taken, estimated) in zip(cases, json.loads(result.stdout.splitlines()[-1]), strict=True):
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak since a moment")
+
+
+@linux
+def test_the_estimate_is_near_what_a_step_takes(measured: tuple[list[tuple[int, int]], list[int]]) -> None:
+    for case, (taken, estimated) in zip(CASES, measured[0], strict=True):
         assert 0.9 < estimated / taken < 1.6, (case, taken, estimated)
+
+
+@linux
+def test_training_again_and_again_does_not_grow(measured: tuple[list[tuple[int, int]], list[int]]) -> None:
+    """After the first, which fills caches. A copy of the model that stayed would be a seventh of the process."""
+    first, *later = measured[1]
+    assert max(later) < 1.03 * first, measured[1]
 
 
 def test_what_learns_is_counted_four_times(model: Any) -> None:
