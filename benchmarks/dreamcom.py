@@ -38,7 +38,7 @@ BATCH = 8
 """Crops a step: with 4, thin parts come out blurred more often (the star: 15 of 20 pictures right, against 19)."""
 STEPS = 15
 """Of painting. The pictures hardly differ from those of the demo's 20."""
-FEWER_SUBJECTS = 4
+FEWER_SUBJECTS = 2
 """Of the table over the number of references, for which every subject is trained four times more."""
 MARGIN = 4
 """Pixels around the box that do not count as background: SSIM's window reaches so far."""
@@ -298,7 +298,7 @@ def tables(bench: Bench) -> list[results.Figure]:
     for title, methods, seeds, among in (
         ("parts", (WHOLE, NO_CROSS, NO_SELF, NEITHER), bench.size.seeds, chosen),
         ("self-attention", CHOICES, bench.size.seeds, chosen),
-        ("references", (*FEWER, FIVE), 1, chosen[:FEWER_SUBJECTS]),
+        ("references", (*FEWER, FIVE), bench.size.seeds, chosen[:FEWER_SUBJECTS]),
     ):
         for method in methods:
             figures += figures_of(f"{title}, {method.name}", gathered(method, seeds, among))
