@@ -1,14 +1,16 @@
-"""A custom-node folder without nodes: lets ComfyUI's stock Load Checkpoint take the tiny model of demo/.
+"""A custom-node folder without nodes: lets ComfyUI's stock loaders take the tiny model of demo/ and its vision encoder.
 
 The demo and the tests put this folder beside the pack; users never need it. The tiny model has SD 1.5
 inpainting's blocks and key names at a tenth of the width, so the widths are all there is to register.
+Of CLIP vision models ComfyUI knows a fixed few, in one function; here, and only here, it is given one more.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
+import comfy.clip_vision
 import comfy.latent_formats
 import comfy.sd1_clip
 import comfy.supported_models
@@ -26,6 +28,19 @@ TEXT_CONFIG: dict[str, Any] = {
     "max_position_embeddings": 77,
     "vocab_size": 49408,
     "eos_token_id": 49407,
+}
+VISION_CONFIG: dict[str, Any] = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 192,
+    "intermediate_size": 384,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 4,
+    "hidden_act": "quick_gelu",
+    "image_size": 128,
+    "patch_size": 8,
+    "num_channels": 3,
+    "projection_dim": 128,
+    "layer_norm_eps": 1e-5,
 }
 
 
@@ -67,9 +82,28 @@ class TinySD(comfy.supported_models.SD15):
         return comfy.supported_models_base.ClipTarget(TinyTokenizer, partial(comfy.sd1_clip.SD1ClipModel, clip_model=text_model))
 
 
+def tiny_vision(state: dict[str, Any]) -> bool:
+    """Whether weights under CLIP's names are the tiny vision encoder's."""
+    classes = state.get("vision_model.embeddings.class_embedding")
+    return classes is not None and tuple(classes.shape) == (VISION_CONFIG["hidden_size"],)
+
+
 def register() -> None:
     if not any(model.__name__ == TinySD.__name__ for model in comfy.supported_models.models):
         comfy.supported_models.models.append(TinySD)
+    stock = comfy.clip_vision.load_clipvision_from_sd
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    @wraps(stock)
+    def load(sd: dict[str, Any], *rest: Any, **more: Any) -> Any:
+        if not tiny_vision(sd):
+            return stock(sd, *rest, **more)
+        model = comfy.clip_vision.ClipVisionModel(VISION_CONFIG)
+        model.load_sd(sd)
+        return model
+
+    comfy.clip_vision.load_clipvision_from_sd = load
 
 
 register()
