@@ -59,7 +59,7 @@ def load(path: str) -> LoadedEncoder:
 
 
 def read_about(path: str) -> About:
-    """What belongs to the mask encoder in a readable .safetensors file, without its weights. ValueError if it is another kind of file."""
+    """What belongs to the mask encoder in a .safetensors file, without its weights. ValueError if it cannot be read."""
     return _about(_metadata(path), os.path.basename(path))
 
 
@@ -102,10 +102,13 @@ def _refuse_pickles(title: str) -> None:
 
 
 def _metadata(path: str) -> Mapping[str, str]:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError:
+        raise ValueError(f"'{os.path.basename(path)}' is damaged or not complete. Copy or download it again.") from None
 
 
 def _about(metadata: Mapping[str, str], title: str) -> About:

@@ -205,6 +205,9 @@ WRONG: list[tuple[Callable[[Path], Path], str]] = [
 def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, write: Callable[[Path], Path], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mask_encoder_file.load(str(write(tmp_path)))
+    if write is truncated:
+        with pytest.raises(ValueError, match=message):
+            mask_encoder_file.read_about(str(write(tmp_path)))
     assert not (tmp_path / "ran").exists()
 
 
@@ -235,14 +238,14 @@ def test_comfyui_reads_the_handles(tmp_path: Path, vectors: int) -> None:
     one, both = {"l": torch.randn(vectors, 768)}, {"l": torch.randn(vectors, 768), "g": torch.randn(vectors, 1280)}
     handles.save(str(tmp_path), "sd-fox", one, "fox")
     handles.save(str(tmp_path), "xl-fox", both, "fox")
-    for name, given, stock in (
+    for name, trained, stock in (
         ("sd-fox", one, Stock(comfy.sd1_clip.SD1Tokenizer(embedding_directory=[str(tmp_path)]))),
         ("xl-fox", both, Stock(comfy.sdxl_clip.SDXLTokenizer(embedding_directory=[str(tmp_path)]))),
     ):
         found = handles.vectors_of(stock, name)
-        assert found.keys() == given.keys()
-        assert all(torch.equal(found[letter], given[letter]) for letter in given)
-        assert handles.fingerprint(found) == handles.fingerprint(given)
+        assert found.keys() == trained.keys()
+        assert all(torch.equal(found[letter], trained[letter]) for letter in trained)
+        assert handles.fingerprint(found) == handles.fingerprint(trained)
         (row,) = stock.tokenize(f"a photo of embedding:{name}, at sea")["l"]
         assert [index for index, (token, _) in enumerate(row) if isinstance(token, torch.Tensor)] == list(range(4, 4 + vectors))
         assert handles.vectors_of(stock, "no-such-file") == {}
