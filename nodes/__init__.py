@@ -5,11 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from . import crop, depth_hint, dreamcom, inspect, mcgm, meca, mepa, segment, train_dreamcom
+from . import attention_map, crop, depth_hint, dreamcom, inspect, mcgm, meca, mepa, segment, train_dreamcom
 
 NODES: list[type[io.ComfyNode]] = [
     *segment.NODES, *dreamcom.NODES, *train_dreamcom.NODES, *crop.NODES,
-    *mcgm.NODES, *mepa.NODES, *meca.NODES, *depth_hint.NODES, *inspect.NODES,
+    *mcgm.NODES, *mepa.NODES, *meca.NODES, *depth_hint.NODES, *inspect.NODES, *attention_map.NODES,
 ]  # fmt: skip
 
 
