@@ -177,8 +177,14 @@ def meca() -> list[results.Figure]:
     return [*bench_meca.layer(), *bench_meca.step()]
 
 
+def probe() -> list[results.Figure]:
+    from . import bench_probe
+
+    return bench_probe.probe()
+
+
 PARTS: dict[str, Callable[[], list[results.Figure]]] = {
-    "attention": attention, "step": step, "sam": sam, "visibility": visibility, "meca": meca,
+    "attention": attention, "step": step, "sam": sam, "visibility": visibility, "meca": meca, "probe": probe,
 }  # fmt: skip
 
 
