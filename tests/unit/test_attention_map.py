@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.sample
 import comfy.samplers
+import comfy.sdxl_clip
 import folder_paths
 import pytest
 import torch
@@ -117,6 +119,29 @@ def test_an_embedding_of_another_model_takes_no_column(tiny: Painter) -> None:
     assert found(tiny, text, "ball") == (2,)
     there, without = (encoded(tiny, words)[0][0] for words in (text, "a ball"))
     torch.testing.assert_close(there[:, 2], without[:, 2])
+
+
+def test_sdxls_two_tokenizers(tmp_path: Path) -> None:
+    """Both put a word into the same column, also behind an embedding for both; one for a single encoder shifts the other's words."""
+    for name, widths in (("pair", {"clip_l": 768, "clip_g": 1280}), ("single", {"emb_params": 768})):
+        save_file({key: torch.rand(2, width) for key, width in widths.items()}, tmp_path / f"{name}.safetensors")
+    clip: Any = SimpleNamespace(tokenizer=comfy.sdxl_clip.SDXLTokenizer(embedding_directory=[str(tmp_path)]))
+    clip.tokenize = clip.tokenizer.tokenize_with_weights
+    encoders = {
+        name: SimpleNamespace(transformer=SimpleNamespace(get_input_embeddings=lambda width=width: torch.nn.Embedding(1, width)))
+        for name, width in (("clip_l", 768), ("clip_g", 1280))
+    }
+    clip.cond_stage_model = SimpleNamespace(named_children=encoders.items)
+
+    def columns(text: str, word: str) -> tuple[int, ...]:
+        return prompt_words.find(clip, prompt_words.read(clip, text), word)
+
+    assert columns("a red ball", "ball") == (3,)
+    assert columns("ball " * 80 + "star", "star") == (77 + 6,)
+    assert columns("a embedding:pair ball", "embedding:pair") == (2, 3)
+    assert columns("a embedding:pair ball", "ball") == (4,)
+    assert columns("a embedding:single ball", "embedding:single") == (2, 3)
+    assert columns("a embedding:single ball", "ball") == (2, 4)
 
 
 def test_mask_tokens_by_number_in_every_copy() -> None:
