@@ -2,8 +2,8 @@
 
 python -m demo.train_meca --steps 2000
 
-Regions are random, or the box around a scene's objects, or all but that box. Resumes from `--work`; writes demo/tiny-meca.safetensors
-at the end.
+Regions are random, or the box around a scene's objects, or all but that box. Resumes from `--work`; leaves tiny-meca.safetensors
+there, to be copied over the one in demo/ if it is better.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ def train(work: Path, steps: int, seed: int, count: int, batch: int, rate: float
 
     from . import vision
 
-    meca, samples, learners, loop, files = (
+    meca, samples, learners, files = (
         importlib.import_module(f"maskprompt.{name}")
-        for name in ("training.meca", "training.meca_samples", "training.learner", "training.loop", "models.meca_file")
+        for name in ("training.meca", "training.meca_samples", "training.learner", "models.meca_file")
     )
     work.mkdir(parents=True, exist_ok=True)
     log, painter = Log(work / "meca.log"), Painter()
@@ -115,7 +115,7 @@ def train(work: Path, steps: int, seed: int, count: int, batch: int, rate: float
         network = meca.fresh(learner, vision.WIDTH, options)
         fingerprint = options.fingerprint(pictures.fingerprint(), hashlib.sha256(vision.FILE.read_bytes()).hexdigest()[:16])
         done = meca.train(learner, network, lambda chunk: known(chunk % rounds), options, work / STATE, fingerprint, told)
-        files.save(network.half(), meca.about(network, options, "the tiny model of demo/"), str(FILE))
+        files.save(network.half(), meca.about(network, options, "the tiny model of demo/"), str(work / FILE.name))
     log(f"meca: {done.step} steps done, loss {np.mean(done.losses[-200:]):.4f}, saved {FILE.name}")
 
 
