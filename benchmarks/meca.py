@@ -399,8 +399,9 @@ def design_effect(values: Sequence[Sequence[float]]) -> float:
 
 
 PURE, GROUND, LEAK = "region purity", "ground outside the box is the reference's", "leak of the reference's object"
+OTHER = "ground outside the box is the text's"
 MEASURES = {
-    PURE: "pure", GROUND: "ground", "ground outside the box is the text's": "other",
+    PURE: "pure", GROUND: "ground", OTHER: "other",
     "the text's object in the box": "asked", "an object in the box": "found", "the text's object anywhere": "anywhere",
     LEAK: "leak", "leak of its shape": "same_shape", "leak of its colour": "same_colour",
 }  # fmt: skip
@@ -443,8 +444,8 @@ def tables(bench: Bench) -> list[results.Figure]:
     photographs = [case.reference.photo is not None for page in bench.pages for case in page]
     wanted, figures = bench.wanted(), []
     for one, two, measures in (
-        (REGION, GLOBAL, (PURE, LEAK)),
-        (REGION.hidden, GLOBAL.hidden, (PURE, LEAK)),
+        (REGION, GLOBAL, (PURE, OTHER, LEAK)),
+        (REGION.hidden, GLOBAL.hidden, (PURE, OTHER, LEAK)),
         (REGION.hidden, GLOBAL, (PURE, LEAK)),
         (REGION.hidden, REGION, (LEAK,)),
     ):
