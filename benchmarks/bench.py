@@ -177,8 +177,14 @@ def meca() -> list[results.Figure]:
     return [*bench_meca.layer(), *bench_meca.step()]
 
 
+def training() -> list[results.Figure]:
+    from . import bench_training
+
+    return bench_training.training()
+
+
 PARTS: dict[str, Callable[[], list[results.Figure]]] = {
-    "attention": attention, "step": step, "sam": sam, "visibility": visibility, "meca": meca,
+    "attention": attention, "step": step, "sam": sam, "visibility": visibility, "meca": meca, "training": training,
 }  # fmt: skip
 
 
