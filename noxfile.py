@@ -116,6 +116,7 @@ def train_tiny(session: nox.Session) -> None:
     session.run(str(python), "-m", "demo.train_judge", external=True)
     session.run(str(python), "-m", "demo.train_vision", external=True)
     session.run(str(python), "-m", "demo.train_meca", external=True)
+    session.run(str(python), "-m", "demo.train_control", external=True)
 
 
 @nox.session
