@@ -5,11 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from . import crop, depth_hint, dreamcom, inspect, meca, mepa, segment, train_dreamcom
+from . import crop, depth_hint, dreamcom, inspect, meca, mepa, segment, train_dreamcom, train_meca
 
 NODES: list[type[io.ComfyNode]] = [
     *segment.NODES, *dreamcom.NODES, *train_dreamcom.NODES, *crop.NODES,
-    *mepa.NODES, *meca.NODES, *depth_hint.NODES, *inspect.NODES,
+    *mepa.NODES, *meca.NODES, *train_meca.NODES, *depth_hint.NODES, *inspect.NODES,
 ]  # fmt: skip
 
 
