@@ -108,12 +108,15 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def train_tiny(session: nox.Session) -> None:
-    """Train the tiny model: autoencoder, text encoder and UNet, judge. Hours on a CPU; resumes. `-- --minutes 600` for the UNet."""
+    """Train the tiny model and what goes with it. Hours on a CPU; resumes. `-- --minutes 600` for the UNet."""
     python = start(session)
     session.run(str(python), "-m", "demo.train_autoencoder", external=True)
     session.run(str(python), "-m", "demo.train_autoencoder", "--decoder-only", external=True)
     session.run(str(python), "-m", "demo.train_tiny", *session.posargs, external=True)
     session.run(str(python), "-m", "demo.train_judge", external=True)
+    session.run(str(python), "-m", "demo.train_vision", external=True)
+    session.run(str(python), "-m", "demo.train_meca", external=True)
+    session.run(str(python), "-m", "demo.train_control", external=True)
 
 
 @nox.session

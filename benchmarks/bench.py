@@ -183,8 +183,14 @@ def probe() -> list[results.Figure]:
     return bench_probe.probe()
 
 
+def training() -> list[results.Figure]:
+    from . import bench_training
+
+    return bench_training.training()
+
+
 PARTS: dict[str, Callable[[], list[results.Figure]]] = {
-    "attention": attention, "step": step, "sam": sam, "visibility": visibility, "meca": meca, "probe": probe,
+    "attention": attention, "step": step, "sam": sam, "visibility": visibility, "meca": meca, "training": training, "probe": probe,
 }  # fmt: skip
 
 

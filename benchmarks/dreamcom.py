@@ -292,6 +292,7 @@ def tables(bench: Bench) -> list[results.Figure]:
 
     before, after = figures_of("before", gathered(BEFORE)), figures_of("after", gathered(WHOLE))
     figures = [at_most(before[0], 0.1), *before[1:], replace(after[0], bar="≥ 0.85", met=after[0].value >= 0.85), *after[1:]]
+    figures += figures_of("the subject itself, through the VAE", [score for subject in chosen for score in itself(bench, subject)])
     figures += [results.rate(f"after, {s.name}: appears in the box", [x.success for x in gathered(WHOLE, among=[s])]) for s in chosen]
     seconds = results.mean("seconds of training for one subject", [bench.trained(subject, WHOLE)[1] for subject in chosen])
     figures += [at_most(seconds, 240), results.mean("the VAE alone: background SSIM", own_ssim(bench, chosen))]
@@ -303,6 +304,14 @@ def tables(bench: Bench) -> list[results.Figure]:
         for method in methods:
             figures += figures_of(f"{title}, {method.name}", gathered(method, seeds, among))
     return figures
+
+
+@torch.no_grad()
+def itself(bench: Bench, subject: Subject) -> list[Score]:
+    """The most that can be reached: the subject rendered into the boxes, as large as there is room, and passed through the VAE."""
+    shown, _, _ = bench.backgrounds(subject)
+    images = torch.stack([image_of(subjects.in_box(subject, background)) for background in shown])
+    return bench.judged(subject, bench.painter.vae.decode(bench.painter.vae.encode(images)).clamp(0, 1))
 
 
 @torch.no_grad()

@@ -10,7 +10,9 @@ from . import results
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
-ORDER: tuple[str, ...] = ("bench-attention", "bench-step", "bench-sam", "bench-visibility", "bench-meca", "tiny-model")
+ORDER: tuple[str, ...] = (
+    "bench-attention", "bench-step", "bench-sam", "bench-visibility", "bench-meca", "bench-training", "tiny-model", "meca",
+)  # fmt: skip
 
 
 def table() -> str:

@@ -7,7 +7,7 @@ import sys
 
 from .pack import load_pack
 
-TABLES: dict[str, str] = {"tiny-model": "tiny_model", "dreamcom": "dreamcom"}
+TABLES: dict[str, str] = {"tiny-model": "tiny_model", "dreamcom": "dreamcom", "meca": "meca"}
 """The tables and the modules that measure them."""
 
 

@@ -1,12 +1,16 @@
 """The tiny model's gates, and masked attention against plain, by the judge.
 
 200 captions whose triple (shape, colour, ground) training never showed; boxes on photographs that training never showed.
+`--only PART` measures a part of it and leaves the other kept figures as they are.
 """
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import importlib
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,25 @@ def words(shape: str, colour: str, ground: str | None = None) -> str:
     """The caption of one object, as training wrote it."""
     scene = scenes.Scene((scenes.Thing(shape, scenes.Paint(colour), 0.5, 0.5, 0.5),), ground or "")
     return scene.caption(with_ground=ground is not None)
+
+
+def judged(eye: judge.Judge, count: int = 600, seed: int = 99) -> list[results.Figure]:
+    """How well the judge itself sees: fresh renders of one plain object."""
+    from demo import train_judge
+
+    accuracy = train_judge.right_of(eye, seed=seed, count=count)
+    return [results.rate(f"judge on fresh renders: {name} right", values, 0.97) for name, values in accuracy.items()]
+
+
+def judged_in_patterns(eye: judge.Judge, count: int = 600, seed: int = 99) -> list[results.Figure]:
+    """The same of objects in patterns, such as DreamCom's subjects: both of an object's colours must be named."""
+    from demo import train_judge
+
+    accuracy = train_judge.right_of(eye, seed=seed, count=count, pattern=True)
+    return [
+        results.rate("judge on fresh patterned renders: shape right", accuracy["shape"], 0.95),
+        results.rate("judge on fresh patterned renders: both colours right", accuracy["colour"], 0.95),
+    ]
 
 
 def captions(painter: Painter, eye: judge.Judge, count: int = 200, seed: int = 0) -> tuple[list[results.Figure], Tensor]:
@@ -186,15 +209,44 @@ def sheet(pictures: Tensor, columns: int = 16) -> None:
     image.save(SHEET, optimize=True)
 
 
-def main(command: str) -> None:
-    from demo import train_judge
-
-    painter, eye = Painter(), judge.load()
-    accuracy = train_judge.right_of(eye, seed=99, count=600)
-    figures = [results.rate(f"judge on fresh renders: {name} right", values, 0.97) for name, values in accuracy.items()]
-    one, pictures = captions(painter, eye)
+def captions_and_sheet(painter: Painter, eye: judge.Judge) -> list[results.Figure]:
+    figures, pictures = captions(painter, eye)
     sheet(pictures)
-    figures += one + two_objects(painter, eye) + boxes(painter, eye) + masked(painter, eye)
-    results.write(
-        "tiny-model", command, figures, {"sampler": f"{SAMPLER}, {STEPS} steps, CFG {CFG}", "checkpoint": tiny_model.CHECKPOINT.name}
+    return figures
+
+
+PARTS: dict[str, Callable[[Painter, judge.Judge], list[results.Figure]]] = {
+    "judge": lambda painter, eye: judged(eye), "patterns": lambda painter, eye: judged_in_patterns(eye),
+    "captions": captions_and_sheet, "two-objects": two_objects, "boxes": boxes, "masked": masked,
+}  # fmt: skip
+
+
+def merged(kept: Sequence[results.Figure], measured: Sequence[results.Figure]) -> list[results.Figure]:
+    """The kept figures with those measured in their places; one that is new stands behind the last that begins with the same word."""
+    figures = list(kept)
+    for new in measured:
+        names = [figure.name for figure in figures]
+        if new.name in names:
+            figures[names.index(new.name)] = new
+        else:
+            alike = [index for index, name in enumerate(names) if name.split()[0] == new.name.split()[0]]
+            figures.insert(alike[-1] + 1 if alike else len(figures), new)
+    return figures
+
+
+def main(command: str, arguments: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(prog=command, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", choices=PARTS, metavar="PART", help=f"one of {', '.join(PARTS)}; the others' figures stay as they are kept"
     )
+    part: str | None = parser.parse_args(arguments).only
+    painter, eye = Painter(), judge.load()
+    notes = {"sampler": f"{SAMPLER}, {STEPS} steps, CFG {CFG}", "checkpoint": tiny_model.CHECKPOINT.name}
+    if part is None:
+        results.write("tiny-model", command, [figure for measure in PARTS.values() for figure in measure(painter, eye)], notes)
+        return
+    content = json.loads((results.FOLDER / "tiny-model.json").read_text("utf-8"))
+    figures = merged([results.Figure(**figure) for figure in content.pop("figures")], PARTS[part](painter, eye))
+    # All that is kept about the other figures, their date above all, stays; this part's own stands beside it.
+    content[f"{part} alone"] = f"{datetime.date.today().isoformat()}, {results.machine()}"
+    results.write("tiny-model", command, figures, {**content, **notes})

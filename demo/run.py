@@ -25,13 +25,33 @@ from .server import ROOT, Prompt, Result, Server, Step, WorkflowError
 WORKFLOWS = ROOT / "workflows"
 OUTPUT = ROOT / "demo" / "output"
 TINY_MODEL = ROOT / "demo" / "tiny-sd-inpaint.safetensors"
+TINY_CLIP_VISION = ROOT / "demo" / "tiny-clip-vision.safetensors"
+TINY_MECA = ROOT / "demo" / "tiny-meca.safetensors"
+TINY_CONTROL = ROOT / "demo" / "tiny-depth-control.safetensors"
+
+MODEL_FILES: dict[str, tuple[str, Path]] = {
+    "ckpt_name": ("checkpoints", TINY_MODEL),
+    "sam_name": ("sams", setup.mobile_sam_path()),
+    "clip_name": ("clip_vision", TINY_CLIP_VISION),
+    "adapter_name": ("ipadapter", TINY_MECA),
+    "control_net_name": ("controlnet", TINY_CONTROL),
+}
+"""The inputs of loaders that name model files: the folder below models/, and the small file that the demo has for it."""
 
 # All that the demo changes in a workflow: (class of the node, its input) to the value for the tiny model.
 CHANGES: dict[tuple[str, str], Any] = {
     ("CheckpointLoaderSimple", "ckpt_name"): TINY_MODEL.name,
     ("MaskPromptLoadSAM", "sam_name"): "mobile_sam.pt",
+    ("CLIPVisionLoader", "clip_name"): TINY_CLIP_VISION.name,
+    ("MaskPromptLoadMECA", "adapter_name"): TINY_MECA.name,
+    ("ControlNetLoader", "control_net_name"): TINY_CONTROL.name,
     ("MaskPromptCropAroundBox", "resolution"): 128,
+    ("EmptyLatentImage", "width"): 128,
+    ("EmptyLatentImage", "height"): 128,
     ("MaskPromptTrainDreamCom", "size"): 128,
+    ("MaskPromptTrainMECA", "size"): 128,
+    ("MaskPromptTrainMECA", "steps"): 300,
+    ("MaskPromptTrainMECA", "learning_rate"): 1e-3,
     ("KSampler", "steps"): 20,
 }
 MADE_BY: dict[str, str] = {"dreamcom_subject.safetensors": "dreamcom_train"}
@@ -70,7 +90,7 @@ def stage(folder: Path, *arguments: str) -> Server:
     """A server, not started yet, with the pack, the tiny model's registration and every model file that there is."""
     packs = {"ComfyUI-MaskPrompt": ROOT, "tiny-model-registration": ROOT / "demo" / "registration"}
     server = Server(setup.comfyui_path(), folder, packs, arguments)
-    for kind, file in (("sams", setup.mobile_sam_path()), ("checkpoints", TINY_MODEL)):
+    for kind, file in MODEL_FILES.values():
         if file.is_file():
             server.add_model(kind, file)
     return server

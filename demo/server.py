@@ -198,7 +198,8 @@ class Server:
         TimeoutError if it is not done within `timeout` seconds (it is interrupted then).
         """
         client, began = uuid.uuid4().hex, time.monotonic()
-        connection = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client}", timeout=2)
+        connection = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client}", timeout=60)
+        connection.settimeout(2)
         try:
             prompt_id = self._queue(prompt, client)
             executed: list[str] = []

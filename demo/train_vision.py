@@ -2,8 +2,8 @@
 
 python -m demo.train_vision --minutes 10
 
-Half of the pictures have patches hidden from it in training, so that `hide` is nothing new to it. Saves every minute into `--work` and
-resumes from there; writes demo/tiny-clip-vision.safetensors at the end.
+Half of the batches have patches hidden from it, so that `hide` is nothing new to it. Saves every minute into `--work` and resumes
+from there; leaves tiny-clip-vision.safetensors there, to be copied over the one in demo/ if it is better.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def train(work: Path, minutes: float, seed: int = 0, count: int = 6000, batch: i
     found = accuracy(model, heads)
     log(f"vision: step {step}, {spent / 60:.1f} min; on fresh renders " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()))
     about = {"step": str(step), "minutes": f"{spent / 60:.1f}", "seed": str(seed)}
-    vision.save(model, vision.FILE, {**about, **{name: f"{part:.3f}" for name, part in found.items()}})
+    vision.save(model, work / vision.FILE.name, {**about, **{name: f"{part:.3f}" for name, part in found.items()}})
 
 
 def main() -> None:

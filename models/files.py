@@ -10,17 +10,22 @@ from typing import Any
 import torch
 
 SUFFIXES = frozenset({".safetensors", ".sft", ".pth", ".pt"})
+SAVED = frozenset({"ipadapter"})
+"""Folders of files that our nodes save: as ComfyUI does with LoRAs, they are looked for in its output folder too."""
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 
 def register_folder(name: str, suffixes: frozenset[str] = SUFFIXES) -> None:
     """Makes `models/<name>` a folder of ComfyUI, beside the places that extra_model_paths.yaml or other packs gave it.
 
-    Nothing is taken away: paths are appended, suffixes are added. May be called again at any time.
+    For what our nodes save, `<name>` in ComfyUI's output folder too. Nothing is taken away: paths are appended, suffixes are added. May
+    be called again at any time.
     """
     import folder_paths
 
     folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
+    if name in SAVED:
+        folder_paths.add_model_folder_path(name, os.path.join(folder_paths.get_output_directory(), name))
     paths, known = folder_paths.folder_names_and_paths[name]
     # An empty set means "any file" to ComfyUI (yaml entries have it): adding to it would hide files from other packs.
     if known and not suffixes <= set(known):
@@ -58,7 +63,7 @@ def load_weights(path: str) -> dict[str, torch.Tensor]:
     title = f"'{os.path.basename(path)}'"
     if not os.path.isfile(path):
         raise ValueError(f"The model file {title} is missing: there is no file {path}.")
-    content = _read_safetensors(path, title) if path.lower().endswith((".safetensors", ".sft")) else _read_pickle(path, title)
+    content = _read_safetensors(path, title) if path.lower().endswith((".safetensors", ".sft")) else read_pickle(path, title)
     tensors = _tensors(content)
     for key in _WRAPPERS:
         if not tensors and isinstance(content, Mapping) and key in content:
@@ -94,7 +99,8 @@ def _read_safetensors(path: str, title: str) -> Any:
         raise _damaged(path, title) from error
 
 
-def _read_pickle(path: str, title: str) -> Any:
+def read_pickle(path: str, title: str) -> Any:
+    """What a .pth, .pt or .bin file holds, on the CPU. Never runs code: ValueError, with `title` in it, for a file that would."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

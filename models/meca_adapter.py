@@ -105,12 +105,16 @@ class LoadedAdapter:
 
 def load(path: str) -> LoadedAdapter:
     """An IP-Adapter (base or plus) or MECA file as an adapter. ValueError in plain words for anything else."""
+    return from_weights(*meca_file.read(path), os.path.basename(path))
+
+
+def from_weights(weights: Mapping[str, Tensor], about: About, name: str) -> LoadedAdapter:
+    """An adapter of weights by name, which it takes as they are."""
     import comfy.ops
 
-    weights, about = meca_file.read(path)
     network = meca_network.like(weights, about.heads, comfy.ops.manual_cast)
     network.load_state_dict(weights, assign=True)
-    return LoadedAdapter(network, about, os.path.basename(path))
+    return LoadedAdapter(network, about, name)
 
 
 def zero_pixels(clip_vision: Any) -> Tensor:
@@ -139,8 +143,8 @@ def check_fit(adapter: LoadedAdapter, widths: Mapping[int, int], context: int) -
     """ValueError with the numbers if the adapter is not for a model of these layer widths and this text width."""
     if adapter.context != context or adapter.widths.keys() != widths.keys():
         raise ValueError(
-            f"'{adapter.name}' is made for a model with {_in_words(adapter.widths, adapter.context)}; this model has "
-            f"{_in_words(widths, context)}. Take the adapter for your model, or the model for your adapter."
+            f"'{adapter.name}' is made for a model with {in_words(adapter.widths, adapter.context)}; this model has "
+            f"{in_words(widths, context)}. Take the adapter for your model, or the model for your adapter."
         )
     for number, width in widths.items():
         if adapter.widths[number] != width:
@@ -150,7 +154,7 @@ def check_fit(adapter: LoadedAdapter, widths: Mapping[int, int], context: int) -
             )
 
 
-def _in_words(widths: Mapping[int, int], context: int) -> str:
+def in_words(widths: Mapping[int, int], context: int) -> str:
     """ "16 attention layers and text of width 768 (SD 1.5)"."""
     names = {(16, 768): " (SD 1.5)", (16, 1024): " (SD 2.1)", (70, 2048): " (SDXL)"}
     return f"{len(widths)} attention layers and text of width {context}{names.get((len(widths), context), '')}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 from torch import Tensor
@@ -61,9 +62,15 @@ def save(network: MecaNetwork, about: About, path: str) -> None:
     from safetensors.torch import save_file
 
     state = {name: weight.detach().cpu().contiguous() for name, weight in network.state_dict().items()}
-    unfinished = f"{path}.unfinished"
-    save_file(state, unfinished, metadata=metadata_of(network, about))
-    os.replace(unfinished, path)
+    unfinished = Path(f"{path}.unfinished")
+    try:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode
+        save_file(state, unfinished, metadata=metadata_of(network, about))
+        unfinished.chmod(mode)  # newer versions of safetensors let nobody else read their files
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def metadata_of(network: MecaNetwork, about: About) -> dict[str, str]:
@@ -95,7 +102,7 @@ def _content(path: str) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     title = f"'{os.path.basename(path)}'"
     if not os.path.isfile(path):
         raise ValueError(f"The model file {title} is missing: there is no file {path}.")
-    return _flat(files._read_pickle(path, title)), {}
+    return _flat(files.read_pickle(path, title)), {}
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Tensor]:

@@ -48,7 +48,8 @@ class LoadMECA(io.ComfyNode):
                 io.Combo.Input(
                     "adapter_name",
                     options=files.list_files(FOLDER, meca_file.SUFFIXES) or [NO_FILES],
-                    tooltip="A .safetensors or .bin file in ComfyUI/models/ipadapter or an `ipadapter` folder of extra_model_paths.yaml.",
+                    tooltip="A .safetensors or .bin file in ComfyUI/models/ipadapter, an `ipadapter` folder of extra_model_paths.yaml, or "
+                    "output/ipadapter, where Save MECA Adapter saves.",
                 )
             ],
             outputs=[

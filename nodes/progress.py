@@ -21,13 +21,13 @@ RECENT = 20
 
 
 class TrainingProgress:
-    """The node's progress bar, its line of text, and previews. Crops count as the first tenth of the bar."""
+    """The node's progress bar, its line of text, and previews. Crops count as the first tenth of the bar, if they come `first`."""
 
-    def __init__(self, node: str | None, steps: int) -> None:
+    def __init__(self, node: str | None, steps: int, first: bool = True) -> None:
         from comfy.utils import ProgressBar
 
         self.node, self.steps = node, steps
-        self.ahead = max(1, steps // 10)
+        self.ahead = max(1, steps // 10) if first else 0
         self.bar = ProgressBar(self.ahead + steps, node_id=node)
 
     def crop(self, done: int, count: int) -> None:
@@ -37,6 +37,13 @@ class TrainingProgress:
         throw_exception_if_processing_interrupted()
         self.bar.update_absolute(done * self.ahead // count)
         self.say(f"Encoding crops: {done} of {count}")
+
+    def between(self, done: int, count: int) -> None:
+        """After some of the pictures that are encoded between training steps."""
+        from comfy.model_management import throw_exception_if_processing_interrupted
+
+        throw_exception_if_processing_interrupted()
+        self.say(f"Encoding pictures: {done} of {count}")
 
     def watcher(self, preview_every: int, preview: Callable[[], torch.Tensor]) -> Callable[[Progress], None]:
         """What to do after each step: bar, loss, a preview [B, H, W, 3] every so often (0: never), and the artist's interrupt."""

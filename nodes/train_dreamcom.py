@@ -101,7 +101,12 @@ class TrainDreamCom(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="The model with what it learned. The given one stays as it was."),
                 LoraModel.Output(display_name="lora", tooltip="What was learned, for Save LoRA Weights or Load LoRA Model."),
                 LossMap.Output(display_name="loss", tooltip="For Plot Loss Graph."),
-                io.Int.Output(display_name="steps", tooltip="Steps trained, for the file name in Save LoRA Weights."),
+                io.Int.Output(
+                    display_name="steps",
+                    tooltip="How many steps were trained. Careful: wired into Save LoRA Weights, with the same prefix every time, a later "
+                    "training overwrites an earlier one's file. Put the time into the prefix, as in "
+                    "loras/my-dog_%month%%day%_%hour%%minute%, or leave steps there unwired.",
+                ),
                 io.String.Output(display_name="prompt", tooltip="The sentence it was trained with; use it, or the token in your own."),
             ],
             hidden=[io.Hidden.unique_id],

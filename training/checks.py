@@ -1,4 +1,4 @@
-"""What is checked before a DreamCom training encodes or trains anything; every error is a ValueError in the artist's words."""
+"""What is checked before a training encodes or trains anything; every error is a ValueError in the artist's words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..attention import layers
-from .references import Reference
 
 if TYPE_CHECKING:
     from .dreamcom import Options
@@ -22,20 +21,35 @@ ENLARGED = 2
 """A picture is enlarged to the crop's size by at most this much: what is learned is as blurred as the picture."""
 
 
+def check_unet(model: Any) -> None:
+    """ValueError unless MODEL is a UNet that takes latents (4 input channels), or an inpainting one (9)."""
+    channels, found = _channels(model)
+    if channels not in (4, 9):
+        raise ValueError(
+            f"a UNet model is needed, whose input has 4 channels, or 9 for inpainting; this one {found}. Load an SD 1.5, SD 2.1 or SDXL "
+            "checkpoint."
+        )
+
+
 def check_model(model: Any) -> None:
     """ValueError unless MODEL is an inpainting UNet (9 input channels)."""
-    unet = model.get_model_object("diffusion_model")
-    channels = getattr(unet, "in_channels", None)
-    try:
-        layers.layers_of(unet)
-        found = f"takes {channels} channels"
-    except TypeError:
-        channels, found = None, f"is no UNet ({type(unet).__name__})"
+    channels, found = _channels(model)
     if channels != 9:
         raise ValueError(
             f"DreamCom needs an inpainting checkpoint, whose UNet takes 9 channels; this one {found}. Load one such as "
             "sd-v1-5-inpainting.ckpt, or SDXL's inpainting UNet."
         )
+
+
+def _channels(model: Any) -> tuple[int | None, str]:
+    """How many channels a MODEL's UNet takes, None if it is no UNet, and the same in words."""
+    unet = model.get_model_object("diffusion_model")
+    try:
+        layers.layers_of(unet)
+    except TypeError:
+        return None, f"is no UNet ({type(unet).__name__})"
+    channels = getattr(unet, "in_channels", None)
+    return channels, f"takes {channels} channels"
 
 
 def check_words(options: Options, clip: Any) -> None:
@@ -65,15 +79,14 @@ def check_words(options: Options, clip: Any) -> None:
             log.warning("Train DreamCom: the %s %r is trained with its weight; later prompts need the same weight.", name, word)
 
 
-def check_size(size: int, pictures: Sequence[Reference]) -> None:
-    """ValueError for crops of a size that the VAE cannot take, or pictures much too small for it; a warning for small ones."""
+def check_size(size: int, sizes: Sequence[tuple[int, int]], node: str) -> None:
+    """ValueError for crops of a size that the VAE cannot take, or pictures (height, width) much too small; a warning for small ones."""
     if size < SMALLEST_CROP or size % 8:
         raise ValueError(
             f"size is {size}: the side of the training crops is a multiple of 8 and at least {SMALLEST_CROP}. Use 512 for SD 1.5, 1024 "
             "for SDXL."
         )
-    for number, picture in enumerate(pictures, 1):
-        height, width = picture.mask.shape
+    for number, (height, width) in enumerate(sizes, 1):
         short = min(height, width)
         if short * ENLARGED < size:
             raise ValueError(
@@ -81,7 +94,7 @@ def check_size(size: int, pictures: Sequence[Reference]) -> None:
                 f"is learned. Use a larger picture, or a `size` of at most {short * ENLARGED // 8 * 8}."
             )
         if short < size:
-            log.warning("Train DreamCom: picture %d (%d x %d) is enlarged to crops of %d pixels.", number, width, height, size)
+            log.warning("%s: picture %d (%d x %d) is enlarged to crops of %d pixels.", node, number, width, height, size)
 
 
 def _pieces(clip: Any, text: str) -> tuple[int, bool]:

@@ -87,7 +87,7 @@ def check(model: Any, clip: Any, vae: Any, options: Options, pictures: Sequence[
     check_words(options, clip)
     if vae is None:
         raise ValueError("no VAE was given (the checkpoint holds none): wire Load VAE.")
-    check_size(options.size, pictures)
+    check_size(options.size, [(one.mask.shape[0], one.mask.shape[1]) for one in pictures], "Train DreamCom")
 
 
 @dataclass(frozen=True)

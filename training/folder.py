@@ -1,8 +1,11 @@
-"""References from a folder: pictures, and for each a mask beside it or its own alpha channel."""
+"""Pictures from a folder: references, each with a mask beside it or its own alpha channel; or pictures with captions beside them."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,17 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from . import references
+from .captions import Picture
 from .references import Reference
 
 log = logging.getLogger(__name__)
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 MASK = ".mask.png"
+ORIENTATION = 0x0112
+"""The tag of cameras; from 5 on the picture lies on its side."""
+HEAD = 1 << 16
+"""So many bytes of a file tell it from others of its size."""
 
 
 def load(folder: Path) -> list[Reference]:
@@ -26,20 +34,92 @@ def load(folder: Path) -> list[Reference]:
     A picture's mask is `<name without ending>.mask.png`, white where the subject is (transparent counts as black). Without that
     file it is the picture's alpha channel, opaque where the subject is. ValueError that names the file and says what would do.
     """
+    found = _found(folder, "put three to five pictures of the subject", ", each with its mask")
+    pairs = [_pair(path, mask) for path, mask in found]
+    return references.pair([image[None] for image, _ in pairs], [mask[None] for _, mask in pairs])
+
+
+def captioned(folder: Path) -> CaptionedFolder:
+    """All pictures of `folder`, by name, with their captions: `<name without ending>.txt`, in UTF-8. Masks as in `load`, but optional.
+
+    ValueError that names the file and says what would do, for what can be told without reading whole pictures.
+    """
+    found = _found(folder, "put the pictures to learn from", ", each with its caption")
+    captions, sizes = [_caption(path) for path, _ in found], [_size(path) for path, _ in found]
+    if not any(captions):
+        raise ValueError(f"every caption in {folder} is empty: write into each what its picture shows.")
+    return CaptionedFolder(found, captions, sizes)
+
+
+@dataclass(frozen=True)
+class CaptionedFolder:
+    """Pictures (and masks or None) that are read from the disk when they are asked for; see `captions.Pictures`."""
+
+    files: Sequence[tuple[Path, Path | None]]
+    captions: Sequence[str]
+    sizes: Sequence[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int, /) -> Picture:
+        path, mask = self.files[number]
+        image = _opened(path)
+        drawn = _alpha(image) if mask is None else _mask(mask, path, image)
+        return Picture(_colours(image), self.captions[number], None if bool((drawn == 1).all()) else drawn)
+
+    def fingerprint(self) -> str:
+        """Of captions, sizes of files and their beginnings: names do not matter."""
+        digest = hashlib.sha256()
+        for (path, mask), caption in zip(self.files, self.captions, strict=True):
+            digest.update(caption.encode())
+            for file in (path, mask):
+                digest.update(str(file and file.stat().st_size).encode())
+                if file is not None:
+                    with file.open("rb") as opened:
+                        digest.update(opened.read(HEAD))
+        return digest.hexdigest()[:16]
+
+
+def _found(folder: Path, advice: str, more: str) -> list[tuple[Path, Path | None]]:
+    """The pictures in a folder, by name, each with the file of its mask, if there is one."""
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}: put three to five pictures of the subject into a folder, each with its mask.")
+        raise ValueError(f"there is no folder {folder}: {advice} into a folder{more}.")
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     masks = {path.name.lower(): path for path in files if path.name.lower().endswith(MASK)}
-    pictures = [path for path in files if path.suffix.lower() in PICTURES and path not in masks.values()]
+    pictures = [path for path in files if path.suffix.lower() in PICTURES and path.name.lower() not in masks]
     if not pictures:
-        raise ValueError(
-            f"there is no picture in {folder} (looked for {', '.join(sorted(PICTURES))}): put three to five pictures of the subject there."
-        )
-    wanted = {f"{path.stem.lower()}{MASK}" for path in pictures}
-    for name in masks.keys() - wanted:
+        raise ValueError(f"there is no picture in {folder} (looked for {', '.join(sorted(PICTURES))}): {advice} there.")
+    for name in masks.keys() - {_mask_name(path) for path in pictures}:
         log.warning("%s is the mask of no picture in the folder; it is not used.", masks[name].name)
-    pairs = [_pair(path, masks.get(f"{path.stem.lower()}{MASK}")) for path in pictures]
-    return references.pair([image[None] for image, _ in pairs], [mask[None] for _, mask in pairs])
+    return [(path, masks.get(_mask_name(path))) for path in pictures]
+
+
+def _mask_name(picture: Path) -> str:
+    return f"{picture.stem.lower()}{MASK}"
+
+
+def _caption(picture: Path) -> str:
+    """The text beside a picture, in one line."""
+    path = picture.with_suffix(".txt")
+    try:
+        return " ".join(path.read_text("utf-8-sig").split())
+    except FileNotFoundError:
+        raise ValueError(
+            f"{picture.name} has no caption: write what it shows into {path.name} beside it, or take the picture out of the folder."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the caption {path.name} cannot be read ({error}): save it again as text in UTF-8.") from error
+
+
+def _size(picture: Path) -> tuple[int, int]:
+    """Height and width as it stands upright, from its head alone."""
+    try:
+        with Image.open(picture) as image:
+            width, height = image.size
+            return (width, height) if image.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
+    except _UNREADABLE as error:
+        raise _unreadable(picture, error) from error
 
 
 def _pair(picture: Path, mask: Path | None) -> tuple[Tensor, Tensor]:
@@ -47,14 +127,7 @@ def _pair(picture: Path, mask: Path | None) -> tuple[Tensor, Tensor]:
     opened = _opened(picture)
     image = _colours(opened)
     if mask is not None:
-        drawn = _opened(mask)
-        if drawn.size != opened.size:
-            sizes = [f"{width} x {height}" for width, height in (opened.size, drawn.size)]
-            raise ValueError(
-                f"{picture.name} is {sizes[0]} pixels but its mask {mask.name} {sizes[1]}: draw the mask on the same picture, "
-                "before or after both are resized."
-            )
-        marked, where = _colours(drawn).mean(-1) * _alpha(drawn), f"{mask.name}: paint the subject white in it"
+        marked, where = _mask(mask, picture, opened), f"{mask.name}: paint the subject white in it"
     else:
         marked, where = _alpha(opened), "its alpha channel: leave the subject opaque"
         if bool((marked == 1).all()):
@@ -67,15 +140,34 @@ def _pair(picture: Path, mask: Path | None) -> tuple[Tensor, Tensor]:
     return image, marked
 
 
+def _mask(mask: Path, picture: Path, opened: Image.Image) -> Tensor:
+    """[H, W] in 0..1, of the picture's size."""
+    drawn = _opened(mask)
+    if drawn.size != opened.size:
+        sizes = [f"{width} x {height}" for width, height in (opened.size, drawn.size)]
+        raise ValueError(
+            f"{picture.name} is {sizes[0]} pixels but its mask {mask.name} {sizes[1]}: draw the mask on the same picture, "
+            "before or after both are resized."
+        )
+    return _colours(drawn).mean(-1) * _alpha(drawn)
+
+
 def _opened(path: Path) -> Image.Image:
     """The first frame, upright."""
     try:
         with Image.open(path) as image:
             image.load()
             return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = "it is no picture, or of a kind that Pillow does not know" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"{path.name} cannot be read ({reason}): save it again as PNG or JPEG, or take it out of the folder.") from error
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    reason = "it is no picture, or of a kind that Pillow does not know" if isinstance(error, Image.UnidentifiedImageError) else error
+    return ValueError(f"{path.name} cannot be read ({reason}): save it again as PNG or JPEG, or take it out of the folder.")
 
 
 def _colours(image: Image.Image) -> Tensor:

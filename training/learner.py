@@ -1,4 +1,4 @@
-"""What learns: a copy of a ComfyUI MODEL, with a LoRA or with all of its UNet's weights.
+"""What learns: a copy of a ComfyUI MODEL, with a LoRA, with all of its UNet's weights, or with an adapter beside it.
 
 The copy runs through ComfyUI's own sampling code, wrappers and attention patches included, so the model that is trained is the
 model that paints. The given MODEL is only read. What was learned leaves as core's LORA_MODEL.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..attention import chain
 from .twin import checkpoint_blocks, compute_dtype, twin, unload
 
-Method = Literal["lora", "full"]
+Method = Literal["lora", "full", "frozen"]
 INJECTION = "maskprompt_lora"
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 EVERYTHING = 10**20
@@ -28,6 +28,7 @@ class Learner:
 
     lora: rank-`rank` adapters (core's `weight_adapter`) on every linear and convolution layer of the UNet; alpha is the rank.
     full: every weight, kept in float32.
+    frozen: nothing; gradients pass through to what attention patches bring.
     """
 
     def __init__(self, model: Any, method: Method, rank: int = 16, seed: int = 0, checkpointing: bool = True) -> None:

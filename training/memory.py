@@ -51,10 +51,10 @@ class Estimate:
         return f"{self.total / GIB:.1f} GB ({', '.join(f'{name} {size / GIB:.1f}' for name, size in parts)})"
 
 
-def estimate(learner: Learner, shape: tuple[int, int, int, int], checkpointing: bool, average: bool = False) -> Estimate:
-    """Of a `Learner` on latents of `shape` [B, C, h, w]."""
-    trained = sum(value.numel() for value in learner.parameters.values())
-    weights = learner.patcher.model_size() if learner.method == "lora" else 0
+def estimate(learner: Learner, shape: tuple[int, int, int, int], checkpointing: bool, average: bool = False, beside: int = 0) -> Estimate:
+    """Of a `Learner` on latents of `shape` [B, C, h, w]; `beside`: how many weights learn in a network beside it."""
+    trained = beside + sum(value.numel() for value in learner.parameters.values())
+    weights = 0 if learner.method == "full" else learner.patcher.model_size()
     return Estimate(int(weights), 4 * (COPIES + average) * trained, activations(learner.patcher, shape, checkpointing, learner.method))
 
 
@@ -94,7 +94,7 @@ def check(needed: Estimate, device: Any, method: str) -> None:
     """Logs the estimate; ValueError if the device cannot hold it at all, a warning if it is tight."""
     there = total_memory(device)
     if needed.weights + needed.learning > there:
-        instead = "`method` lora" if method == "full" else "a smaller rank, or a smaller model"
+        instead = {"full": "`method` lora", "lora": "a smaller rank, or a smaller model"}.get(method, "a smaller model")
         raise ValueError(
             f"this training needs about {needed}, but the device ({device}) has {there / GIB:.1f} GB in all. What would do: {instead}."
         )

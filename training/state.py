@@ -123,6 +123,15 @@ def signature(model: Any, texts: Sequence[Any] = ()) -> str:
     return digest.hexdigest()[:16]
 
 
+def signature_of(network: torch.nn.Module) -> str:
+    """The same for a network of the same weights: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        _add(digest, value)
+    return digest.hexdigest()[:16]
+
+
 def _add(digest: Any, value: Any) -> None:
     """About 4000 numbers of a tensor, or of each in a tuple."""
     if isinstance(value, Tensor):

@@ -12,7 +12,7 @@ import torch
 from playwright.sync_api import Page, sync_playwright
 from safetensors.torch import save_file
 
-from demo import run, setup
+from demo import run
 from demo.server import Server
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
@@ -42,15 +42,17 @@ def browser_path() -> str:
 @pytest.fixture(scope="session")
 def model_inputs() -> dict[str, tuple[str, Path]]:
     """The inputs that name model files to download, with the model folder of each and the file that stands in for it here."""
-    return {"ckpt_name": ("checkpoints", run.TINY_MODEL), "sam_name": ("sams", setup.mobile_sam_path())}
+    return {field: model for field, model in run.MODEL_FILES.items() if field != "clip_name"}
 
 
 @pytest.fixture(scope="session")
 def own_inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
-    """The same of files that artists make themselves: a LoRA that has learned nothing."""
+    """The same of files that artists make or name themselves: a LoRA that has learned nothing, and the CLIP vision model, which everybody
+    gives another name than the one that it is downloaded under.
+    """
     lora = tmp_path_factory.mktemp("files") / "lora.safetensors"
     save_file({"diffusion_model.out.2.diff": torch.zeros(4, 32, 3, 3)}, lora)
-    return {"lora_name": ("loras", lora)}
+    return {"lora_name": ("loras", lora), "clip_name": run.MODEL_FILES["clip_name"]}
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from demo import run
 from demo.server import ROOT, Server
 
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-CHANGES = {**run.CHANGES, ("MaskPromptTrainDreamCom", "steps"): 3}
+CHANGES = {**run.CHANGES, ("MaskPromptTrainDreamCom", "steps"): 3, ("MaskPromptTrainMECA", "steps"): 3}
 SCREENSHOTS = ROOT / "demo" / "output" / "screenshots"
 TITLE_HEIGHT = 30
 

@@ -256,22 +256,23 @@ def test_every_reference_is_encoded_and_never_too_often(tiny: Painter, monkeypat
 Ran = tuple[Any, dict[str, Tensor], dict[str, list[float]], int, str]
 
 
+def run_node(tiny: Painter, **inputs: Any) -> Ran:
+    """Runs Train DreamCom as ComfyUI's executor does: lists of inputs, in inference mode."""
+    given = {
+        "model": tiny.model, "clip": tiny.clip, "vae": tiny.vae, "token": "sks", "noun": "ball", "steps": 1, "method": "lora",
+        "learning_rate": 0.0, "rank": 4, "batch_size": 1, "size": SIZE, "seed": 0, "preview_every": 0, "gradient_checkpointing": False,
+    } | inputs  # fmt: skip
+    lists = {name: given.pop(name, default) for name, default in (("images", [reference_pictures(2)]), ("masks", [box_masks(2)]))}
+    prepared: Any = TrainDreamCom.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "7"}})  # pyright: ignore[reportArgumentType]
+    with torch.inference_mode():
+        return prepared.execute(**lists, **{name: [value] for name, value in given.items()}).args
+
+
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ran]]:
-    """`node(model=..., steps=..., ...)` runs Train DreamCom as ComfyUI's executor does: lists of inputs, in inference mode."""
+    """`node(tiny, model=..., steps=..., ...)` is `run_node` with an output folder of its own."""
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
-
-    def run(tiny: Painter, **inputs: Any) -> Ran:
-        given = {
-            "model": tiny.model, "clip": tiny.clip, "vae": tiny.vae, "token": "sks", "noun": "ball", "steps": 1, "method": "lora",
-            "learning_rate": 0.0, "rank": 4, "batch_size": 1, "size": SIZE, "seed": 0, "preview_every": 0, "gradient_checkpointing": False,
-        } | inputs  # fmt: skip
-        lists = {name: given.pop(name, default) for name, default in (("images", [reference_pictures(2)]), ("masks", [box_masks(2)]))}
-        prepared: Any = TrainDreamCom.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "7"}})  # pyright: ignore[reportArgumentType]
-        with torch.inference_mode():
-            return prepared.execute(**lists, **{name: [value] for name, value in given.items()}).args
-
-    yield run
+    yield run_node
     gc.collect()
 
 

@@ -18,13 +18,12 @@ from maskprompt.attention import numbering
 from maskprompt.models import files, handles, mask_encoder, mask_encoder_file, mask_tokens, mcgm
 from maskprompt.models.handles import Handle
 from maskprompt.models.mask_encoder_file import FOLDER, About, LoadedEncoder
-from maskprompt.nodes.mcgm import NO_FILES, NODES, EncodeMasks, LoadMCGM
+from maskprompt.nodes.mcgm import NO_FILES, EncodeMasks, LoadMCGM
 from safetensors.torch import save_file
 
 from .test_dreamcom_nodes import small_sdxl
 from .test_files import folders  # noqa: F401  (a fixture)
 from .test_mask_encoder import CAT, DOG, blobs
-from .test_nodes import test_it_explains_itself as explains_itself
 
 WIDTH = 128
 BIRD = Handle("fox-bird", "bird")
@@ -70,11 +69,6 @@ def passes(model: Any, conditionings: tuple[Any, Any], size: tuple[int, int] = (
     watched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", counted)
     painted(watched, conditionings, size, steps=1)
     return seen
-
-
-@pytest.mark.parametrize("node", NODES)
-def test_they_explain_themselves(node: Any) -> None:
-    explains_itself(node)
 
 
 @pytest.mark.parametrize("masks", [None, torch.zeros(0, 64, 64)])

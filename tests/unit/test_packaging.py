@@ -28,7 +28,7 @@ def test_optional_libraries_are_imported_where_they_are_used() -> None:
     allowed = {*sys.stdlib_module_names, "torch", "numpy", "PIL", "comfy_api", "typing_extensions"}
     for file in [
         ROOT / "__init__.py",
-        *(path for room in ("nodes", "attention", "models", "training") for path in (ROOT / room).glob("*.py")),
+        *(path for room in ("nodes", "attention", "models", "training") for path in (ROOT / room).rglob("*.py")),
     ]:
         for node in ast.parse(file.read_text("utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -21,6 +22,9 @@ import numpy as np
 import pytest
 import torch
 from maskprompt.training import dreamcom, folder, loop
+from maskprompt.training.command import comfyui, program
+from maskprompt.training.command.processes import Processes, UnreadyError
+from maskprompt.training.command.work import Work
 from maskprompt.training.learner import Learner
 from PIL import Image
 from safetensors import safe_open
@@ -52,8 +56,8 @@ def draw_pictures(place: Path) -> Path:
 @pytest.fixture(scope="module")
 def tiny() -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE of the tiny model."""
-    train.register(str(ROOT / "demo" / "registration"))
-    return train.load_checkpoint(str(tiny_model.CHECKPOINT))
+    comfyui.register(str(ROOT / "demo" / "registration"))
+    return comfyui.load_checkpoint(str(tiny_model.CHECKPOINT))
 
 
 @pytest.fixture
@@ -196,15 +200,15 @@ def child(place: Path, number: int) -> list[int]:
     """
     line = json.loads((place / "line.json").read_text("utf-8"))
     with pytest.MonkeyPatch.context() as patch:
-        run = train.Work.run
+        run = Work.run
 
-        def watched(self: train.Work, parameters: dict[str, nn.Parameter], *rest: Any, **more: Any) -> loop.Progress:
+        def watched(self: Work, parameters: dict[str, nn.Parameter], *rest: Any, **more: Any) -> loop.Progress:
             try:
                 return run(self, parameters, *rest, **more)
             finally:
                 torch.save({name: value.detach() for name, value in parameters.items()}, place / f"{number}.pt")
 
-        patch.setattr(train.Work, "run", watched)
+        patch.setattr(Work, "run", watched)
         if number == 1:
             signal_at(1, signal.SIGTERM, patch)
         stopped = train.main(line)
@@ -263,7 +267,7 @@ def apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
 
 def mean_gradient_steps(pictures: Path, steps: int, processes: tuple[int, ...]) -> dict[str, torch.Tensor]:
     """The weights after AdamW on the mean gradient of these processes' losses, clipped to a norm of 1."""
-    model, clip, vae = train.load_checkpoint(str(tiny_model.CHECKPOINT))
+    model, clip, vae = comfyui.load_checkpoint(str(tiny_model.CHECKPOINT))
     options = dreamcom.Options(noun="star", steps=3, rate=1e-3, rank=4, size=64)
     examples = dreamcom.encode(folder.load(pictures), vae, options)
     with torch.no_grad():
@@ -286,7 +290,7 @@ def mean_gradient_steps(pictures: Path, steps: int, processes: tuple[int, ...]) 
         return {name: value.detach().clone() for name, value in learner.parameters.items()}
 
 
-class Tripled(train.Processes):
+class Tripled(Processes):
     """Stands for other processes: every message comes back three times as large."""
 
     def __init__(self) -> None:
@@ -301,7 +305,7 @@ class Tripled(train.Processes):
 
 @pytest.mark.parametrize(("bucket", "messages"), [(100, [14, 4]), (8, [8, 6, 4]), (1, [2, 6, 6, 4])])
 def test_gradients_travel_in_few_messages_and_come_back_in_place(bucket: int, messages: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "BUCKET", bucket)
+    monkeypatch.setattr("maskprompt.training.command.processes.BUCKET", bucket)
     shapes, halves = [(2,), (2, 3), (6, 1)], [(2, 2)]
     given = [torch.randn(shape) for shape in shapes] + [torch.randn(shape).bfloat16() for shape in halves]
     gradients = [given[0].clone(), given[3].clone(), given[1].t().clone().t(), given[2].clone()]  # one is not contiguous
@@ -319,13 +323,13 @@ def test_processes_train_only_when_all_can(monkeypatch: pytest.MonkeyPatch) -> N
         ([("4 weights from step 0", ""), ("4 weights from step 7", "")], "from step 0; 4 weights from step 7.*state file"),
         ([("a", ""), ("a", "")], None),
     ):
-        processes = train.Processes(cpu=True)
+        processes = Processes(cpu=True)
         processes.state = object()
         monkeypatch.setattr(utils, "gather_object", lambda _, answers=answers: answers)
         if said is None:
             processes.ready("a")
         else:
-            with pytest.raises(train.UnreadyError, match=said):
+            with pytest.raises(UnreadyError, match=said):
                 processes.ready("a")
         monkeypatch.setattr(utils, "gather_object", lambda _: pytest.fail("asked again"))
         processes.ready("", "too late to be told to the others")
@@ -338,7 +342,7 @@ def test_many_processes_without_accelerate(command: Command, failure: Callable[[
 
 
 def test_defaults_are_the_trainings_own(pictures: Path) -> None:
-    given = train.parser().parse_args(["dreamcom", "--checkpoint", "a", "--pictures", "b", "--noun", "object"])
+    given = program.parser().parse_args(["dreamcom", "--checkpoint", "a", "--pictures", "b", "--noun", "object"])
     usual = dreamcom.Options()
     assert {field.name: getattr(given, field.name) for field in fields(usual)} == {
         field.name: getattr(usual, field.name) for field in fields(usual)
@@ -347,7 +351,7 @@ def test_defaults_are_the_trainings_own(pictures: Path) -> None:
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        train.parser().parse_args(["dreamcom", "--help"])
+        program.parser().parse_args(["dreamcom", "--help"])
     assert left.value.code == 0
     told = " ".join(capsys.readouterr().out.split())
     for said in ("0.0001 for lora, 5e-06 for full", "white where the subject is", "(400)", "(16)", "in pixels"):
@@ -450,13 +454,13 @@ def test_a_full_disk_loses_nothing(
 
     monkeypatch.setattr(torch_files, "save_file", save)
     line = command("models/lora.safetensors", state=tmp_path / "states" / "a.pt", save_every=1, steps=2)
-    work = train.Work(train.parser().parse_args(line), train.Processes(cpu=True), tmp_path / "models" / "lora.safetensors")
+    work = Work(program.parser().parse_args(line), Processes(cpu=True), tmp_path / "models" / "lora.safetensors")
     with pytest.raises(ValueError, match="No space left") as raised:
         work.save({"a.alpha": torch.ones(3)}, {"rank": 4})
     saved = next((tmp_path / "states").glob("lora-*.safetensors"))
     assert f"saved as {saved} instead" in str(raised.value)
     assert torch.equal(load_file(saved)["a.alpha"], torch.ones(3))
-    full += ["states", Path(train.tempfile.gettempdir()).name]
+    full += ["states", Path(tempfile.gettempdir()).name]
     said = failure(line)
     assert "No space left" in said
     assert "instead" not in said
@@ -465,10 +469,10 @@ def test_a_full_disk_loses_nothing(
 
 
 def test_only_the_first_process_writes(command: Command, tmp_path: Path) -> None:
-    processes = train.Processes(cpu=True)
+    processes = Processes(cpu=True)
     processes.number = 1
     line = command("new/lora.safetensors", preview=tmp_path / "seen")
-    train.Work(train.parser().parse_args(line), processes, tmp_path / "new" / "lora.safetensors").save({"a": torch.ones(3)}, {})
+    Work(program.parser().parse_args(line), processes, tmp_path / "new" / "lora.safetensors").save({"a": torch.ones(3)}, {})
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "seen").exists()
 
@@ -476,12 +480,12 @@ def test_only_the_first_process_writes(command: Command, tmp_path: Path) -> None
 def test_comfyui_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = setup.comfyui_path().absolute()
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
-    assert train.find_comfyui(str(there)) == there
+    assert comfyui.find_comfyui(str(there)) == there
     monkeypatch.setenv("COMFYUI_PATH", str(there))
-    assert train.find_comfyui(None) == there
+    assert comfyui.find_comfyui(None) == there
     monkeypatch.delenv("COMFYUI_PATH")
-    monkeypatch.setattr(train, "ROOT", there / "custom_nodes" / "pack")
-    assert train.find_comfyui(None) == there
+    monkeypatch.setattr(comfyui, "ROOT", there / "custom_nodes" / "pack")
+    assert comfyui.find_comfyui(None) == there
 
 
 def test_a_folders_pictures_stand_upright_in_the_order_of_their_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

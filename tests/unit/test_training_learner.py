@@ -181,7 +181,7 @@ def test_the_same_seed_trains_the_same(model: Any) -> None:
     assert any(not torch.equal(results[0][name], results[2][name]) for name in results[0])
 
 
-@pytest.mark.parametrize(("method", "channels"), [("lora", 32), ("full", 32), ("lora", 64)])
+@pytest.mark.parametrize(("method", "channels"), [("lora", 32), ("full", 32), ("lora", 64), ("full", 64)])
 def test_the_loss_on_a_fixed_batch_falls(model: Any, method: Method, channels: int) -> None:
     """Of the small UNet, and of one with all of SD 1.5's blocks at twice the width."""
     learner = Learner(model if channels == 32 else unet_of(channels), method, 8, checkpointing=False)

@@ -99,17 +99,16 @@ def test_only_inpainting_unets_are_taken(model: Any) -> None:
 )  # fmt: skip
 def test_sizes_that_do_not_fit_are_refused(size: int, side: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_size(size, references.pair([pictures(1, side, 240)], [marks(1, side, 240)]))
+        check_size(size, [(side, 240)], "Train DreamCom")
 
 
 def test_a_picture_that_is_a_little_small_is_taken_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    found = references.pair([pictures(1, 200, 240)], [marks(1, 200, 240)])
     with caplog.at_level(logging.WARNING):
-        check_size(200, found)
+        check_size(200, [(200, 240)], "A node")
         assert not caplog.records
-        check_size(208, found)
-        check_size(400, found)
-    assert "picture 1 (240 x 200) is enlarged to crops of 400 pixels" in caplog.text
+        check_size(208, [(200, 240)], "A node")
+        check_size(400, [(200, 240)], "A node")
+    assert "A node: picture 1 (240 x 200) is enlarged to crops of 400 pixels" in caplog.text
 
 
 def tokenizers() -> list[Any]:

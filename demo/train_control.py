@@ -1,0 +1,337 @@
+"""A small depth ControlNet for the tiny model, which the stock Load ControlNet Model takes.
+
+    python -m demo.train_control --minutes 40
+
+Base, text encoder and autoencoder stay as they are. The control network is ComfyUI's own class: it starts with the base's
+encoder and learns from rendered scenes and hints drawn as Depth Hint draws them, half of them whole pictures from text alone,
+half of them boxes painted anew. One process; saves every few minutes, resumes, and ends with `evaluate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.pack import load_pack
+
+from . import judge, photos, scenes, tiny_model
+from .autoencoder import narrowed
+from .painter import CFG, SAMPLER, SCHEDULER, STEPS, Painter
+from .train_tiny import latent_mask, loss_of, random_example
+from .trainer import Log, cosine, device_of
+
+if TYPE_CHECKING:
+    from comfy.cldm.cldm import ControlNet
+
+tiny_model.comfyui_on_path()
+
+FILE = tiny_model.ROOT / "demo" / "tiny-depth-control.safetensors"
+LATENT, HINT = 4, 3
+NEW = ("input_hint_block.", "zero_convs.", "middle_block_out.")
+"""The parts of a control network that its base does not have."""
+WORDLESS = 0.3
+"""How often the caption is left out: what the hint shows has to be learned from the hint."""
+IOU, GAIN = 0.6, 0.3
+"""The gates: overlap of painted object and hint, and how much of it is the control network's doing."""
+
+
+def build_control() -> ControlNet:
+    """The control network that fits the tiny UNet, not initialised. It sees the noisy latent alone, as ComfyUI feeds every ControlNet."""
+    import comfy.ops
+    from comfy.cldm.cldm import ControlNet
+
+    config = {**tiny_model.UNET, "in_channels": LATENT, "hint_channels": HINT}
+    return ControlNet(**config, dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init)
+
+
+def started(unet: dict[str, Tensor]) -> ControlNet:
+    """A control network with the encoder of a 9-channel UNet's weights, which changes nothing yet: its last convolutions are zero.
+
+    The base's first convolution also reads mask and masked picture; what it makes of a text-to-image's constant ones goes into the
+    bias, so that the encoder begins with what it knows.
+    """
+    control = build_control()
+    state = {name: unet[name].float() for name in control.state_dict() if not name.startswith(NEW)}
+    weight = state["input_blocks.0.0.weight"]
+    constant = torch.tensor([1.0, *tiny_model.BLANK])
+    state["input_blocks.0.0.weight"] = weight[:, :LATENT]
+    state["input_blocks.0.0.bias"] = state["input_blocks.0.0.bias"] + weight[:, LATENT:].sum((2, 3)) @ constant
+    control.load_state_dict(state, strict=False)
+    for name, value in control.named_parameters():
+        if name.startswith(NEW[0]) and value.ndim == 4:
+            nn.init.kaiming_normal_(value, nonlinearity="relu")
+        elif name.startswith(NEW):
+            nn.init.zeros_(value)
+    return control
+
+
+class Controlled(nn.Module):
+    """The UNet [B, 9, h, w] to [B, 4, h, w] under control. Only `control` learns; set `hint` [B, 3, 8h, 8w] in 0..1 before each call."""
+
+    def __init__(self, unet: nn.Module, control: nn.Module) -> None:
+        super().__init__()
+        self.unet, self.control = unet.requires_grad_(False), control.requires_grad_(True)
+        self.hint = torch.zeros(1, HINT, 8, 8)
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        control = self.control(x=x[:, :LATENT], hint=self.hint, timesteps=timesteps, context=context)
+        return self.unet(x, timesteps, context=context, control=control)
+
+
+def draw_hint(rng: np.random.Generator, objects: np.ndarray) -> np.ndarray:
+    """A depth picture as Depth Hint makes it, float32 [H, W] in 0..1, white near, of the objects' mask [H, W] in 0..1.
+
+    Behind: flat and far, or a floor that rises towards the bottom. Before it, in the near half: objects that are flat, tilted or
+    bulging. Soft or sharp edges; sometimes blurred and noisy, as depth estimators are.
+    """
+    load_pack()
+    depth_hint = importlib.import_module("maskprompt.models.depth_hint")
+    height, width = objects.shape
+    y, x = np.linspace(0, 1, height, dtype=np.float32)[:, None], np.linspace(0, 1, width, dtype=np.float32)[None]
+    far = rng.uniform(0, 0.25)
+    behind = np.full((height, width), far, np.float32)
+    if rng.random() < 0.6:
+        horizon = rng.uniform(0, 0.6) if rng.random() < 0.5 else 0.0
+        floor = np.clip((y - horizon) / (1 - horizon), 0, 1) ** rng.uniform(0.7, 2)
+        behind += (rng.uniform(0.3, 0.9) - far) * floor
+    relief = np.asarray(ndimage.zoom(rng.standard_normal((4, 4)), (height / 4, width / 4), order=1), np.float32)
+    behind += rng.uniform(0, 0.04) * relief
+    kind, angle = rng.random(), rng.uniform(0, 2 * math.pi)
+    front = np.ones_like(behind)
+    if kind > 0.7:
+        inside = np.asarray(ndimage.distance_transform_edt(objects > 0.5), np.float32)
+        front = np.sqrt(inside / max(1.0, float(inside.max())))
+    elif kind > 0.4:
+        front = np.clip(0.5 + (x - 0.5) * math.cos(angle) + (y - 0.5) * math.sin(angle), 0, 1)
+    near = rng.uniform(0.75, 1)
+    front = 0.5 + (near - 0.5) * (1 - rng.uniform(0, 0.7) * (1 - front))
+    feather = int(rng.integers(0, 7)) if rng.random() < 0.7 else 0
+    parts = [torch.from_numpy(np.ascontiguousarray(part, np.float32))[None] for part in (behind.clip(0, 1), front, objects)]
+    ground, product, mask = parts
+    drawn = depth_hint.hint(ground, torch.ones_like(mask, dtype=torch.bool), product, mask, None, True, feather)[0].numpy()
+    if rng.random() < 0.5:
+        drawn = ndimage.gaussian_filter(drawn, rng.uniform(0, 1.2))
+    if rng.random() < 0.5:
+        drawn = drawn + rng.uniform(0, 0.02) * rng.standard_normal(drawn.shape)
+    return np.asarray(drawn, np.float32).clip(0, 1)
+
+
+@torch.no_grad()
+def encode(work: Path, autoencoder: dict[str, Tensor], count: int, seed: int, log: Log) -> dict[str, Any]:
+    """The training set, made once and kept in `work`: latents as the UNet sees them, conditions, loss weights, hints, captions."""
+    file = work / f"hints-{count}-{seed}.pt"
+    if file.is_file():
+        return torch.load(file, weights_only=True)
+    device, narrow = device_of(), narrowed(autoencoder)
+    narrow.to(device).to(memory_format=torch.channels_last).eval()
+    deviation = autoencoder["vae_scale"].item() / tiny_model.SCALE_FACTOR
+    pictures = [photos.load(name) for name in photos.TRAINING]
+    rng, blank = np.random.default_rng([seed, count]), torch.tensor(tiny_model.BLANK).half()[None, :, None, None]
+    parts: dict[str, list[Tensor]] = {name: [] for name in ("latents", "masked", "masks", "weights", "hints")}
+    captions: list[str] = []
+    for start in range(0, count, 64):
+        batch = [random_example(rng, pictures) for _ in range(min(64, count - start))]
+        images = torch.from_numpy(np.stack([e.image for e in batch])).to(device).permute(0, 3, 1, 2).float() / 255
+        hole = torch.from_numpy(np.stack([e.mask for e in batch])).to(device)
+        boxed = hole.flatten(1).min(1).values == 0
+        hidden = (images - 0.5) * (1 - hole[:, None]) + 0.5
+        both = torch.cat([images, hidden[boxed]]).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16):
+            encoded = (narrow.encode(both).float() / deviation).cpu().half()
+        latents, masked = encoded[: len(batch)], blank.repeat(len(batch), 1, *encoded.shape[2:])
+        masked[boxed.cpu()] = encoded[len(batch) :]
+        hints = np.stack([(draw_hint(rng, e.weight) * 255).round().astype(np.uint8) for e in batch])
+        weights = F.avg_pool2d(torch.from_numpy(np.stack([e.weight for e in batch]))[:, None], 8).half()
+        made = (latents, masked, latent_mask(hole).cpu().to(torch.uint8), weights, torch.from_numpy(hints))
+        for name, part in zip(parts, made, strict=True):
+            parts[name].append(part)
+        captions += [e.caption for e in batch]
+        if start % 640 == 0:
+            log(f"drawn {start} of {count}")
+    data: dict[str, Any] = {name: torch.cat(found) for name, found in parts.items()} | {"captions": captions}
+    torch.save(data, file)
+    return data
+
+
+class Set:
+    """The training set on the device, captions as token ids. Half of a batch's pictures are whole ones, from text alone."""
+
+    def __init__(self, data: dict[str, Any], device: torch.device) -> None:
+        self.latents, self.masked, self.masks = (data[name].to(device).float() for name in ("latents", "masked", "masks"))
+        self.weights = 0.4 + 3 * F.max_pool2d(data["weights"].to(device).float(), 3, 1, 1)  # as for the base
+        self.hints = data["hints"].to(device)
+        whole = self.masks.flatten(1).min(1).values > 0
+        self.chance = torch.where(whole, 1 / whole.sum().clamp(min=1), 1 / (~whole).sum().clamp(min=1)).cpu()
+        words = tiny_model.tokenizer()
+        tokens = torch.tensor(words([*data["captions"], ""], padding="max_length", max_length=77, truncation=True)["input_ids"])
+        tokens[:-1][tokens[:-1] == words.pad_token_id] = words.eos_token_id
+        self.tokens, self.device = tokens.to(device), device
+
+    def batch(self, generator: torch.Generator, size: int) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """What `train_tiny.loss_of` takes (latents, conditions, loss weights, tokens), and the hints [B, 3, 8h, 8w]."""
+        index = torch.multinomial(self.chance, size, replacement=True, generator=generator).to(self.device)
+        tokens = self.tokens[index].clone()
+        tokens[(torch.rand(size, generator=generator) < WORDLESS).to(self.device)] = self.tokens[-1]
+        hints = (self.hints[index].float() / 255)[:, None].expand(-1, HINT, -1, -1)
+        return (self.latents[index], torch.cat([self.masks[index], self.masked[index]], 1), self.weights[index], tokens), hints
+
+
+def export(file: Path, weights: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Writes a half-precision file that the stock loader takes."""
+    from safetensors.torch import save_file
+
+    state = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in weights.items()}
+    save_file(state, file, metadata={"format": "maskprompt tiny depth control 1", **about})
+
+
+def train(options: argparse.Namespace) -> Path:
+    """Trains and gives the file written, of the averaged weights."""
+    work, minutes, device = options.work, options.minutes, device_of()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    log = Log(work / "control.log")
+    unet_state, text_state, autoencoder = tiny_model.load_checkpoint(options.base)
+    unet, text = tiny_model.build_unet(), tiny_model.TextEncoder()
+    unet.load_state_dict(unet_state)
+    text.load_comfyui_state(text_state)
+    text.to(device).requires_grad_(False)
+    data = Set(encode(work, autoencoder, options.scenes, options.seed, log), device)
+    controlled = Controlled(unet, started(unet_state)).to(device)
+    control = controlled.control
+    optimizer = torch.optim.AdamW(control.parameters(), options.rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    average = {key: value.detach().clone() for key, value in control.state_dict().items()}
+    resume, file = work / "control.pt", work / FILE.name
+    step, spent = 0, 0.0
+    if resume.is_file():
+        state = torch.load(resume, weights_only=True, map_location=device)
+        control.load_state_dict(state["control"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, step, spent = state["average"], state["step"], state["spent"]
+        log(f"resumed at step {step}, minute {spent:.1f} of {minutes}")
+
+    def save() -> None:
+        partial = resume.with_suffix(".partial")
+        state = {"control": control.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step, "spent": spent}
+        torch.save(state, partial)
+        partial.replace(resume)
+        about = {"step": str(step), "minutes": f"{spent:.1f}", "seed": str(options.seed), "base": options.base.name}
+        export(file, average, about)
+
+    generator, alphas = torch.Generator().manual_seed(options.seed + step), tiny_model.alphas()
+    last, saved, running, first = time.monotonic(), spent, 0.0, step
+    while spent < minutes:
+        for settings in optimizer.param_groups:
+            settings["lr"] = cosine(spent / minutes, options.rate, options.rate / 30)
+        batch, controlled.hint = data.batch(generator, options.batch)
+        with sdpa_kernel(SDPBackend.MATH):  # twice as fast as the fused one on a CPU, at 16 channels a head
+            loss = loss_of(controlled, text, batch, alphas, generator)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(control.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        running += loss.item()
+        now = time.monotonic()
+        spent, last = spent + (now - last) / 60, now
+        if step % 10 == 0:
+            with torch.no_grad():
+                for key, value in control.state_dict().items():
+                    average[key].lerp_(value, max(0.02, 1 / (step / 10 + 1)))
+        if step % 100 == 0:
+            mean = running / min(100, step - first)
+            log(f"step {step} minute {spent:.1f} of {minutes} loss {mean:.4f} rate {optimizer.param_groups[0]['lr']:.2e}")
+            running = 0.0
+        if spent - saved > 3:
+            saved = spent
+            save()
+    save()
+    log(f"done at step {step}, minute {spent:.1f}")
+    return file
+
+
+@torch.no_grad()
+def paint(painter: Painter, control: Any, captions: list[str], hints: Tensor, strength: float, seed: int) -> Tensor:
+    """Whole pictures [B, H, W, 3] under hints [B, 3, H, W] as stock nodes paint them; Apply ControlNet does nothing at strength 0."""
+    import comfy.sample
+
+    latent = torch.zeros(len(captions), LATENT, hints.shape[2] // 8, hints.shape[3] // 8)
+    values = {"control": control.copy().set_cond_hint(hints, strength), "control_apply_to_uncond": False} if strength else {}
+    positive, negative = ([[painter.text(texts), dict(values)]] for texts in (captions, [""] * len(captions)))
+    noise = comfy.sample.prepare_noise(latent, seed)
+    done = comfy.sample.sample(
+        painter.model, noise, STEPS, CFG, SAMPLER, SCHEDULER, positive, negative, latent, seed=seed, disable_pbar=True
+    )
+    return painter.vae.decode(done).clamp(0, 1)
+
+
+def held_out_scenes(count: int, seed: int) -> tuple[list[scenes.Scene], Tensor, np.ndarray]:
+    """Scenes of one object that training never showed, their hints [N, 3, 128, 128], and the objects as the judge has masks [N, 64, 64]."""
+    rng = np.random.default_rng([seed, 1])
+    drawn: list[scenes.Scene] = []
+    while len(drawn) < count:
+        scene = scenes.random_scene(rng, two=0, allow_held_out=True)
+        if scenes.held_out(scene.things[0].shape, scene.things[0].paint.colour, scene.ground):
+            drawn.append(scene)
+    masks = np.stack([scenes.render(scene).masks[0] for scene in drawn])
+    hints = torch.from_numpy(np.stack([draw_hint(rng, mask) for mask in masks]))[:, None].expand(-1, HINT, -1, -1)
+    return drawn, hints, F.avg_pool2d(torch.from_numpy(masks)[None], 2)[0].numpy() > 0.5
+
+
+def evaluate(file: Path, base: Path = tiny_model.CHECKPOINT, count: int = 64, seed: int = 0) -> dict[str, float]:
+    """What the judge sees of held-out scenes with the control network at strength 1 and without.
+
+    `iou`: how much the object found and the hint's overlap, mean over the pictures (0 where none is found). `shape`, `colour`: share
+    of pictures where the caption's is right.
+    """
+    import comfy.controlnet
+
+    painter, eye, control = Painter(base), judge.load(), comfy.controlnet.load_controlnet(str(file))
+    drawn, hints, masks = held_out_scenes(count, seed)
+    figures: dict[str, float] = {}
+    for strength in (1, 0):
+        pictures = torch.cat([
+            paint(painter, control, [scene.caption() for scene in drawn[i : i + 32]], hints[i : i + 32], strength, seed + i)
+            for i in range(0, count, 32)
+        ])  # fmt: skip
+        found = [v.best(s.things[0].shape) for v, s in zip(judge.look(eye, pictures), drawn, strict=True)]
+        overlap = [0.0 if f is None else float((f.mask & m).sum() / (f.mask | m).sum()) for f, m in zip(found, masks, strict=True)]
+        figures[f"iou at {strength}"] = float(np.mean(overlap))
+        for name, asked in (("shape", [s.things[0].shape for s in drawn]), ("colour", [s.things[0].paint.colour for s in drawn])):
+            right = [f is not None and getattr(f, name) == a for f, a in zip(found, asked, strict=True)]
+            figures[f"{name} right at {strength}"] = float(np.mean(right))
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("demo/work"))
+    parser.add_argument("--base", type=Path, default=tiny_model.CHECKPOINT, help="the tiny model's checkpoint")
+    parser.add_argument("--minutes", type=float, default=40)
+    parser.add_argument("--scenes", type=int, default=4_000)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    file = train(options)
+    log, figures = Log(options.work / "control.log"), evaluate(file, options.base, seed=options.seed)
+    for name, value in figures.items():
+        log(f"{name}: {value:.3f}")
+    passed = figures["iou at 1"] >= IOU and figures["iou at 1"] - figures["iou at 0"] >= GAIN
+    log(f"gate (overlap at least {IOU}, and {GAIN} over strength 0): {'passed' if passed else 'NOT passed'}")
+
+
+if __name__ == "__main__":
+    main()

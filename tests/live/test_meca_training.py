@@ -1,0 +1,128 @@
+"""Train MECA Adapter in a real server: what it shows, what it leaves behind, and that the saved file paints as what was trained."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo import run, vision
+from demo.server import Prompt, Server, Step, WorkflowError
+
+from .graphs import CHECKPOINT, PICTURES, in_list, node
+from .test_dreamcom import Shown, latent
+
+TRAIN = "MaskPromptTrainMECA"
+SMALL: dict[str, Any] = {
+    "captions": "a heart", "steps": 4, "learning_rate": 0.003, "batch_size": 2, "size": 64, "tokens": 4, "mode": "region", "seed": 0,
+    "preview_every": 0, "resume": True, "gradient_checkpointing": False,
+}  # fmt: skip
+
+
+class Interrupt:
+    """Interrupts a server once, when the training has got so far on its progress bar."""
+
+    def __init__(self, server: Server, value: int) -> None:
+        self.server, self.value, self.done = server, value, False
+
+    def __call__(self, step: Step) -> None:
+        if not self.done and step.name == TRAIN and step.value >= self.value:
+            self.done = True
+            self.server.interrupt()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures(server: Server) -> None:
+    run.add_photographs(server, PICTURES)
+    server.add_model("clip_vision", vision.FILE)
+
+
+def training(**settings: Any) -> Prompt:
+    """A few small steps, saved."""
+    return {
+        **{f"picture {index}": node("LoadImage", image=name) for index, name in enumerate(PICTURES)},
+        "pictures": in_list([f"picture {index}" for index in range(len(PICTURES))]),
+        "clip": CHECKPOINT,
+        "vision": node("CLIPVisionLoader", clip_name=vision.FILE.name),
+        "train": node(
+            TRAIN, model=["clip", 0], clip=["clip", 1], vae=["clip", 2], clip_vision=["vision", 0], images=["pictures", 0],
+            **{**SMALL, **settings},
+        ),
+        "saved": node("MaskPromptSaveMECA", adapter=["train", 0], filename_prefix="ipadapter/live"),
+    }  # fmt: skip
+
+
+def painting(adapter: list[Any]) -> Prompt:
+    """Three steps into an empty latent, with the first picture in the left half. Needs the nodes of `training`, but for the training."""
+    sampler = {"steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "seed": 1}
+    return {
+        "square": node("EmptyImage", width=64, height=64, batch_size=1, color=0),
+        "left": node("MaskPromptBoxMask", image=["square", 0], x=0, y=0, width=32, height=64),
+        "seen": node("CLIPVisionEncode", clip_vision=["vision", 0], image=["picture 0", 0], crop="center"),
+        "applied": node(
+            "MaskPromptApplyMECA", model=["clip", 0], adapter=adapter, clip_vision_output=["seen", 0], weight=1.0, mode="auto",
+            region=["left", 0],
+        ),
+        "text": node("CLIPTextEncode", clip=["clip", 1], text="a heart on grass"),
+        "empty": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "sampler": node(
+            "KSampler", model=["applied", 0], positive=["text", 0], negative=["text", 0], latent_image=["empty", 0], **sampler
+        ),
+        "latent": node("SaveLatent", samples=["sampler", 0], filename_prefix="meca-training"),
+    }  # fmt: skip
+
+
+def files(server: Server) -> list[Path]:
+    return sorted((server.output / "ipadapter").glob("live_*.safetensors"))
+
+
+def test_it_shows_how_far_it_is_and_the_saved_file_paints_the_same(server: Server) -> None:
+    shown = Shown()
+    trained = latent(server, server.run({**training(steps=6, preview_every=2), **painting(["train", 0])}, on_bytes=shown))
+    assert shown.steps == [1, 2, 3, 4, 5, 6]
+    assert shown.lines.index("Encoding pictures: 12 of 12") < next(
+        i for i, line in enumerate(shown.lines) if line.startswith("Step 1 of 6")
+    )
+    assert len(shown.previews) >= 2
+    (file,) = files(server)
+    graph = {name: entry for name, entry in training().items() if name not in ("train", "saved", "pictures")}
+    graph["loaded"] = node("MaskPromptLoadMECA", adapter_name=file.name)
+    again = latent(server, server.run({**graph, **painting(["loaded", 0])}))
+    assert trained.isfinite().all()
+    assert (trained - again).abs().max() < 1e-4
+    plain = {**graph, **painting(["loaded", 0])}
+    plain["sampler"]["inputs"]["model"] = ["clip", 0]
+    assert (latent(server, server.run(plain)) - again).abs().max() > 1e-3
+
+
+def test_an_interrupted_training_goes_on_where_it_was(server: Server) -> None:
+    before = files(server)
+    graph = training(seed=3, steps=40)
+    with pytest.raises(WorkflowError, match=rf"interrupted at node train \({TRAIN}\)"):
+        server.run(graph, Interrupt(server, 10))
+    states = server.output / "maskprompt" / "training"
+    (state,) = states.glob("meca-*")
+    assert state.suffix == ".pt"
+    shown = Shown()
+    server.run(graph, on_bytes=shown)
+    (done,) = re.findall(r"goes on from step (\d+)", server.log_tail(80))
+    assert shown.steps[0] == int(done) + 1 > 5
+    assert shown.steps[-1] == 40
+    assert list(states.glob("meca-*")) == []
+    assert len(files(server)) == len(before) + 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"captions": "one\ntwo"}, "3 pictures but 2 lines of captions"),
+        ({"captions": ""}, "captions is empty"),
+        ({"size": 1536}, "too small for crops of 1536"),
+    ],
+)
+def test_it_is_refused_in_plain_words(server: Server, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(WorkflowError, match=f"(?s){message}") as refused:
+        server.run(training(**settings))
+    assert not any(word in str(refused.value) for word in ("Traceback", "torch.", "Tensor"))

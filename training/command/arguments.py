@@ -1,0 +1,84 @@
+"""The command line's options that several methods share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+def number(kind: type[int] | type[float] = int, lowest: float = 0, highest: float = math.inf, multiple: int = 1) -> Callable[[str], float]:
+    """Reads a number from `lowest` to `highest` for argparse."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not lowest <= value <= highest or value == math.inf or (multiple > 1 and value % multiple):
+            limits = f"at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
+            raise argparse.ArgumentTypeError(f"{text} is not {limits}{f' and a multiple of {multiple}' if multiple > 1 else ''}")
+        return value
+
+    read.__name__ = "number" if kind is float else "whole number"
+    return read
+
+
+def general_options() -> argparse.ArgumentParser:
+    """What every method takes."""
+    parser = argparse.ArgumentParser(add_help=False)
+    where = parser.add_argument_group("where things are")
+    where.add_argument("--comfyui", metavar="FOLDER", help="ComfyUI, if it is neither in COMFYUI_PATH nor around this pack")
+    where.add_argument(
+        "--checkpoint", metavar="FILE", required=True, help="what is trained: a file, or the name of one in ComfyUI's models/checkpoints"
+    )
+    where.add_argument(
+        "--register",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="a Python file or package to import first, which makes ComfyUI know a model that it does not know by itself; its code is run",
+    )
+    where.add_argument("--cpu", action="store_true", help="train on the processor even if there is a GPU")
+    files = parser.add_argument_group("what is written")
+    files.add_argument(
+        "--out", metavar="FILE", help="what was learned, .safetensors (default: in ComfyUI's models/loras or models/ipadapter)"
+    )
+    files.add_argument("--overwrite", action="store_true", help="replace --out if it exists, and a state of another training")
+    files.add_argument(
+        "--state", metavar="FILE", help="the state of an interrupted training, from which the same command goes on (default: beside --out)"
+    )
+    files.add_argument(
+        "--save-every", metavar="STEPS", type=number(lowest=1), default=100, help="how often the state is written (%(default)s)"
+    )
+    files.add_argument("--preview", metavar="FOLDER", help="paint what has been learned into this folder")
+    files.add_argument(
+        "--preview-every", metavar="STEPS", type=number(lowest=1), default=100, help="how often (%(default)s), and at the end"
+    )
+    files.add_argument("--verbose", action="store_true", help="show ComfyUI's messages, and where in the program an error arose")
+    return parser
+
+
+def add_training(group: Any, usual: Any) -> None:
+    """What every training takes; `usual` are the method's own `Options`."""
+    group.add_argument("--steps", type=number(lowest=1), default=usual.steps, help="training steps, one batch each (%(default)s)")
+    group.add_argument(
+        "--batch", type=number(lowest=1), default=usual.batch, help="crops in a step, in each process; more takes more memory (%(default)s)"
+    )
+    group.add_argument(
+        "--size",
+        type=number(lowest=64, multiple=8),
+        default=usual.size,
+        help="side of the training crops in pixels: 512 for SD 1.5, 1024 for SDXL (%(default)s)",
+    )
+    group.add_argument("--seed", type=number(), default=usual.seed, help="the same seed trains the same (%(default)s)")
+    group.add_argument(
+        "--average",
+        type=number(float, 0, 0.9999),
+        default=usual.average,
+        help="keep a moving average of the weights with this decay, such as 0.99; 0 keeps the last weights (%(default)s)",
+    )
+    group.add_argument(
+        "--checkpointing",
+        action=argparse.BooleanOptionalAction,
+        default=usual.checkpointing,
+        help="compute activations twice instead of keeping them: far less memory, about a third more time (on, unless --no-...)",
+    )

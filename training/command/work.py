@@ -1,0 +1,207 @@
+"""One training: its files, its progress on the screen, and what an interrupt leaves behind."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import loop
+from . import comfyui
+from .processes import Processes
+
+log = logging.getLogger(__name__)
+
+RECENT = 20
+"""The loss shown is the mean of this many steps."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The training stopped after a step because signal `number` asked for it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Signals:
+    """Inside `with`, Ctrl-C, a hang-up and a request to end are noted in `number`, so that no step and no file is cut in two."""
+
+    def __init__(self, alone: bool) -> None:
+        self.alone, self.number = alone, 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            which = getattr(signal, name, None)
+            if which is not None and signal.getsignal(which) is not signal.SIG_IGN:
+                self._before[which] = signal.signal(which, self._note)
+
+    def __exit__(self, *_: object) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _note(self, number: int, _frame: object) -> None:
+        # A launcher sends its processes the same signal once more: only who runs alone means it when it comes twice.
+        if self.number and self.alone:
+            raise KeyboardInterrupt
+        self.number = number
+
+
+class Work:
+    """One training: the command's arguments, this process, and the files that come of it. Serves every method."""
+
+    def __init__(self, given: argparse.Namespace, processes: Processes, output: Path) -> None:
+        self.given, self.processes, self.output = given, processes, output
+        self.state = Path(given.state).expanduser() if given.state else output.with_suffix(".state.pt")
+        self.preview = Path(given.preview).expanduser() if given.preview else None
+        self.signals = Signals(processes.count == 1)
+        self.started = False
+        if processes.first:
+            self._check_files()
+
+    def _check_files(self) -> None:
+        if self.output.suffix != ".safetensors":
+            raise ValueError(f"--out {self.output} must end in .safetensors.")
+        if self.output.exists() and not self.given.overwrite:
+            raise ValueError(f"{self.output} exists: choose another --out, or replace it with --overwrite.")
+        for folder in (self.output.parent, self.state.parent, *([self.preview] if self.preview else [])):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            except OSError as error:
+                raise ValueError(f"nothing can be written into {folder}: {error.strerror}.") from error
+
+    def checkpoint(self) -> tuple[Any, Any, Any]:
+        """MODEL, CLIP and VAE of --checkpoint."""
+        return comfyui.load_checkpoint(self.given.checkpoint)
+
+    def counter(self, what: str) -> Callable[[int, int], None]:
+        """A bar for work before the training: to be called with how much is done, of how much."""
+        from tqdm import tqdm
+
+        bar = tqdm(desc=what, leave=False, disable=not self.processes.first)
+
+        def count(done: int, of: int) -> None:
+            bar.total, bar.n = of, done
+            bar.refresh()
+            if done >= of:
+                bar.close()
+
+        return count
+
+    def run(
+        self,
+        parameters: dict[str, nn.Parameter],
+        loss: loop.LossOf,
+        settings: loop.Settings,
+        fingerprint: str,
+        paint: Callable[[], Tensor] | None = None,
+    ) -> loop.Progress:
+        """Trains the parameters (`training.loop.run`) from the state file on, with a line of progress and previews by `paint`."""
+        from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        size = sum(value.numel() for value in parameters.values())
+        if self.processes.first and (free := shutil.disk_usage(self.output.parent).free) < 2 * size:
+            raise ValueError(f"{self.output} will take {2 * size / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB left.")
+        start = self._start(fingerprint, settings.steps)
+        self.processes.ready(f"{size} weights from step {start}")
+        self.started = True
+        shown = {"initial": start, "total": settings.steps, "desc": "Training", "unit": "step", "disable": not self.processes.first}
+        seldom = 0.5 if sys.stderr.isatty() else 10.0
+        with self.signals, tqdm(**shown, mininterval=seldom) as bar, logging_redirect_tqdm():
+
+            def after(progress: loop.Progress) -> None:
+                recent = progress.losses[-RECENT:]
+                bar.set_postfix_str(f"loss {sum(recent) / len(recent):.4f}, rate {settings.learning_rate:g}", refresh=False)
+                bar.update(progress.step - bar.n)
+                number = self.processes.highest(self.signals.number)
+                if number and progress.step < settings.steps:
+                    raise Interrupted(number)
+                if paint is not None and self.preview is not None and self.processes.first:
+                    self._preview(progress.step, settings.steps, self.preview, paint)
+
+            keep = loop.StateFile(self.state, fingerprint, self.given.save_every)
+            share = self.processes.share if self.processes.count > 1 else None
+            return loop.run(parameters, loss, settings, keep, after, process=self.processes.number, share=share)
+
+    def save(self, learned: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """Writes what was learned, with `about` as metadata, wholly or not at all; then the state has served."""
+        if not self.processes.first:
+            return
+        state = {name: value.contiguous() for name, value in learned.items()}
+        metadata = {name: str(value) for name, value in about.items()}
+        with self.signals:
+            problem = _written(self.output, state, metadata)
+            if problem is None:
+                self.state.unlink(missing_ok=True)
+                print(f"Saved {self.output}.")
+                return
+            places = (self.state.parent, Path(tempfile.gettempdir()))
+            spare = [place / f"{self.output.stem}-{os.getpid()}.safetensors" for place in places]
+            saved = next((path for path in spare if _written(path, state, metadata) is None), None)
+        instead = f" It was saved as {saved} instead." if saved else ""
+        raise ValueError(f"{self.output} could not be written: {problem}. Is the disk full?{instead}")
+
+    def kept(self) -> str:
+        """What there is of a training that did not come to its end."""
+        if not self.state.is_file():
+            return "There is no training state."
+        return f"The training's state is kept in {self.state}; the same command goes on from there."
+
+    def _start(self, fingerprint: str, steps: int) -> int:
+        """The step from which the state file goes on. ValueError for a file that this training would throw away."""
+        if not self.state.is_file():
+            return 0
+        try:
+            kept = torch.load(self.state, map_location="cpu", mmap=True, weights_only=True)
+            step = int(kept["step"])
+            problem = "" if kept["fingerprint"] == fingerprint else "is of another training (other options or pictures)"
+        except Exception as error:  # torch.load raises many kinds
+            step, problem = 0, f"cannot be read ({error})"
+        if not problem and step > steps:
+            problem = f"has {step} steps done already, more than --steps {steps}"
+        if problem and not self.given.overwrite:
+            raise ValueError(f"the training state {self.state} {problem}: name another file with --state, or begin anew with --overwrite.")
+        return 0 if problem else step
+
+    def _preview(self, step: int, steps: int, folder: Path, paint: Callable[[], Tensor]) -> None:
+        if step % self.given.preview_every and step < steps:
+            return
+        from PIL import Image
+
+        image = Image.fromarray((paint()[0].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
+        try:
+            image.save(folder / f"step-{step:06d}.png")
+        except OSError as error:
+            log.warning("The preview of step %d could not be written: %s.", step, error)
+
+
+def _written(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> Exception | None:
+    """Writes a safetensors file beside its place first, so that there is never half of one; or why it could not be."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file(state, partial, metadata)
+        partial.chmod(mode)  # newer versions of safetensors let nobody else read their files
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        return error
+    return None
