@@ -83,6 +83,21 @@ def painted(mask: dict[str, Any], model: dict[str, Any] = CHECKPOINT) -> Prompt:
     }
 
 
+def looked_at(words: str, model: dict[str, Any] = CHECKPOINT) -> Prompt:
+    """Attention Map of a prompt on an empty latent, saved."""
+    settings = {"at_percent": 0.5, "seed": 1, "scale": "each word"}
+    return {
+        "model": model,
+        "clip": CHECKPOINT,
+        "latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "map": node(
+            "MaskPromptAttentionMap", model=["model", 0], clip=["clip", 1], text="a red ball on grass", words=words, latent=["latent", 0],
+            **settings,
+        ),
+        "save": node("SaveImage", images=["map", 1], filename_prefix="bad-input"),
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module", autouse=True)
 def photograph(server: Server) -> None:
     run.add_photographs(server, ["coffee.png", *PICTURES])
@@ -126,6 +141,9 @@ REFUSED: dict[str, tuple[Prompt, str]] = {
     "a model to train that is no UNet": (training(model=VIDEO_MODEL), r"inpainting checkpoint.*no UNet"),
     "no token": (training(token=" "), "token is empty.*sks"),
     "no noun": (training(noun=""), "noun is empty"),
+    "a word that is not in the prompt": (looked_at("red ball, cat"), "the word 'cat' is not in `text`.*ball"),
+    "no word at all": (looked_at(" , "), "words"),
+    "a map of a model that is no UNet": (looked_at("ball", VIDEO_MODEL), r"\(MaskPromptAttentionMap\).*UNet"),
     "a noun of many pieces": (training(noun="antidisestablishmentarianism " * 3), r"noun .*antidis.* pieces long.*plain word"),
 }
 

@@ -1,0 +1,38 @@
+"""The bundled attention_map through a real server: each map is brightest on its own thing, and looking changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from demo import run
+from demo.server import Server
+
+from .graphs import node
+
+
+def test_each_word_lights_up_on_its_thing_and_the_picture_stays(server: Server) -> None:
+    prompt = run.changed(run.workflows(["attention_map"])["attention_map"])
+    (looking,) = (name for name, entry in prompt.items() if entry["class_type"] == "MaskPromptAttentionMap")
+    (decoded,) = (name for name, entry in prompt.items() if entry["class_type"] == "VAEDecode")
+    prompt["maps"] = node("MaskToImage", mask=[looking, 0])
+    prompt["maps saved"] = node("SaveImage", images=["maps", 0], filename_prefix="maps")
+    prompt["painted"] = node("SaveImage", images=[decoded, 0], filename_prefix="painted")
+
+    def pictures(outputs: dict[str, dict[str, list[dict[str, str]]]], name: str) -> list[np.ndarray]:
+        return [np.asarray(Image.open(server.file_of(image)).convert("RGB"), np.float32) for image in outputs[name]["images"]]
+
+    outputs = server.run(prompt).outputs
+    (painted,), maps = pictures(outputs, "painted"), [one[..., 0] for one in pictures(outputs, "maps saved")]
+    red = (painted[..., 0] > 150) & (painted[..., 1] < 90) & (painted[..., 2] < 90)
+    blue = (painted[..., 2] > 150) & (painted[..., 0] < 90)
+    assert min(red.sum(), blue.sum()) > 300
+    ball, star = maps
+    assert ball[red].mean() > 3 * ball[blue].mean()
+    assert star[blue].mean() > 3 * star[red].mean()
+
+    for name in [
+        name for name, entry in prompt.items() if name in ("maps", "maps saved") or looking in str(entry["inputs"]) or name == looking
+    ]:
+        del prompt[name]
+    assert np.array_equal(pictures(server.run(prompt).outputs, "painted")[0], painted)
