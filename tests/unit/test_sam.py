@@ -6,7 +6,6 @@ import os
 import time
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import comfy.model_management as management
@@ -285,15 +284,17 @@ def test_mobile_sams_file_is_read_to_the_last_weight(mobile: sam.LoadedSam) -> N
 
 
 def test_a_second_prompt_costs_little_of_the_first(mobile: sam.LoadedSam) -> None:
-    picture = photo("astronaut").flip(1).contiguous()
+    """Of each the quickest, which other work on the machine disturbed least."""
+    pictures = [photo("astronaut").flip(1).contiguous(), photo("astronaut").flip(0).contiguous()]
     prompts = [sam_prompts.Request(positive=((100.0 + 20 * index, 300.0),)) for index in range(8)]
 
-    def seconds(request: sam_prompts.Request) -> float:
+    def seconds(picture: torch.Tensor, request: sam_prompts.Request) -> float:
         start = time.perf_counter()
         sam_prompts.segment(mobile, picture, request, sam_prompts.BEST)
         return time.perf_counter() - start
 
-    first, *further = [seconds(request) for request in prompts]
-    ratio = median(further) / first
-    print(f"\nfirst prompt {first:.2f} s, further ones {median(further):.3f} s, ratio {ratio:.3f}")
+    times = [[seconds(picture, request) for request in prompts] for picture in pictures]
+    first, further = min(each[0] for each in times), min(min(each[1:]) for each in times)
+    ratio = further / first
+    print(f"\nfirst prompt {first:.2f} s, further ones {further:.3f} s, ratio {ratio:.3f}")
     assert ratio <= 0.07
