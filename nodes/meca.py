@@ -91,7 +91,7 @@ class ApplyMECA(io.ComfyNode):
             search_aliases=["ip-adapter", "ipadapter apply", "image prompt", "regional ip-adapter", "attention mask", "style transfer"],
             inputs=[
                 io.Model.Input("model", tooltip="A UNet model that the adapter is made for: SD 1.5 or SDXL, with LoRAs if you like."),
-                AdapterType.Input("adapter", tooltip="From Load MECA Adapter."),
+                AdapterType.Input("adapter", tooltip="From Load MECA Adapter, or Train MECA Adapter."),
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",
                     tooltip="The encoded image, from Patch Visibility or CLIP Vision Encode. One for all pictures of a batch, or one for "

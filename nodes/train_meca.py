@@ -154,7 +154,10 @@ class TrainMECA(io.ComfyNode):
         memory.check(needed, learner.device, learner.method)
         source = meca_samples.Source(pictures, clip, vae, clip_vision, options, on_sample=progress.between)
         negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-        fingerprint = options.fingerprint(pictures.fingerprint(), signature(model, [negative]), signature_of(clip_vision.model))
+        meca.check_text(learner, negative)
+        fingerprint = options.fingerprint(
+            pictures.fingerprint(), signature(model, [negative]), signature_of(clip_vision.model), signature_of(vae.first_stage_model)
+        )
         state = state_file("meca", fingerprint, keep=resume)
         seen = source.shown() if preview_every else None
 

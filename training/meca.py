@@ -42,8 +42,20 @@ def check(model: Any, clip: Any, vae: Any, clip_vision: Any, options: Options, p
     ):  # fmt: skip
         if given is None:
             raise ValueError(f"no {name} was given: wire {instead}.")
+    channels = getattr(vae, "latent_channels", 4)
+    if channels != 4:
+        raise ValueError(f"the VAE makes latents of {channels} channels and the model takes 4: wire the VAE of the checkpoint.")
     patch_input.describe(clip_vision)
     check_size(options.size, pictures.sizes, "Train MECA Adapter")
+
+
+def check_text(learner: Learner, text: Any) -> None:
+    """ValueError if a CONDITIONING is of another width than the learner's text."""
+    given, (_, wanted) = int(text[0][0].shape[-1]), numbering.widths(learner.network.diffusion_model)
+    if given != wanted:
+        raise ValueError(
+            f"the text encoder gives text of width {given} and the model takes {wanted}: wire the CLIP of the same checkpoint."
+        )
 
 
 @dataclass(frozen=True)
@@ -167,18 +179,14 @@ def train(
     state: Path | None = None,
     fingerprint: str = "",
     on_step: Callable[[loop.Progress], None] | None = None,
-    **processes: Any,
 ) -> loop.Progress:
-    """Trains the network beside the learner (which must be loaded). The state file goes when the training is done.
-
-    `processes` are `process` and `share` of `loop.run`.
-    """
+    """Trains the network beside the learner (which must be loaded). The state file goes when the training is done."""
     keep = None if state is None else StateFile(state, fingerprint)
     network.to(learner.device)
     with torch.enable_grad():
         loss = Loss(learner, network, source, options)
-        progress = loop.run(parameters_of(network), loss, options.settings(), keep, on_step, **processes)
-    if keep is not None and processes.get("process", 0) == 0:
+        progress = loop.run(parameters_of(network), loss, options.settings(), keep, on_step)
+    if keep is not None:
         keep.remove()
     return progress
 

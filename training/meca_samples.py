@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models import masks, patch_input, patch_visibility
+from ..models import masks, patch_grid, patch_input, patch_visibility
 from .captions import Picture, Pictures
 from .meca_options import Examples, Options
 from .random_masks import random_mask
@@ -190,8 +190,11 @@ def _groups(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
 
 
 def _features(group: Sequence[Sample], inside: Sequence[Tensor], clip_vision: Any, threshold: float) -> list[Tensor]:
-    """Each sample's visible tokens [M, features] on the CPU, or zeros for none; see `Examples.features`."""
-    rows = [row for row, one in enumerate(group) if not one.blank]
+    """Each sample's visible tokens [M, features] on the CPU, or zeros for none: of a blank one, and where no patch is visible."""
+    encoder, size = patch_input.describe(clip_vision), group[0].image.shape[0]
+    where = patch_grid.place(size, size, encoder.size, "crop")
+    seen = patch_grid.visible(torch.stack(list(inside)), where, encoder.size, encoder.patch, threshold).flatten(1).any(1)
+    rows = [row for row, one in enumerate(group) if not one.blank and bool(seen[row])]
     found = [torch.zeros(1, width_of(clip_vision))] * len(group)
     if rows:
         images, visible = torch.stack([group[row].image for row in rows]), torch.stack([inside[row] for row in rows]).float()

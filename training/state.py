@@ -63,20 +63,28 @@ class StateFile:
     every: int = 100
 
     def resume(self, learning: Learning, steps: int) -> None:
-        """Puts the file's state into place, if there is one, it is this training's, and no further than `steps`. Else a warning."""
+        """Puts the file's state into place, if there is one and it is this training's; else a warning.
+
+        ValueError if it is further than `steps`: nothing that was learned is thrown away.
+        """
         if not self.path.is_file():
             return
         try:
             kept: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
             if kept["fingerprint"] != self.fingerprint:
                 raise ValueError("it is of another training")
-            if kept["step"] > steps:
-                raise ValueError(f"it holds {kept['step']} steps and {steps} were asked for")
-            learning.take(kept)
+            further = int(kept["step"]) > steps
+            if not further:
+                learning.take(kept)
         except Exception as error:  # a damaged file is no reason not to train
             log.warning("The training state %s cannot be used: %s. Training starts afresh.", self.path.name, error)
-        else:
-            log.info("Training goes on from step %d.", learning.step)
+            return
+        if further:
+            raise ValueError(
+                f"this training has done {kept['step']} steps already, and {steps} were asked for. Set steps to {kept['step']} to get what "
+                "was learned so far, or switch `resume` off to begin again."
+            )
+        log.info("Training goes on from step %d.", learning.step)
 
     def write(self, learning: Learning) -> None:
         """Writes beside the file first, so that a full disk or a power cut spoils nothing. A failure is a warning: training goes on.

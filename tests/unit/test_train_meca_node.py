@@ -6,6 +6,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -148,11 +149,24 @@ def test_the_same_seed_trains_the_same_and_every_choice_another(node: Node) -> N
         {"seed": 1}, {"mode": "query"}, {"mode": "global"}, {"masked": 0.0}, {"text_only": 1.0}, {"masks": [box_masks(3)]},
         {"captions": ["nothing"]}, {"learning_rate": 2e-3},
     ]  # fmt: skip
+    usual: dict[str, Any] = {"masked": 1.0, "text_only": 0.0}
+    base = weights(node(**usual)[0])
     for choice in choices:
-        other = weights(node(**{"masked": 1.0, "text_only": 0.0, **choice})[0])
-        assert any(not torch.equal(value, first[name]) for name, value in other.items()), choice
-        first = other
+        other = weights(node(**{**usual, **choice})[0])
+        assert any(not torch.equal(value, base[name]) for name, value in other.items()), choice
     assert node(tokens=7)[0].patcher.model.image_proj.tokens == 7
+
+
+def test_a_text_encoder_of_another_width_is_refused(tiny: Painter, node: Node) -> None:
+    class Wide:
+        def tokenize(self, text: str) -> Any:
+            return tiny.clip.tokenize(text)
+
+        def encode_from_tokens_scheduled(self, tokens: Any) -> Any:
+            return [[torch.zeros(1, 77, 768), {}]]
+
+    with pytest.raises(ValueError, match="the text encoder gives text of width 768 and the model takes 128"):
+        node(clip=Wide())
 
 
 def test_models_with_and_without_inpainting_channels(node: Node) -> None:
@@ -196,6 +210,7 @@ def test_a_preview_that_fails_is_no_reason_to_stop(
         ({"masks": [box_masks(3, 80)]}, "picture 1 is 64 x 64 pixels but its mask 80 x 80"),
         ({"clip": None}, "no text encoder was given"),
         ({"vae": None}, "no VAE was given"),
+        ({"vae": SimpleNamespace(latent_channels=16)}, "the VAE makes latents of 16 channels and the model takes 4"),
         ({"clip_vision": None}, "no CLIP vision model was given: wire Load CLIP Vision"),
         ({"model": "Flux"}, r"a UNet model is needed.*this one is no UNet \(Linear\)"),
         ({"size": 512}, "picture 1 is 64 x 64 pixels, too small for crops of 512"),

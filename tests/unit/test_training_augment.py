@@ -69,7 +69,7 @@ def test_a_crop_has_its_size_and_keeps_the_subject(reference: Reference, size: i
     assert all(torch.equal(getattr(crop, name), getattr(again, name)) for name in ("image", "box", "valid"))
 
 
-def edges(box: dict[str, int]) -> tuple[int, int, int, int]:
+def edges(box: masks.Box) -> tuple[int, int, int, int]:
     """Left, top, right, bottom."""
     return box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]
 

@@ -178,20 +178,26 @@ def test_a_spoiled_state_is_a_fresh_start_and_a_warning(
     assert "Training starts afresh" in caplog.text
 
 
-def test_the_state_of_another_training_or_of_more_steps_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    whole = parameters()
+def test_the_state_of_another_training_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole, values = parameters(), parameters()
     trained(whole)
-    for fingerprint, steps, message in (
-        ("other", STEPS, "it is of another training"),
-        ("this", STEPS + 6, f"it holds {STEPS + 3} steps and 12"),
-    ):
-        with pytest.raises(Interrupt):
-            trained(parameters(), file_in(tmp_path, fingerprint), stop=min(STEPS + 3, steps - 3), steps=steps)
-        values = parameters()
-        with caplog.at_level(logging.WARNING):
-            trained(values, file_in(tmp_path))
-        assert same(values, whole)
-        assert message in caplog.text
+    with pytest.raises(Interrupt):
+        trained(parameters(), file_in(tmp_path, "other"), stop=STEPS - 3)
+    with caplog.at_level(logging.WARNING):
+        trained(values, file_in(tmp_path))
+    assert same(values, whole)
+    assert "it is of another training" in caplog.text
+
+
+def test_a_training_that_is_further_than_the_steps_asked_for_is_not_thrown_away(tmp_path: Path) -> None:
+    file, values = file_in(tmp_path), parameters()
+    with pytest.raises(Interrupt):
+        trained(parameters(), file, stop=STEPS + 3, steps=STEPS + 6)
+    kept = file.path.read_bytes()
+    with pytest.raises(ValueError, match=f"has done {STEPS + 3} steps already, and {STEPS} were asked for.*to get what was learned"):
+        trained(values, file)
+    assert file.path.read_bytes() == kept
+    assert len(trained(values, file, steps=STEPS + 3).losses) == STEPS + 3
 
 
 def no_folder(file: state.StateFile, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from maskprompt.models import patch_visibility
 from maskprompt.training import captions, folder, random_masks
 from maskprompt.training.captions import Given, Picture
 from maskprompt.training.meca_options import Examples, Options
-from maskprompt.training.meca_samples import Plan, Source, square, width_of
+from maskprompt.training.meca_samples import Plan, Sample, Source, Texts, encode, square, width_of
 from maskprompt.training.state import signature_of
 from PIL import Image
 from torch import Tensor
@@ -237,6 +237,18 @@ def test_few_pictures_are_encoded_at_a_time_and_progress_is_told(clip_vision: An
     Source(pictures(), Clip(), vae, clip_vision, Options(steps=5, batch=4, size=SIZE), 0, lambda done, of: told.append((done, of)))(0)
     assert vae.largest == 8
     assert told == [(8, 20), (16, 20), (20, 20)]
+
+
+def test_a_region_without_a_visible_patch_is_shown_no_image(clip_vision: Any) -> None:
+    """A SigLIP model could not encode it at all."""
+    given, texts = pictures(1)[0], Texts(Clip())
+    texts.know([given.caption])
+    image, region = square(given, SIZE)[0], torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    region[:2, :2] = True
+    found = encode([Sample(image, given.caption, region), Sample(image, given.caption)], texts, Vae(), clip_vision)
+    assert torch.equal(found.features[0], torch.zeros(1, WIDTH))
+    assert found.features[1].abs().max() > 0
+    assert found.masked.tolist() == [True, False]
 
 
 def test_a_vae_that_overflows_is_named(clip_vision: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from .. import folder, meca, meca_samples, memory, state
 from ..learner import Learner
 from .arguments import add_training, number
 from .comfyui import load_clip_vision
-from .work import Work
+from .work import Interrupted, Work
 
 
 def add(methods: Any, general: argparse.ArgumentParser) -> None:
@@ -88,7 +88,12 @@ def train(work: Work) -> None:
     memory.check(needed, learner.device, learner.method)
     with torch.no_grad():
         negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    fingerprint = options.fingerprint(pictures.fingerprint(), state.signature(model, [negative]), state.signature_of(clip_vision.model))
+    meca.check_text(learner, negative)
+    fingerprint = options.fingerprint(
+        pictures.fingerprint(),
+        state.signature(model, [negative]),
+        *(state.signature_of(part) for part in (clip_vision.model, vae.first_stage_model)),
+    )
     source = meca_samples.Source(pictures, clip, vae, clip_vision, options, work.processes.number, _bars(work))
     shown = source.shown() if work.preview and work.processes.first else None
 
@@ -113,6 +118,8 @@ def _bars(work: Work) -> Callable[[int, int], None]:
     bars: list[Callable[[int, int], None]] = []
 
     def told(done: int, count: int) -> None:
+        if work.signals.number and work.processes.count == 1:  # several would not stop at the same sample
+            raise Interrupted(work.signals.number)
         if not bars:
             bars.append(work.counter("Encoding pictures"))
         bars[0](done, count)

@@ -117,6 +117,8 @@ class Work:
         if self.processes.first and (free := shutil.disk_usage(self.output.parent).free) < 2 * size:
             raise ValueError(f"{self.output} will take {2 * size / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB left.")
         start = self._start(fingerprint, settings.steps)
+        if self.processes.first and start == 0:
+            self.state.unlink(missing_ok=True)
         self.processes.ready(f"{size} weights from step {start}")
         self.started = True
         shown = {"initial": start, "total": settings.steps, "desc": "Training", "unit": "step", "disable": not self.processes.first}
