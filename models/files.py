@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +74,24 @@ def load_weights(path: str) -> dict[str, torch.Tensor]:
             f"The model file {title} was read, but it holds no weights by name ({type(content).__name__}). It is another kind of file."
         )
     return tensors
+
+
+def write_weights(path: str | os.PathLike[str], weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a .safetensors file in the tensors' own precision. A file of that name is replaced whole or not at all.
+
+    OSError or safetensors' own error where that fails; nothing is left behind then.
+    """
+    from safetensors.torch import save_file
+
+    unfinished = Path(f"{os.fspath(path)}.unfinished")
+    try:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode
+        save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, unfinished, dict(metadata))
+        unfinished.chmod(mode)  # newer versions of safetensors let nobody else read their files
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def strip_prefix(tensors: Mapping[str, torch.Tensor], part: str) -> dict[str, torch.Tensor]:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import files
+
 PREFIX = "embedding:"
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _SUFFIXES = (".safetensors", ".pt", ".bin")
@@ -56,15 +58,11 @@ def save(folder: str, name: str, vectors: Mapping[str, Tensor], word: str) -> st
     SDXL's pair is stored as clip_l and clip_g, a single one as emb_params, which other programs read too. A file of that name is replaced
     whole or not at all.
     """
-    from safetensors.torch import save_file
-
     check_name(name)
     path = os.path.join(folder, f"{name}.safetensors")
-    rows = {letter: vector.detach().float().cpu().reshape(-1, vector.shape[-1]).contiguous() for letter, vector in vectors.items()}
+    rows = {letter: vector.float().reshape(-1, vector.shape[-1]) for letter, vector in vectors.items()}
     named = {f"clip_{letter}": row for letter, row in rows.items()} if len(rows) > 1 else {"emb_params": next(iter(rows.values()))}
-    unfinished = f"{path}.unfinished"
-    save_file(named, unfinished, metadata={"format": "pt", "word": word})
-    os.replace(unfinished, path)
+    files.write_weights(path, named, {"format": "pt", "word": word})
     return path
 
 

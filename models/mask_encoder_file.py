@@ -65,16 +65,11 @@ def read_about(path: str) -> About:
 
 def save(network: MaskEncoder, about: About, path: str) -> None:
     """Writes a mask encoder in its weights' precision. A file of that name is replaced whole or not at all."""
-    from safetensors.torch import save_file
-
     for handle in about.handles:
         check_name(handle.name)
     if network.subjects is not None and len(network.subjects) != len(about.handles):
         raise ValueError(f"the encoder has vectors for {len(network.subjects)} subjects, but {len(about.handles)} handles are given.")
-    state = {name: weight.detach().cpu().contiguous() for name, weight in network.state_dict().items()}
-    unfinished = f"{path}.unfinished"
-    save_file(state, unfinished, metadata=metadata_of(network, about))
-    os.replace(unfinished, path)
+    files.write_weights(path, network.state_dict(), metadata_of(network, about))
 
 
 def metadata_of(network: MaskEncoder, about: About) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 from torch import Tensor
@@ -59,18 +58,7 @@ def read(path: str) -> tuple[dict[str, Tensor], About]:
 
 def save(network: MecaNetwork, about: About, path: str) -> None:
     """Writes a MECA file: safetensors with metadata, in the weights' own precision. A file of that name is replaced whole or not at all."""
-    from safetensors.torch import save_file
-
-    state = {name: weight.detach().cpu().contiguous() for name, weight in network.state_dict().items()}
-    unfinished = Path(f"{path}.unfinished")
-    try:
-        unfinished.touch()
-        mode = unfinished.stat().st_mode
-        save_file(state, unfinished, metadata=metadata_of(network, about))
-        unfinished.chmod(mode)  # newer versions of safetensors let nobody else read their files
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    files.write_weights(path, network.state_dict(), metadata_of(network, about))
 
 
 def metadata_of(network: MecaNetwork, about: About) -> dict[str, str]:

@@ -14,7 +14,8 @@ from typing_extensions import override
 from ..attention import chain, grid, layers, probe
 from ..attention.readings import Readings
 from ..models import heat_map, prompt_words
-from .dreamcom import LIST, layers_of
+from . import where
+from .where import LIST, layers_of
 
 AUTO, ALL = "auto", "all"
 
@@ -78,10 +79,7 @@ class AttentionMap(io.ComfyNode):
                     tooltip="Where to look. auto: the layers whose grid is nearest to 16 x 16, where words and things go together best. "
                     "all: the mean over every layer. list: those named below.",
                 ),
-                io.String.Input(
-                    "layer_list", default="middle 0, output 3, output 4, output 5", optional=True, advanced=True,
-                    tooltip='Used when layers is "list": block names, comma-separated, such as input 1, middle 0, output 3.',
-                ),
+                where.layer_list("middle 0, output 3, output 4, output 5"),
                 io.Float.Input(
                     "sigma", default=0.0, min=0.0, max=10000.0, step=0.01, optional=True, advanced=True,
                     tooltip="The noise level itself, instead of at_percent. 0: by at_percent.",

@@ -16,11 +16,12 @@ from ..attention import chain, layers
 from ..attention.grid import RegionMask
 from ..attention.masked import MaskedCrossAttention, MaskedSelfAttention
 from ..models.masks import to_mask
+from . import where
+from .where import LIST, layers_of
 
 log = logging.getLogger(__name__)
 
 CATEGORY = "MaskPrompt/DreamCom"
-LIST = "list"
 
 
 class MaskedAttention(io.ComfyNode):
@@ -63,21 +64,8 @@ class MaskedAttention(io.ComfyNode):
                     tooltip="Where self-attention is masked. paper: all but the decoder's outer layers, which blend the object in. "
                     "reference code: only those outer layers. all: everywhere. list: those named below.",
                 ),
-                io.String.Input(
-                    "layer_list",
-                    default="middle 0, output 3, output 4, output 5",
-                    tooltip='Used when layers is "list": block names, comma-separated, such as input 1, middle 0, output 3.',
-                    optional=True,
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                    tooltip="From which part of the sampling on the mask acts (0 is the beginning).",
-                ),
-                io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                    tooltip="Until which part of the sampling the mask acts (1 is the end).",
-                ),
+                where.layer_list("middle 0, output 3, output 4, output 5"),
+                *where.part_of_sampling("mask"),
                 io.Combo.Input(
                     "apply_to", options=["both", "positive", "negative"], default="both", optional=True, advanced=True,
                     tooltip="Which prompt is confined. The paper confines both.",
@@ -107,23 +95,13 @@ class MaskedAttention(io.ComfyNode):
         region = RegionMask(_filled(masks))
         if bool((masks < 0.5).all()):
             return io.NodeOutput(model)
-        if start_percent > end_percent:
-            raise ValueError(f"start_percent ({start_percent:g}) is after end_percent ({end_percent:g}), so the mask would never act.")
-        start, end = chain.percent_range(model, start_percent, end_percent)
+        start, end = where.noise_levels(model, start_percent, end_percent, "mask")
         patches: list[chain.Patch] = []
         if cross_attention:
             patches.append(MaskedCrossAttention(region, chain.Scope(None, start, end, apply_to)))
         if self_attention == "paper" or self_attention == "renormalised":
             patches.append(MaskedSelfAttention(region, self_attention, chain.Scope(chosen, start, end, apply_to)))
         return io.NodeOutput(chain.install(model, *patches))
-
-
-def layers_of(model: Any) -> tuple[layers.Layer, ...]:
-    """The attention layers of a MODEL; ValueError in the artist's words if it has none."""
-    try:
-        return layers.layers_of(model.get_model_object("diffusion_model"))
-    except TypeError as error:
-        raise ValueError(str(error)) from None
 
 
 def chosen_layers(choice: str, text: str, known: tuple[layers.Layer, ...]) -> frozenset[layers.Layer]:

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from ..attention import grid, layers
 from ..models.masks import to_mask
-from .dreamcom import layers_of
+from .where import layers_of
 
 PANEL = 256
 TITLE = 38

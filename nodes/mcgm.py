@@ -15,7 +15,7 @@ from typing_extensions import override
 from ..models import files, mask_encoder_file, mask_tokens, mcgm
 from ..models.mask_encoder_file import FOLDER, LoadedEncoder
 from ..models.masks import to_mask
-from .dreamcom import layers_of
+from .where import layers_of
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from ..attention import chain, layers, meca, numbering
 from ..attention.grid import RegionMask
 from ..models import files, meca_adapter, meca_file
 from ..models.masks import to_mask
-from .dreamcom import layers_of
+from . import where
+from .where import LIST, layers_of
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ ADVICE = (
     "Put an IP-Adapter file into ComfyUI/models/ipadapter, for example ip-adapter_sd15.safetensors, ip-adapter-plus_sd15.safetensors or "
     "ip-adapter-plus_sdxl_vit-h.safetensors, or one from Train MECA Adapter, and press R in the browser to refresh the list."
 )
-AUTO, ALL, ENCODER, DECODER, LIST = "auto", "all", "encoder", "decoder", "list"
+AUTO, ALL, ENCODER, DECODER = "auto", "all", "encoder", "decoder"
 AdapterType = io.Custom("MASKPROMPT_MECA")
 
 
@@ -125,18 +126,8 @@ class ApplyMECA(io.ComfyNode):
                     tooltip="Where the image acts. all: as trained. encoder: with the middle, rather the layout. decoder: rather colours "
                     "and texture. list: those named below.",
                 ),
-                io.String.Input(
-                    "layer_list", default="output 3, output 4, output 5", optional=True, advanced=True,
-                    tooltip='Used when layers is "list": block names, comma-separated, such as input 1, middle 0, output 3.',
-                ),
-                io.Float.Input(
-                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                    tooltip="From which part of the sampling on the image acts (0 is the beginning).",
-                ),
-                io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                    tooltip="Until which part of the sampling the image acts (1 is the end).",
-                ),
+                where.layer_list("output 3, output 4, output 5"),
+                *where.part_of_sampling("image"),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model with the image prompt; the given one stays as it is.")],
         )  # fmt: skip
@@ -159,7 +150,7 @@ class ApplyMECA(io.ComfyNode):
     ) -> io.NodeOutput:
         known = layers_of(model)
         numbers = fitted(adapter, model)
-        scope = chain.Scope(chosen_layers(layers, layer_list, known), *_range(model, start_percent, end_percent))
+        scope = chain.Scope(chosen_layers(layers, layer_list, known), *where.noise_levels(model, start_percent, end_percent, "image"))
         place = _region(region)
         if weight == 0 or (place is not None and bool((place.masks < 0.5).all())):
             return io.NodeOutput(model)
@@ -192,12 +183,6 @@ def chosen_layers(choice: str, text: str, known: tuple[layers.Layer, ...]) -> fr
     if choice in (ENCODER, DECODER):
         return frozenset(layer for layer in known if (layer[0] == "output") == (choice == DECODER))
     return None
-
-
-def _range(model: Any, start: float, end: float) -> tuple[float, float]:
-    if start > end:
-        raise ValueError(f"start_percent ({start:g}) is after end_percent ({end:g}), so the image would never act.")
-    return chain.percent_range(model, start, end)
 
 
 def _region(mask: torch.Tensor | None) -> RegionMask | None:

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RECENT = 20
-"""The loss shown is the mean of this many steps."""
-
 
 class TrainingProgress:
     """The node's progress bar, its line of text, and previews. Crops count as the first tenth of the bar, if they come `first`."""
@@ -54,9 +51,8 @@ class TrainingProgress:
             shown = None
             if preview_every and progress.step % preview_every == 0 and progress.step < self.steps:
                 shown = self.shown(preview)
-            recent = progress.losses[-RECENT:]
             self.bar.update_absolute(self.ahead + progress.step, preview=shown)
-            self.say(f"Step {progress.step} of {self.steps}, loss {sum(recent) / len(recent):.4f}")
+            self.say(f"Step {progress.step} of {self.steps}, loss {progress.recent:.4f}")
 
         return after
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from .state import Learning, StateFile
 
+RECENT = 20
+
 LossOf = Callable[[int, torch.Generator], Tensor]
 """The loss of a step: its number from 0, and the random numbers to use."""
 
@@ -35,6 +37,11 @@ class Progress:
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
+
+    @property
+    def recent(self) -> float:
+        """The mean loss of the last `RECENT` steps, which is what is shown: a single step's says little."""
+        return sum(self.losses[-RECENT:]) / len(self.losses[-RECENT:])
 
 
 def random_numbers(seed: int, step: int, process: int = 0) -> torch.Generator:

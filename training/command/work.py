@@ -16,14 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...models import files
 from .. import loop
 from . import comfyui
 from .processes import Processes
 
 log = logging.getLogger(__name__)
-
-RECENT = 20
-"""The loss shown is the mean of this many steps."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -126,8 +124,7 @@ class Work:
         with self.signals, tqdm(**shown, mininterval=seldom) as bar, logging_redirect_tqdm():
 
             def after(progress: loop.Progress) -> None:
-                recent = progress.losses[-RECENT:]
-                bar.set_postfix_str(f"loss {sum(recent) / len(recent):.4f}, rate {settings.learning_rate:g}", refresh=False)
+                bar.set_postfix_str(f"loss {progress.recent:.4f}, rate {settings.learning_rate:g}", refresh=False)
                 bar.update(progress.step - bar.n)
                 number = self.processes.highest(self.signals.number)
                 if number and progress.step < settings.steps:
@@ -143,17 +140,16 @@ class Work:
         """Writes what was learned, with `about` as metadata, wholly or not at all; then the state has served."""
         if not self.processes.first:
             return
-        state = {name: value.contiguous() for name, value in learned.items()}
         metadata = {name: str(value) for name, value in about.items()}
         with self.signals:
-            problem = _written(self.output, state, metadata)
+            problem = _written(self.output, learned, metadata)
             if problem is None:
                 self.state.unlink(missing_ok=True)
                 print(f"Saved {self.output}.")
                 return
             places = (self.state.parent, Path(tempfile.gettempdir()))
             spare = [place / f"{self.output.stem}-{os.getpid()}.safetensors" for place in places]
-            saved = next((path for path in spare if _written(path, state, metadata) is None), None)
+            saved = next((path for path in spare if _written(path, learned, metadata) is None), None)
         instead = f" It was saved as {saved} instead." if saved else ""
         raise ValueError(f"{self.output} could not be written: {problem}. Is the disk full?{instead}")
 
@@ -192,18 +188,11 @@ class Work:
 
 
 def _written(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> Exception | None:
-    """Writes a safetensors file beside its place first, so that there is never half of one; or why it could not be."""
+    """Writes a safetensors file; or why it could not be."""
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        save_file(state, partial, metadata)
-        partial.chmod(mode)  # newer versions of safetensors let nobody else read their files
-        partial.replace(path)
+        files.write_weights(path, state, metadata)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         return error
     return None

@@ -1,0 +1,49 @@
+"""Where a patch works, as nodes ask for it: in which layers, in which part of the sampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..attention import chain, layers
+
+LIST = "list"
+"""The choice of layers that are named in `layer_list`."""
+
+
+def layer_list(default: str) -> io.String.Input:
+    """The input that names layers."""
+    return io.String.Input(
+        "layer_list", default=default, optional=True, advanced=True,
+        tooltip='Used when layers is "list": block names, comma-separated, such as input 1, middle 0, output 3.',
+    )  # fmt: skip
+
+
+def part_of_sampling(what: str) -> list[io.Input]:
+    """The inputs for when `what` acts."""
+    return [
+        io.Float.Input(
+            "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
+            tooltip=f"From which part of the sampling on the {what} acts (0 is the beginning).",
+        ),
+        io.Float.Input(
+            "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
+            tooltip=f"Until which part of the sampling the {what} acts (1 is the end).",
+        ),
+    ]  # fmt: skip
+
+
+def noise_levels(model: Any, start: float, end: float, what: str) -> tuple[float, float]:
+    """Noise levels (from, to) of that part of the sampling. ValueError if it ends before it starts."""
+    if start > end:
+        raise ValueError(f"start_percent ({start:g}) is after end_percent ({end:g}), so the {what} would never act.")
+    return chain.percent_range(model, start, end)
+
+
+def layers_of(model: Any) -> tuple[layers.Layer, ...]:
+    """The attention layers of a MODEL; ValueError in the artist's words if it has none."""
+    try:
+        return layers.layers_of(model.get_model_object("diffusion_model"))
+    except TypeError as error:
+        raise ValueError(str(error)) from None
