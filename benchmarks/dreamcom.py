@@ -327,33 +327,24 @@ def own_ssim(bench: Bench, chosen: Sequence[Subject]) -> list[float]:
 
 def sheet(bench: Bench) -> None:
     """For a human: two backgrounds of each subject, the first with a similar object, and what the judge says of each picture."""
-    import tempfile
-
-    from demo.contact_sheet import contact_sheet
+    from demo.contact_sheet import contact_sheet, picture_of
 
     names = ("before", "whole", "no cross", "no self", "neither", "all layers", "outer layers")
     methods = (BEFORE, WHOLE, NO_CROSS, NO_SELF, NEITHER, ALL, OUTER)
-    with tempfile.TemporaryDirectory() as folder:
-
-        def tile(picture: Tensor) -> Path:
-            file = Path(folder) / f"{len(list(Path(folder).iterdir()))}.png"
-            Image.fromarray((picture.numpy() * 255).round().astype(np.uint8)).save(file)
-            return file
-
-        rows = []
-        for subject in SUBJECTS[: bench.size.subjects]:
-            shown, images, _ = bench.backgrounds(subject)
-            for index in range(min(2, len(shown))):
-                x, y, width, height = shown[index].box
-                marked = images[index].clone()
-                marked[[y, y + height - 1], x : x + width] = marked[y : y + height, [x, x + width - 1]] = torch.tensor([1.0, 0.0, 1.0])
-                row = [("reference", tile(image_of(one.image))) for one in known(subject, 2)] + [("box", tile(marked))]
-                for name, method in zip(names, methods, strict=True):
-                    score = bench.scores(subject, method, 0)[index]
-                    row.append((f"{name}: {said(score)}", tile(bench.painted(subject, method, 0)[index])))
-                rows.append((subject.name, row))
-        SHEET.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(rows, 192).save(SHEET)
+    rows = []
+    for subject in SUBJECTS[: bench.size.subjects]:
+        shown, images, _ = bench.backgrounds(subject)
+        for index in range(min(2, len(shown))):
+            x, y, width, height = shown[index].box
+            marked = images[index].clone()
+            marked[[y, y + height - 1], x : x + width] = marked[y : y + height, [x, x + width - 1]] = torch.tensor([1.0, 0.0, 1.0])
+            row = [("reference", picture_of(image_of(one.image))) for one in known(subject, 2)] + [("box", picture_of(marked))]
+            for name, method in zip(names, methods, strict=True):
+                score = bench.scores(subject, method, 0)[index]
+                row.append((f"{name}: {said(score)}", picture_of(bench.painted(subject, method, 0)[index])))
+            rows.append((subject.name, row))
+    SHEET.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(rows, 192).save(SHEET)
 
 
 def said(score: Score) -> str:

@@ -460,33 +460,25 @@ def tables(bench: Bench) -> list[results.Figure]:
 def sheet(bench: Bench, count: int = 10) -> None:
     """For a human, of the first cases: the reference whole and, below, with its object hidden; each method's picture of the first seed,
     and what the judge finds wrong with it."""
-    import tempfile
-
-    from demo.contact_sheet import contact_sheet
+    from demo.contact_sheet import contact_sheet, picture_of
 
     every, rows = bench.pages[0], []
-    with tempfile.TemporaryDirectory() as folder:
 
-        def tile(picture: Tensor) -> Path:
-            file = Path(folder) / f"{len(list(Path(folder).iterdir()))}.png"
-            Image.fromarray((picture.numpy() * 255).round().astype(np.uint8)).save(file)
-            return file
+    def tiles(index: int, methods: Sequence[Method]) -> list[tuple[str, Image.Image]]:
+        pairs = [(bench.scores(every, method, 0)[index], bench.painted(every, method, 0)[index]) for method in methods]
+        return [(f"{short(method)}: {said(score)}", picture_of(picture)) for method, (score, picture) in zip(methods, pairs, strict=True)]
 
-        def tiles(index: int, methods: Sequence[Method]) -> list[tuple[str, Path]]:
-            pairs = [(bench.scores(every, method, 0)[index], bench.painted(every, method, 0)[index]) for method in methods]
-            return [(f"{short(method)}: {said(score)}", tile(picture)) for method, (score, picture) in zip(methods, pairs, strict=True)]
-
-        _, previews = bench.encoded(every, REGION.hidden)
-        for index, case in enumerate(every[:count]):
-            box, _ = torch.broadcast_tensors(regions_of([case])[0][..., None] * 0.85, torch.zeros(3))
-            reference, _ = shown(case.reference)
-            whole = [method for method in METHODS if method.seen == WHOLE]
-            hidden = [method for method in METHODS if method.seen != WHOLE]
-            row = [("reference", tile(reference)), ("the box (black)", tile(box)), *tiles(index, whole)]
-            rows.append((f"in the box: {case.text}; around it: the ground of {case.reference.caption()}", row))
-            rows.append(("the reference's object hidden", [("what the encoder saw", tile(previews[index])), *tiles(index, hidden)]))
-        SHEET.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(rows).save(SHEET)
+    _, previews = bench.encoded(every, REGION.hidden)
+    for index, case in enumerate(every[:count]):
+        box, _ = torch.broadcast_tensors(regions_of([case])[0][..., None] * 0.85, torch.zeros(3))
+        reference, _ = shown(case.reference)
+        whole = [method for method in METHODS if method.seen == WHOLE]
+        hidden = [method for method in METHODS if method.seen != WHOLE]
+        row = [("reference", picture_of(reference)), ("the box (black)", picture_of(box)), *tiles(index, whole)]
+        rows.append((f"in the box: {case.text}; around it: the ground of {case.reference.caption()}", row))
+        rows.append(("the reference's object hidden", [("what the encoder saw", picture_of(previews[index])), *tiles(index, hidden)]))
+    SHEET.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(rows).save(SHEET)
 
 
 def short(method: Method) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 PAPER, INK, FAINT = (250, 249, 246), (30, 30, 34), (120, 118, 112)
 HEIGHT, WIDEST, GAP, HEADING, LABEL = 240, 4.0, 18, 34, 26
 
-Row = tuple[str, Sequence[tuple[str, Path]]]
+Picture = Path | Image.Image
+Row = tuple[str, Sequence[tuple[str, Picture]]]
 
 
 def contact_sheet(rows: Sequence[Row], height: int = HEIGHT) -> Image.Image:
-    """A page with a heading and the (label, picture file) pairs of each row, all pictures of one height.
+    """A page with a heading and the (label, picture or its file) pairs of each row, all pictures of one height.
 
     Small pictures are enlarged by whole pixels first, so that what the model painted is seen as it is.
     """
@@ -36,23 +39,31 @@ def contact_sheet(rows: Sequence[Row], height: int = HEIGHT) -> Image.Image:
     return page
 
 
-def _on_paper(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        rgba = image.convert("RGBA")
-    picture = Image.new("RGB", rgba.size, PAPER)
-    picture.paste(rgba, mask=rgba)
-    return picture
+def picture_of(pixels: Any) -> Image.Image:
+    """Pixels [H, W, 3] in 0..1, a tensor or an array, as a picture."""
+    return Image.fromarray((np.asarray(pixels) * 255).round().astype(np.uint8))
 
 
-def _tile(path: Path, height: int) -> Image.Image:
-    picture = _on_paper(path)
+def _on_paper(picture: Picture) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        rgba = picture.convert("RGBA")
+    else:
+        with Image.open(picture) as image:
+            rgba = image.convert("RGBA")
+    paper = Image.new("RGB", rgba.size, PAPER)
+    paper.paste(rgba, mask=rgba)
+    return paper
+
+
+def _tile(shown: Picture, height: int) -> Image.Image:
+    picture = _on_paper(shown)
     factor = max(1, height // picture.height)
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     width = min(round(picture.width * height / picture.height), round(WIDEST * height))
     return ImageOps.pad(picture, (max(width, 1), height), Image.Resampling.LANCZOS, PAPER)
 
 
-def thumbnail(before: Path, after: Path, size: int = 512) -> Image.Image:
+def thumbnail(before: Picture, after: Picture, size: int = 512) -> Image.Image:
     """A square picture of a workflow's result, with what it started from as an inset."""
     page = ImageOps.fit(_on_paper(after), (size, size), Image.Resampling.LANCZOS)
     inset = ImageOps.contain(_on_paper(before), (size // 3, size // 3), Image.Resampling.LANCZOS)

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import judge, photos, scenes, tiny_model
+from .train_judge import Examples, changed, examples
 from .trainer import Log, cosine, device_of
 
 tiny_model.comfyui_on_path()
 
 from . import vision  # noqa: E402  (needs ComfyUI on the path)
-from .train_judge import Examples, changed, examples  # noqa: E402
 
 STATE = "vision.pt"
 CELLS = judge.SIZE // 2 // vision.GRID

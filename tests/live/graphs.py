@@ -1,4 +1,4 @@
-"""Workflows in API form that several of the tests here start from."""
+"""Workflows in API form that several of the tests here start from, and what interrupts them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from demo import run
-from demo.server import Prompt
+from demo.server import Prompt, Server, Step
 
 PICTURES = ("subject-1.png", "subject-2.png", "subject-3.png")
 SMALL: dict[str, Any] = {
@@ -67,3 +67,15 @@ def painting(model: Sequence[Any], text: str = "a photo of sks heart") -> Prompt
         ),
         "latent": node("SaveLatent", samples=["sampler", 0], filename_prefix="test"),
     }  # fmt: skip
+
+
+class Interrupt:
+    """Interrupts a server once, when the node of class `train` has got so far on its progress bar."""
+
+    def __init__(self, server: Server, train: str, value: int) -> None:
+        self.server, self.train, self.value, self.done = server, train, value, False
+
+    def __call__(self, step: Step) -> None:
+        if not self.done and step.name == self.train and step.value >= self.value:
+            self.done = True
+            self.server.interrupt()

@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from demo import run
-from demo.server import Prompt, Result, Server, Step, WorkflowError
+from demo.server import Prompt, Result, Server, WorkflowError
 
-from .graphs import CHECKPOINT, PICTURES, node, painting, training
+from .graphs import CHECKPOINT, PICTURES, Interrupt, node, painting, training
 
 TRAIN = "MaskPromptTrainDreamCom"
 PREVIEW, TEXT = 1, 3
@@ -43,18 +43,6 @@ class Shown:
     def steps(self) -> list[int]:
         """The numbers of the training steps that were told."""
         return [int(found[1]) for line in self.lines if (found := re.match(r"Step (\d+) of \d+, loss \d", line))]
-
-
-class Interrupt:
-    """Interrupts a server once, when the training has got so far on its progress bar."""
-
-    def __init__(self, server: Server, value: int) -> None:
-        self.server, self.value, self.done = server, value, False
-
-    def __call__(self, step: Step) -> None:
-        if not self.done and step.name == TRAIN and step.value >= self.value:
-            self.done = True
-            self.server.interrupt()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -124,7 +112,7 @@ def test_a_training_leaves_the_given_model_as_it_was(server: Server) -> None:
 def test_an_interrupted_training_goes_on_where_it_was(server: Server, states: Path) -> None:
     graph = training(seed=13, steps=60, gradient_checkpointing=False)
     with pytest.raises(WorkflowError, match=rf"interrupted at node train \({TRAIN}\)"):
-        server.run(graph, Interrupt(server, 20))
+        server.run(graph, Interrupt(server, TRAIN, 20))
     (state,) = states.glob("*")
     assert state.suffix == ".pt"
     assert latent(server, server.run(base("  "))).isfinite().all()
@@ -138,7 +126,7 @@ def test_an_interrupted_training_goes_on_where_it_was(server: Server, states: Pa
 
 def test_resume_off_begins_again(server: Server, states: Path) -> None:
     with pytest.raises(WorkflowError, match="interrupted"):
-        server.run(training(seed=14, steps=40), Interrupt(server, 15))
+        server.run(training(seed=14, steps=40), Interrupt(server, TRAIN, 15))
     assert len(list(states.glob("*"))) == 1
     shown = Shown()
     server.run(training(seed=14, steps=40, resume=False), on_bytes=shown)

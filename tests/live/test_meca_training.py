@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from demo import run, vision
-from demo.server import Prompt, Server, Step, WorkflowError
+from demo.server import Prompt, Server, WorkflowError
 
-from .graphs import CHECKPOINT, PICTURES, in_list, node
+from .graphs import CHECKPOINT, PICTURES, Interrupt, in_list, node
 from .test_dreamcom import Shown, latent
 
 TRAIN = "MaskPromptTrainMECA"
@@ -19,18 +19,6 @@ SMALL: dict[str, Any] = {
     "captions": "a heart", "steps": 4, "learning_rate": 0.003, "batch_size": 2, "size": 64, "tokens": 4, "mode": "region", "seed": 0,
     "preview_every": 0, "resume": True, "gradient_checkpointing": False,
 }  # fmt: skip
-
-
-class Interrupt:
-    """Interrupts a server once, when the training has got so far on its progress bar."""
-
-    def __init__(self, server: Server, value: int) -> None:
-        self.server, self.value, self.done = server, value, False
-
-    def __call__(self, step: Step) -> None:
-        if not self.done and step.name == TRAIN and step.value >= self.value:
-            self.done = True
-            self.server.interrupt()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,7 +89,7 @@ def test_an_interrupted_training_goes_on_where_it_was(server: Server) -> None:
     before = files(server)
     graph = training(seed=3, steps=40)
     with pytest.raises(WorkflowError, match=rf"interrupted at node train \({TRAIN}\)"):
-        server.run(graph, Interrupt(server, 10))
+        server.run(graph, Interrupt(server, TRAIN, 10))
     states = server.output / "maskprompt" / "training"
     (state,) = states.glob("meca-*")
     assert state.suffix == ".pt"

@@ -1,8 +1,9 @@
-"""A small SD-inpainting-shaped model of random weights, as ComfyUI loads it, and a short way to sample from it."""
+"""A small SD-inpainting-shaped model of random weights, as ComfyUI loads it, a short way to sample from it, and folders of models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,3 +59,15 @@ def sample() -> Sample:
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """ComfyUI's folder tables as at its start, with a models folder of our own."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    (tmp_path / "models" / "sams").mkdir(parents=True)
+    return tmp_path

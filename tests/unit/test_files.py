@@ -30,16 +30,6 @@ def weights() -> dict[str, torch.Tensor]:
     return {"layer.weight": torch.randn(64, 64, generator=generator), "layer.bias": torch.arange(5).half()}
 
 
-@pytest.fixture
-def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """ComfyUI's folder tables as at its start, with a models folder of our own."""
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
-    (tmp_path / "models" / "sams").mkdir(parents=True)
-    return tmp_path
-
-
 def save(weights: Any, path: Path, legacy: bool = False) -> Path:
     if path.suffix == ".safetensors":
         safetensors.torch.save_file(weights, path)

@@ -22,7 +22,6 @@ from maskprompt.nodes.mcgm import NO_FILES, EncodeMasks, LoadMCGM
 from safetensors.torch import save_file
 
 from .test_dreamcom_nodes import small_sdxl
-from .test_files import folders  # noqa: F401  (a fixture)
 from .test_mask_encoder import CAT, DOG, blobs
 
 WIDTH = 128
@@ -347,7 +346,7 @@ def trained(root: Path, clip: Any, lora: dict[str, torch.Tensor] | None = None, 
     return about
 
 
-def test_load_mcgm_brings_together_what_belongs_together(model: Any, clip: Any, folders: Path, caplog: Any) -> None:  # noqa: F811
+def test_load_mcgm_brings_together_what_belongs_together(model: Any, clip: Any, folders: Path, caplog: Any) -> None:
     about = trained(folders, clip)
     assert LoadMCGM.validate_inputs("fox.safetensors") is True
     with caplog.at_level(logging.WARNING):
@@ -367,7 +366,7 @@ def test_load_mcgm_brings_together_what_belongs_together(model: Any, clip: Any, 
     assert schema.options == ["fox.safetensors"]
 
 
-def test_load_mcgm_puts_the_lora_on(model: Any, clip: Any, folders: Path) -> None:  # noqa: F811
+def test_load_mcgm_puts_the_lora_on(model: Any, clip: Any, folders: Path) -> None:
     """Found in a subfolder too; strength 0 needs no file. The given MODEL stays as it is."""
     name = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v"
     width = model.get_model_object("diffusion_model").middle_block[1].transformer_blocks[0].attn2.to_v.weight.shape[0]
@@ -393,7 +392,7 @@ def test_load_mcgm_puts_the_lora_on(model: Any, clip: Any, folders: Path) -> Non
     assert LoadMCGM.execute(model, clip, "fox.safetensors", 0.0).args[0] is model
 
 
-def test_load_mcgm_says_what_does_not_belong_together(model: Any, clip: Any, folders: Path, caplog: Any) -> None:  # noqa: F811
+def test_load_mcgm_says_what_does_not_belong_together(model: Any, clip: Any, folders: Path, caplog: Any) -> None:
     class Flux:
         def get_model_object(self, name: str) -> torch.nn.Module:
             return torch.nn.Linear(2, 2)
@@ -421,7 +420,7 @@ def test_load_mcgm_says_what_does_not_belong_together(model: Any, clip: Any, fol
     assert "fox.safetensors, xl.safetensors" in str(LoadMCGM.validate_inputs("owl.safetensors"))
 
 
-def test_a_training_under_the_same_name_is_loaded_anew(clip: Any, folders: Path) -> None:  # noqa: F811
+def test_a_training_under_the_same_name_is_loaded_anew(clip: Any, folders: Path) -> None:
     about = trained(folders, clip)
     stamps = [LoadMCGM.fingerprint_inputs("fox.safetensors")]
     assert LoadMCGM.fingerprint_inputs("fox.safetensors", lora_strength=1.0) == stamps[0]
@@ -434,7 +433,7 @@ def test_a_training_under_the_same_name_is_loaded_anew(clip: Any, folders: Path)
     assert mcgm.words(LoadedEncoder(mask_encoder.fresh(4), about, "")) == "embedding:fox-cat and embedding:fox-dog"
 
 
-def test_the_list_without_files_says_where_they_go(folders: Path) -> None:  # noqa: F811
+def test_the_list_without_files_says_where_they_go(folders: Path) -> None:
     schema: Any = LoadMCGM.define_schema().inputs[2]
     assert schema.options == [NO_FILES]
     assert "Train MCGM writes such files" in str(LoadMCGM.validate_inputs(NO_FILES))

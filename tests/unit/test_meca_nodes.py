@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from . import adapters
 from .conftest import Sample, random_model
 from .test_dreamcom_nodes import corner, small_sdxl
-from .test_files import folders  # noqa: F401  (a fixture)
 from .test_nodes import test_it_explains_itself as explains_itself
 
 MODES: tuple[meca.Mode, ...] = ("region", "query", "global")
@@ -256,7 +255,7 @@ def test_what_cannot_be_done_is_refused_in_words(model: Any, adapter: Any, sampl
         sample(applied(model, adapter, corner(128, 192)))
 
 
-def test_files_are_found_in_their_folder(model: Any, folders: Path) -> None:  # noqa: F811
+def test_files_are_found_in_their_folder(model: Any, folders: Path) -> None:
     place = folders / "models" / "ipadapter"
     place.mkdir()
     choice: Any = LoadMECA.define_schema().inputs[0]
