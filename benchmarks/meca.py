@@ -28,7 +28,7 @@ from demo.painter import CFG, SAMPLER, STEPS, Painter
 
 from . import results
 from . import tiny_model as gates
-from .dreamcom import image_of, keep, sha
+from .kept import Kept, image_of, keep, keep_pictures, kept_pictures, sha
 
 FORMAT = 1
 WORK = tiny_model.ROOT / "demo" / "work" / "meca"
@@ -228,17 +228,13 @@ class Bench:
         from comfy.clip_vision import load
 
         self.work.mkdir(parents=True, exist_ok=True)
+        self.kept = Kept(self.work, {"format": FORMAT})
         self.clip_vision: Any = load(str(self.vision))
         self.loaded: Any = importlib.import_module("maskprompt.models.meca_adapter").load(str(self.adapter))
         self.files = {name: sha(getattr(self, name).read_bytes()) for name in ("checkpoint", "vision", "adapter")}
         self.eyes = sha(judge.FILE.read_bytes())
         made = cases(self.eye, self.size.cases)
         self.pages = [made[start : start + PAGE] for start in range(0, len(made), PAGE)]
-
-    def file(self, what: str, **settings: Any) -> Path:
-        """Where something is kept, by all that it depends on."""
-        text = json.dumps({"format": FORMAT, **settings}, sort_keys=True)
-        return self.work / f"{what}-{sha(text.encode())}"
 
     def page(self, page: Sequence[Case], method: Method, seed: int) -> Path:
         """The file of one set of painted pictures, one below the other."""
@@ -247,16 +243,14 @@ class Bench:
         asked = [[case.text, case.box] for case in page]
         files = self.files if method.mode not in ("", RENDER) else {"checkpoint": self.files["checkpoint"]}
         how = [*list(asdict(method).values())[1:], seed, SAMPLER, STEPS, CFG]
-        return self.file("painted", pictures=pictures, asked=asked, files=files, how=how).with_suffix(".png")
+        return self.kept.file("painted", pictures=pictures, asked=asked, files=files, how=how).with_suffix(".png")
 
     def painted(self, page: Sequence[Case], method: Method, seed: int) -> Tensor:
         """The pictures of a page [B, 128, 128, 3]."""
         file = self.page(page, method, seed)
         if not file.is_file():
-            sheet = Image.fromarray((torch.cat(list(self.paint(page, method, seed))).numpy() * 255).round().astype(np.uint8))
-            keep(file, lambda part: sheet.save(part, "PNG"))
-        with Image.open(file) as kept:
-            return image_of(np.asarray(kept)).reshape(-1, subjects.SIZE, subjects.SIZE, 3)
+            keep_pictures(file, self.paint(page, method, seed))
+        return kept_pictures(file, subjects.SIZE)
 
     @torch.no_grad()
     def paint(self, page: Sequence[Case], method: Method, seed: int) -> Tensor:
@@ -284,7 +278,7 @@ class Bench:
 
     def scores(self, page: Sequence[Case], method: Method, seed: int) -> list[Score]:
         pictures = self.painted(page, method, seed)
-        file = self.file("scores", of=self.page(page, method, seed).stem, judge=self.eyes).with_suffix(".json")
+        file = self.kept.file("scores", of=self.page(page, method, seed).stem, judge=self.eyes).with_suffix(".json")
         if not file.is_file():
             text = json.dumps([asdict(one) for one in judged(self.eye, pictures, page)])
             keep(file, lambda part: part.write_text(text, encoding="utf-8"))

@@ -11,25 +11,37 @@ from . import results
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 ORDER: tuple[str, ...] = (
-    "bench-attention", "bench-step", "bench-sam", "bench-visibility", "bench-meca", "bench-training", "tiny-model", "meca",
+    "bench-attention", "bench-step", "bench-sam", "bench-visibility", "bench-meca", "bench-training", "tiny-model", "dreamcom", "meca",
 )  # fmt: skip
+SIMILAR, PARTS = (
+    ("an object in the box", "of the asked shape", "colour error"),
+    ("appears in the box", "foreground fidelity", "colour error"),
+)
+TOLD: dict[str, tuple[str, ...]] = {
+    "similar object": SIMILAR, "parts": PARTS, "self-attention, all layers": PARTS, "self-attention, the decoder": PARTS,
+}  # fmt: skip
+"""Comparisons that have no bar are shown too: of the figures whose names begin so, those that tell one of these."""
 
 
 def table() -> str:
-    """All figures that have a bar, and masked attention's comparison, as Markdown."""
+    """All figures that have a bar, and the comparisons of masked attention, as Markdown."""
     lines = ["| what | measured | bar |", "|---|---|---|"]
     notes = {}
     for name in ORDER:
         kept = json.loads((results.FOLDER / f"{name}.json").read_text("utf-8"))
         notes[f"`{kept['command']}`"] = f"{kept['date']}, {kept['machine']}"
         for figure in kept["figures"]:
-            if not (figure["bar"] or figure["name"].startswith("similar object")):
+            if not (figure["bar"] or _compared(figure["name"])):
                 continue
             missed = " **missed**" if figure["met"] is False else ""
             interval = f" ({figure['low']:.3f} to {figure['high']:.3f})" if figure["cases"] > 1 else ""
             lines.append(f"| {figure['name']} | {figure['value']:.3f}{interval} | {figure['bar']}{missed} |")
     made = "\n".join(f"- {command}: {where}" for command, where in notes.items())
     return "\n".join(lines) + "\n\nIn brackets: 95 % intervals of rates and means, quartiles of time ratios. Made by:\n\n" + made
+
+
+def _compared(name: str) -> bool:
+    return any(name.startswith(start) and any(what in name for what in said) for start, said in TOLD.items())
 
 
 def main() -> None:
