@@ -20,9 +20,10 @@ from ..attention.chain import Patch
 from ..attention.grid import RegionMask
 from ..attention.masked import MaskedCrossAttention
 from . import loop, references
+from .adapted import Method
 from .augment import Augmentation
 from .checks import check_model, check_size, check_words
-from .learner import Learner, Method
+from .learner import Learner
 from .preview import paint
 from .schedule import Schedule
 from .state import StateFile
@@ -132,13 +133,8 @@ def encode(
         for first in range(0, count, AT_ONCE):
             crops = [take(pictures[number % len(pictures)], options.size, rng) for number in range(first, min(first + AT_ONCE, count))]
             images, box = torch.stack([crop.image for crop in crops]), torch.stack([crop.box for crop in crops])
-            latents.append(vae.encode(images).float().cpu())
-            masked.append(vae.encode((images - 0.5) * (1 - box[..., None]) + 0.5).float().cpu())
-            if not bool(torch.isfinite(latents[-1]).all() and torch.isfinite(masked[-1]).all()):
-                raise ValueError(
-                    "the VAE gives values that are no numbers (NaN): its half precision overflows, as the first SDXL VAE's does. Load "
-                    "another one (Load VAE), or start ComfyUI with --fp32-vae."
-                )
+            latents.append(references.finite(vae.encode(images).float().cpu()))
+            masked.append(references.finite(vae.encode((images - 0.5) * (1 - box[..., None]) + 0.5).float().cpu()))
             boxes.append(box > 0.5)
             valid.append(F.interpolate(torch.stack([crop.valid for crop in crops])[:, None], size=latents[-1].shape[-2:], mode="area"))
             if on_crop is not None:

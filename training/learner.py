@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..attention import chain
+from .adapted import Adapted, Method
+from .text_learner import TextLearner
 from .twin import checkpoint_blocks, compute_dtype, twin, unload
 
-Method = Literal["lora", "full", "frozen"]
-INJECTION = "maskprompt_lora"
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 EVERYTHING = 10**20
 """More memory than any device has: asking for it takes every other model off the device."""
 
@@ -29,19 +28,20 @@ class Learner:
     lora: rank-`rank` adapters (core's `weight_adapter`) on every linear and convolution layer of the UNet; alpha is the rank.
     full: every weight, kept in float32.
     frozen: nothing; gradients pass through to what attention patches bring.
+    `text` is a text encoder that learns with it: it is loaded and unloaded together with the copy.
     """
 
-    def __init__(self, model: Any, method: Method, rank: int = 16, seed: int = 0, checkpointing: bool = True) -> None:
+    def __init__(
+        self, model: Any, method: Method, rank: int = 16, seed: int = 0, checkpointing: bool = True, text: TextLearner | None = None
+    ) -> None:
         self.method: Method = method
-        self.adapters: dict[str, Any] = {}
-        self.start: dict[str, Tensor] = {}
+        self.text = text
         with torch.inference_mode(False):
             self.patcher = twin(model)
             unet = self.network.requires_grad_(False).diffusion_model
             if checkpointing:
                 checkpoint_blocks(unet)
-            if method == "lora":
-                self.adapters = _adapters(self.patcher, rank, seed)
+            self.adapted = Adapted(self.patcher, method, _of_unet, rank=rank, seed=seed)
         self.compute = compute_dtype(self.patcher)
         self.patcher.set_model_compute_dtype(self.compute)
 
@@ -61,15 +61,8 @@ class Learner:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What learns, by the name it has in the state that is saved."""
-        if self.method == "full":
-            return {f"diffusion_model.{name}": value for name, value in self.network.diffusion_model.named_parameters()}
-        return {
-            f"{name}.{part}": value
-            for name, adapter in self.adapters.items()
-            for part, value in adapter.named_parameters()
-            if part != "alpha"
-        }
+        """What learns of the UNet, by the name it has in the state that is saved."""
+        return self.adapted.parameters
 
     @contextmanager
     def loaded(self) -> Iterator[Learner]:
@@ -77,21 +70,28 @@ class Learner:
         with torch.inference_mode(False):
             try:
                 self.load()
-                if self.method == "full" and not self.start:
-                    self._unfreeze()
+                for adapted in self._all_adapted:
+                    adapted.unfreeze()
                 yield self
             finally:
-                unload(self.patcher)
                 self.network.current_patcher = None
-                self._move_adapters(self.patcher.offload_device)
+                for adapted in self._all_adapted:
+                    unload(adapted.patcher)
+                    adapted.move(adapted.patcher.offload_device)
 
     def load(self) -> None:
         """Puts the copy on its device, wholly and alone: also after a preview, for which the VAE may have pushed it off."""
         from comfy import model_management
 
-        model_management.load_models_gpu([self.patcher], memory_required=EVERYTHING, force_full_load=True)
+        patchers = [adapted.patcher for adapted in self._all_adapted]
+        model_management.load_models_gpu(patchers, memory_required=EVERYTHING, force_full_load=True)
         self.network.current_patcher = self.patcher
-        self._move_adapters(self.device)
+        for adapted in self._all_adapted:
+            adapted.move(adapted.patcher.load_device)
+
+    @property
+    def _all_adapted(self) -> list[Adapted]:
+        return [self.adapted] if self.text is None else [self.adapted, self.text.adapted]
 
     @contextmanager
     def patched(self, *patches: chain.Patch) -> Iterator[Any]:
@@ -114,7 +114,8 @@ class Learner:
         from comfy.samplers import encode_model_conds
 
         entries = with_values(conditioning, values or {})
-        return encode_model_conds(self.network.extra_conds, convert_cond(entries), latents, self.device, "positive")
+        extra = self.network.extra_conds
+        return encode_model_conds(extra, convert_cond(entries), latents, self.device, "positive", latent_image=latents)
 
     def denoised(self, noisy: Tensor, sigmas: Tensor, conditions: list[dict[str, Any]], patches: tuple[chain.Patch, ...] = ()) -> Tensor:
         """The model's denoised latents [B, C, h, w], with gradients, under these attention patches on top of the model's own."""
@@ -131,27 +132,11 @@ class Learner:
 
     def learned(self) -> dict[str, Tensor]:
         """What was learned, as core's LORA_MODEL: half precision, on the CPU, for any stock LoRA loader."""
-        if self.method == "full":
-            return {
-                f"{name.rpartition('.')[0]}.{'diff_b' if name.endswith('.bias') else 'diff'}": _half(value.cpu() - self.start[name].float())
-                for name, value in self.parameters.items()
-            }
-        state = {name: _half(value) for name, value in self.parameters.items()}
-        return state | {f"{name}.alpha": torch.tensor(float(adapter.alpha)) for name, adapter in self.adapters.items()}
+        return {name: value for adapted in self._all_adapted for name, value in adapted.learned().items()}
 
-    def _move_adapters(self, device: torch.device) -> None:
-        for adapter in self.adapters.values():
-            adapter.to(device)
 
-    def _unfreeze(self) -> None:
-        # What other LoRAs have put into the weights stays there: unloading must not bring back what was before.
-        self.patcher.patches = {}
-        self.patcher.backup.clear()
-        self.patcher.size = 0
-        for name, value in self.parameters.items():
-            self.start[name] = value.detach().to("cpu", copy=True)
-            value.data = value.data.float()
-            value.requires_grad_(True)
+def _of_unet(name: str) -> bool:
+    return name.startswith("diffusion_model.")
 
 
 def with_values(conditioning: Any, values: dict[str, Any]) -> list[list[Any]]:
@@ -163,31 +148,8 @@ def with_values(conditioning: Any, values: dict[str, Any]) -> list[list[Any]]:
     return [[clone(text), {**{key: clone(value) for key, value in options.items()}, **values}] for text, options in conditioning]
 
 
-def _adapters(patcher: Any, rank: int, seed: int) -> dict[str, Any]:
-    """A LoRA for every linear and convolution layer, injected whenever the copy is loaded."""
-    from comfy.weight_adapter.bypass import BypassInjectionManager
-    from comfy.weight_adapter.lora import LoRAAdapter
-
-    manager, adapters = BypassInjectionManager(), {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name, module in patcher.model.diffusion_model.named_modules():
-            if not isinstance(module, LAYERS):
-                continue
-            adapter = LoRAAdapter.create_train(module.weight, rank=rank, alpha=float(rank)).float()
-            adapter.alpha.requires_grad_(False)
-            adapters[f"diffusion_model.{name}"] = adapter
-            manager.add_adapter(f"diffusion_model.{name}", adapter)
-    patcher.set_injections(INJECTION, manager.create_injections(patcher.model))
-    return adapters
-
-
 def _differentiable_attention(_attention: Any, *args: Any, **kwargs: Any) -> Tensor:
     """PyTorch's attention in place of the configured one: Sage has no gradient, and split attention cuts by free memory."""
     from comfy.ldm.modules.attention import attention_pytorch
 
     return attention_pytorch(*args, **kwargs)
-
-
-def _half(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", torch.float16, copy=True).contiguous()

@@ -20,7 +20,7 @@ LossOf = Callable[[int, torch.Generator], Tensor]
 @dataclass(frozen=True)
 class Settings:
     """AdamW at a constant rate. `clip` is the largest norm of all gradients together (0: any), `average` the decay of a moving
-    average of the weights (0: none)."""
+    average of the weights (0: none). `rates` are other rates for the parameters whose names begin so."""
 
     steps: int
     learning_rate: float
@@ -29,6 +29,11 @@ class Settings:
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
     average: float = 0.0
+    rates: tuple[tuple[str, float], ...] = ()
+
+    def rate(self, name: str) -> float:
+        """Of a parameter."""
+        return next((rate for start, rate in self.rates if name.startswith(start)), self.learning_rate)
 
 
 @dataclass
@@ -67,7 +72,7 @@ def run(
     """
     values = list(parameters.values())
     average = {name: value.detach().clone() for name, value in parameters.items()} if settings.average else {}
-    learning = Learning(parameters, average, _optimizer(values, settings), 0, [])
+    learning = Learning(parameters, average, _optimizer(parameters, settings), 0, [])
     if state is not None:
         state.resume(learning, settings.steps)
     writer = state if process == 0 else None
@@ -86,7 +91,7 @@ def run(
             _follow(average, parameters, settings.average, learning.step)
             learning.step += 1
             learning.losses.append(float(loss.detach()))
-            if writer is not None and learning.step % writer.every == 0 and learning.step < settings.steps:
+            if writer is not None and _due(writer, learning.step, settings.steps):
                 writer.write(learning)
             if on_step is not None:
                 on_step(Progress(learning.step, learning.losses))
@@ -103,10 +108,18 @@ def run(
     return Progress(learning.step, learning.losses)
 
 
-def _optimizer(values: list[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
+def _due(state: StateFile, step: int, steps: int) -> bool:
+    return step % state.every == 0 if step < steps else state.last
+
+
+def _optimizer(parameters: dict[str, nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
     """AdamW, in one kernel on CUDA: the default there holds a further copy of all weights while it works."""
-    fused = True if all(value.is_cuda for value in values) else None
-    return torch.optim.AdamW(values, settings.learning_rate, settings.betas, weight_decay=settings.weight_decay, fused=fused)
+    fused = True if all(value.is_cuda for value in parameters.values()) else None
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, value in parameters.items():
+        groups.setdefault(settings.rate(name), []).append(value)
+    parts = [{"params": values, "lr": rate} for rate, values in groups.items()]
+    return torch.optim.AdamW(parts, settings.learning_rate, settings.betas, weight_decay=settings.weight_decay, fused=fused)
 
 
 def _follow(average: dict[str, Tensor], parameters: dict[str, nn.Parameter], decay: float, step: int) -> None:

@@ -16,6 +16,7 @@ from ..models import masks, patch_grid, patch_input, patch_visibility
 from .captions import Picture, Pictures
 from .meca_options import Examples, Options
 from .random_masks import random_mask
+from .references import finite
 
 AT_ONCE = 8
 """So many pictures go through the VAE and the vision model together."""
@@ -73,12 +74,7 @@ def encode(
     # Not in inference mode, in which ComfyUI runs nodes: what is made there cannot take part in a gradient.
     with torch.inference_mode(False), torch.no_grad():
         for group in _groups(samples):
-            latents.append(vae.encode(torch.stack([one.image for one in group])).float().cpu())
-            if not bool(torch.isfinite(latents[-1]).all()):
-                raise ValueError(
-                    "the VAE gives values that are no numbers (NaN): its half precision overflows, as the first SDXL VAE's does. Load "
-                    "another one (Load VAE), or start ComfyUI with --fp32-vae."
-                )
+            latents.append(finite(vae.encode(torch.stack([one.image for one in group])).float().cpu()))
             whole = torch.ones(group[0].image.shape[:2], dtype=torch.bool)
             inside = [whole if one.region is None else one.region for one in group]
             features += _features(group, inside, clip_vision, threshold)

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from .learner import Learner, Method
+from .adapted import Method
+from .learner import Learner
 from .twin import blocks_of, compute_dtype
 
 log = logging.getLogger(__name__)
@@ -58,9 +59,9 @@ def estimate(learner: Learner, shape: tuple[int, int, int, int], checkpointing: 
     return Estimate(int(weights), 4 * (COPIES + average) * trained, activations(learner.patcher, shape, checkpointing, learner.method))
 
 
-def estimate_full(model: Any, shape: tuple[int, int, int, int], checkpointing: bool, average: bool = False) -> Estimate:
-    """What training all weights of a MODEL would take, without a learner."""
-    trained = sum(value.numel() for value in model.model.diffusion_model.parameters())
+def estimate_full(model: Any, shape: tuple[int, int, int, int], checkpointing: bool, average: bool = False, beside: int = 0) -> Estimate:
+    """What training all weights of a MODEL would take, without a learner; `beside` as in `estimate`."""
+    trained = beside + sum(value.numel() for value in model.model.diffusion_model.parameters())
     return Estimate(0, 4 * (COPIES + average) * trained, activations(model, shape, checkpointing, "full"))
 
 

@@ -54,6 +54,16 @@ def pair(images: Sequence[Tensor], marks: Sequence[Tensor]) -> list[Reference]:
     return [_reference(number, image, mask) for number, (image, mask) in enumerate(zip(pictures, marked, strict=True), 1)]
 
 
+def finite(latents: Tensor) -> Tensor:
+    """The latents themselves. ValueError where the VAE gave no numbers."""
+    if not bool(torch.isfinite(latents).all()):
+        raise ValueError(
+            "the VAE gives values that are no numbers (NaN): its half precision overflows, as the first SDXL VAE's does. Load "
+            "another one (Load VAE), or start ComfyUI with --fp32-vae."
+        )
+    return latents
+
+
 def _reference(number: int, image: Tensor, mask: Tensor) -> Reference:
     size, given = tuple(image.shape[:2]), tuple(mask.shape)
     if not bool(torch.isfinite(image).all()):

@@ -53,7 +53,7 @@ class Learning:
 
 @dataclass(frozen=True)
 class StateFile:
-    """Where a training keeps its state: `path`, written every `every` steps and whenever it is interrupted.
+    """Where a training keeps its state: `path`, written every `every` steps and whenever it is interrupted; with `last` at its end too.
 
     `fingerprint` says what is trained on what; a file of another training is not resumed.
     """
@@ -61,6 +61,7 @@ class StateFile:
     path: Path
     fingerprint: str
     every: int = 100
+    last: bool = False
 
     def resume(self, learning: Learning, steps: int) -> None:
         """Puts the file's state into place, if there is one and it is this training's; else a warning.

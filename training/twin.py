@@ -1,4 +1,4 @@
-"""A copy of a ComfyUI MODEL that a training may change: its own weights, everything else as on the given one."""
+"""Copies of a ComfyUI MODEL or CLIP that a training may change: their own weights, everything else as on the given one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMPILED = "torch.compile"
 
 
 def twin(model: Any) -> Any:
-    """A MODEL of its own weights that equals the given one: same LoRAs, options and wrappers. Never loaded piecemeal.
+    """A MODEL (or a CLIP's patcher) of its own weights that equals the given one: same LoRAs, options, wrappers. Never loaded piecemeal.
 
     Left out, as they hold on to the given one's own layers: a compiled UNet, patched layers, and LoRAs in bypass mode (a warning).
     """
@@ -52,9 +52,9 @@ def _network(model: Any) -> Any:
         loaded = load(*given, disable_dynamic=True)
         return (loaded[place[0]] if place else loaded).model
     unload(model)
-    # The configuration is shared (it cannot be copied); who sampled with the original last is not of interest.
-    memo: dict[int, Any] = {id(model.model.model_config): model.model.model_config, id(model.model.current_patcher): None}
-    return copy.deepcopy(model.model, memo)
+    # The configuration is shared (it cannot be copied); who sampled with the original last is not of interest. A CLIP has neither.
+    shared, last = getattr(model.model, "model_config", None), getattr(model.model, "current_patcher", None)
+    return copy.deepcopy(model.model, {id(shared): shared, id(last): None})
 
 
 def unload(model: Any) -> None:
@@ -91,6 +91,20 @@ def blocks_of(unet: nn.Module) -> list[Any]:
     from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 
     return [module for module in unet.modules() if isinstance(module, (BasicTransformerBlock, ResBlock))]
+
+
+def without_sums_in_place(encoder: nn.Module) -> None:
+    """Makes ComfyUI's CLIP text layers add their results to new tensors: what they add in place has no gradient."""
+    from comfy.clip_model import CLIPLayer
+
+    for module in encoder.modules():
+        if isinstance(module, CLIPLayer):
+            module.forward = functools.partial(_layer_of_text, module)
+
+
+def _layer_of_text(layer: Any, x: Any, mask: Any = None, optimized_attention: Any = None) -> Any:
+    x = x + layer.self_attn(layer.layer_norm1(x), mask, optimized_attention)
+    return x + layer.mlp(layer.layer_norm2(x))
 
 
 def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:

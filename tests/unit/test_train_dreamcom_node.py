@@ -19,7 +19,8 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from maskprompt.nodes import progress as node_progress
 from maskprompt.training import dreamcom, loop, state
-from maskprompt.training.learner import Learner, Method
+from maskprompt.training.adapted import Method
+from maskprompt.training.learner import Learner
 from torch import Tensor
 
 from demo.painter import Painter
