@@ -7,7 +7,7 @@ import sys
 
 from .pack import load_pack
 
-TABLES: dict[str, str] = {"tiny-model": "tiny_model", "dreamcom": "dreamcom", "meca": "meca"}
+TABLES: dict[str, str] = {"tiny-model": "tiny_model", "dreamcom": "dreamcom", "meca": "meca", "mcgm": "mcgm"}
 """The tables and the modules that measure them."""
 
 

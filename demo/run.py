@@ -52,10 +52,21 @@ CHANGES: dict[tuple[str, str], Any] = {
     ("MaskPromptTrainMECA", "size"): 128,
     ("MaskPromptTrainMECA", "steps"): 300,
     ("MaskPromptTrainMECA", "learning_rate"): 1e-3,
+    ("MaskPromptTrainMCGM", "size"): 128,
+    ("MaskPromptTrainMCGM", "method"): "lora",
+    ("MaskPromptTrainMCGM", "steps"): 200,
+    ("MaskPromptTrainMCGM", "weight_steps"): 400,
+    ("MaskPromptTrainMCGM", "batch_size"): 4,
+    ("MaskPromptTrainMCGM", "gradient_checkpointing"): False,
     ("KSampler", "steps"): 20,
 }
-MADE_BY: dict[str, str] = {"dreamcom_subject.safetensors": "dreamcom_train"}
-"""The LoRAs that bundled workflows load, by the names that they have there, and the workflow whose Save LoRA Weights makes each."""
+MADE_FILES: dict[str, str] = {"lora_name": "loras", "mcgm_name": "mcgm"}
+"""The inputs of loaders that name files which other bundled workflows make: the folder below models/."""
+MADE_BY: dict[tuple[str, str], str] = {
+    ("loras", "dreamcom_subject.safetensors"): "dreamcom_train",
+    ("mcgm", "scene.safetensors"): "mcgm_train",
+}
+"""These files, by their folder and the name that they have in the workflows which load them: the workflow that makes each."""
 LONGEST = 1800
 """Seconds that one workflow may take, on a slow machine."""
 
@@ -79,7 +90,7 @@ def photographs(prompt: Prompt) -> list[str]:
 
 
 def add_photographs(server: Server, names: Iterable[str]) -> None:
-    """Puts the pictures that the workflows name into the server's input folder: real photographs, and those of the demo's subject."""
+    """Puts the pictures that the workflows name into the server's input folder: real photographs, and what the demo's artist brings."""
     for name in names:
         stem = Path(name).stem
         pixels = subject_pictures.load(stem) if stem in subject_pictures.names() else photos.load(stem)
@@ -106,22 +117,27 @@ def workflows(names: Iterable[str] = ()) -> dict[str, Prompt]:
 
 
 def in_order(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
-    """The workflows, each after those that make the LoRAs it loads; these are added where they are missing."""
+    """The workflows, each after those that make the files it loads; these are added where they are missing."""
     ordered: dict[str, Prompt] = {}
     for name, prompt in prompts.items():
-        loaded = [entry["inputs"]["lora_name"] for entry in prompt.values() if "lora_name" in entry["inputs"]]
-        makers = [MADE_BY[lora] for lora in loaded]
+        inputs = [entry["inputs"] for entry in prompt.values()]
+        makers = [MADE_BY[folder, given[field]] for given in inputs for field, folder in MADE_FILES.items() if field in given]
         ordered |= {**(workflows(makers) if makers else {}), name: prompt}
     return ordered
 
 
 def hand_on(server: Server, workflow: str) -> None:
-    """Puts the LoRA that a workflow has just saved where the next one looks for it, as an artist would; RuntimeError if it saved none."""
-    for lora in (lora for lora, maker in MADE_BY.items() if maker == workflow):
-        saved = sorted((server.output / "loras").glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
-        if not saved:
-            raise RuntimeError(f"workflow {workflow} saved no LoRA in {server.output / 'loras'}")
-        server.add_model("loras", saved[-1], lora)
+    """Sees to it that what a workflow has just made lies where the next one looks for it; RuntimeError if it made nothing.
+
+    Train MCGM puts its files there itself, under the name that it was given. What a Save node left in the output folder, with the time in
+    its name, is put there, as an artist would.
+    """
+    for folder, name in (file for file, maker in MADE_BY.items() if maker == workflow):
+        saved = sorted((server.output / folder).glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+        if saved:
+            server.add_model(folder, saved[-1], name)
+        elif not (server.folder / "models" / folder / name).is_file():
+            raise RuntimeError(f"workflow {workflow} left no {name} in models/{folder}, and no other file in {server.output / folder}")
 
 
 class Progress:

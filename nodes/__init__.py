@@ -5,12 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from . import attention_map, crop, depth_hint, dreamcom, inspect, meca, mepa, segment, train_dreamcom, train_meca
+from . import attention_map, crop, depth_hint, dreamcom, inspect, mcgm, meca, mepa, segment, train_dreamcom, train_mcgm, train_meca
 
-# mcgm.NODES (Load MCGM, Encode Masks) come with the training that makes their files.
 NODES: list[type[io.ComfyNode]] = [
     *segment.NODES, *dreamcom.NODES, *train_dreamcom.NODES, *crop.NODES,
-    *mepa.NODES, *meca.NODES, *train_meca.NODES, *depth_hint.NODES, *inspect.NODES, *attention_map.NODES,
+    *mcgm.NODES, *train_mcgm.NODES, *mepa.NODES, *meca.NODES, *train_meca.NODES, *depth_hint.NODES, *inspect.NODES, *attention_map.NODES,
 ]  # fmt: skip
 
 

@@ -136,13 +136,18 @@ class EncodeMasks(io.ComfyNode):
         cls,
         positive: list[Any],
         negative: list[Any],
-        mask_encoder: LoadedEncoder,
+        mask_encoder: LoadedEncoder | None,
         strength: float = 1.0,
         masks: torch.Tensor | None = None,
         prompt: str | None = None,
     ) -> io.NodeOutput:
         if strength == 0 or masks is None or len(masks) == 0:
             return io.NodeOutput(positive, negative)
+        if mask_encoder is None:
+            raise ValueError(
+                "no mask encoder was given: Train MCGM makes none where its mask_tokens is off. Train with mask tokens, or bypass this "
+                "node."
+            )
         drawn = to_mask(masks, "masks").cpu()
         owners = mcgm.owners(mask_encoder, len(drawn), prompt)
         mcgm.warn_of(drawn)

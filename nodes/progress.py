@@ -35,12 +35,12 @@ class TrainingProgress:
         self.bar.update_absolute(done * self.ahead // count)
         self.say(f"Encoding crops: {done} of {count}")
 
-    def between(self, done: int, count: int) -> None:
-        """After some of the pictures that are encoded between training steps."""
+    def between(self, done: int, count: int, what: str = "Encoding pictures") -> None:
+        """After some of the pictures that are encoded between training steps, or whatever else is done there."""
         from comfy.model_management import throw_exception_if_processing_interrupted
 
         throw_exception_if_processing_interrupted()
-        self.say(f"Encoding pictures: {done} of {count}")
+        self.say(f"{what}: {done} of {count}")
 
     def watcher(self, preview_every: int, preview: Callable[[], torch.Tensor]) -> Callable[[Progress], None]:
         """What to do after each step: bar, loss, a preview [B, H, W, 3] every so often (0: never), and the artist's interrupt."""

@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from maskprompt.models import handles, mask_encoder, mask_encoder_file
+from maskprompt.models.handles import Handle
+from maskprompt.models.mask_encoder_file import About
 from playwright.sync_api import Page, sync_playwright
 from safetensors.torch import save_file
 
-from demo import run
+from demo import run, tiny_model
 from demo.server import Server
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+TEXT_WIDTH: int = tiny_model.UNET["context_dim"]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
 
 
@@ -46,13 +50,27 @@ def model_inputs() -> dict[str, tuple[str, Path]]:
 
 
 @pytest.fixture(scope="session")
-def own_inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
-    """The same of files that artists make or name themselves: a LoRA that has learned nothing, and the CLIP vision model, which everybody
-    gives another name than the one that it is downloaded under.
+def embeddings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The handles that belong to the mask encoder which artists make with mcgm_train."""
+    folder = tmp_path_factory.mktemp("embeddings")
+    vector = {"l": torch.zeros(1, TEXT_WIDTH)}
+    return [Path(handles.save(str(folder), f"scene-{word}", vector, word)) for word in ("ball", "fish")]
+
+
+@pytest.fixture(scope="session")
+def own_inputs(embeddings: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
+    """The same of files that artists make or name themselves: a LoRA and a mask encoder that have learned nothing, and the CLIP vision
+    model, which everybody gives another name than the one that it is downloaded under.
     """
-    lora = tmp_path_factory.mktemp("files") / "lora.safetensors"
-    save_file({"diffusion_model.out.2.diff": torch.zeros(4, 32, 3, 3)}, lora)
-    return {"lora_name": ("loras", lora), "clip_name": run.MODEL_FILES["clip_name"]}
+    folder = tmp_path_factory.mktemp("files")
+    save_file({"diffusion_model.out.2.diff": torch.zeros(4, 32, 3, 3)}, folder / "lora.safetensors")
+    known = tuple(Handle(file.stem, file.stem.removeprefix("scene-")) for file in embeddings)
+    mask_encoder_file.save(mask_encoder.fresh(TEXT_WIDTH, len(known)), About(known), str(folder / "mcgm.safetensors"))
+    return {
+        "lora_name": ("loras", folder / "lora.safetensors"),
+        "mcgm_name": ("mcgm", folder / "mcgm.safetensors"),
+        "clip_name": run.MODEL_FILES["clip_name"],
+    }
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +78,12 @@ def server(
     browser_path: str,
     model_inputs: dict[str, tuple[str, Path]],
     own_inputs: dict[str, tuple[str, Path]],
+    embeddings: list[Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     staged = run.stage(tmp_path_factory.mktemp("comfyui"))
+    for file in embeddings:
+        staged.add_model("embeddings", file)
     for prompt in run.workflows().values():
         run.add_photographs(staged, run.photographs(prompt))
         for node in prompt.values():

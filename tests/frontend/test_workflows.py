@@ -16,7 +16,8 @@ from demo import run
 from demo.server import ROOT, Server
 
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-CHANGES = {**run.CHANGES, ("MaskPromptTrainDreamCom", "steps"): 3, ("MaskPromptTrainMECA", "steps"): 3}
+TRAININGS = {"MaskPromptTrainDreamCom": ("steps",), "MaskPromptTrainMECA": ("steps",), "MaskPromptTrainMCGM": ("steps", "weight_steps")}
+CHANGES = {**run.CHANGES, **{(node, field): 3 for node, fields in TRAININGS.items() for field in fields}}
 SCREENSHOTS = ROOT / "demo" / "output" / "screenshots"
 TITLE_HEIGHT = 30
 

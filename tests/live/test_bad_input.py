@@ -6,12 +6,16 @@ import json
 import os
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from maskprompt.models import handles, mask_encoder, mask_encoder_file
+from maskprompt.models.handles import Handle
+from maskprompt.models.mask_encoder_file import About
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -98,6 +102,65 @@ def looked_at(words: str, model: dict[str, Any] = CHECKPOINT) -> Prompt:
     }  # fmt: skip
 
 
+Box = tuple[int, int, int, int]
+LEFT, RIGHT = (8, 16, 48, 96), (72, 32, 48, 64)
+"""Two boxes (x, y, width, height) beside each other on 128 x 128 pixels."""
+SUBJECTS = "embedding:live-ball and embedding:live-star"
+
+
+def batch(boxes: Sequence[Box | None], side: int = 128) -> Prompt:
+    """Masks of these boxes (None: nothing marked), of which the node "masks" makes a batch."""
+    size = {"image_width": side, "image_height": side, "feather": 0}
+    marks = {
+        f"mask {number}": solid(0.0, side, side) if box is None
+        else node("MaskPromptBoxMask", **dict(zip(("x", "y", "width", "height"), box, strict=True)), **size)
+        for number, box in enumerate(boxes)
+    }  # fmt: skip
+    return {**marks, "masks": node("BatchMasksNode", **{f"masks.mask{number}": [name, 0] for number, name in enumerate(marks)})}
+
+
+def posed(boxes: Sequence[Box | None], text: str = SUBJECTS, file: str = "live.safetensors", told: bool = False) -> Prompt:
+    """Three steps of a prompt with masks that Encode Masks encodes; `told`: it is given the prompt's text as well."""
+    sampler = {"steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "seed": 1}
+    return {
+        **batch(boxes),
+        "clip": CHECKPOINT,
+        "mcgm": node("MaskPromptLoadMCGM", model=["clip", 0], clip=["clip", 1], mcgm_name=file, lora_strength=1.0),
+        "text": node("CLIPTextEncode", clip=["mcgm", 1], text=text),
+        "nothing": node("CLIPTextEncode", clip=["mcgm", 1], text=""),
+        "encoded": node(
+            "MaskPromptEncodeMasks", positive=["text", 0], negative=["nothing", 0], mask_encoder=["mcgm", 2], masks=["masks", 0],
+            strength=1.0, **({"prompt": text} if told else {}),
+        ),
+        "latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "sampler": node(
+            "KSampler", model=["mcgm", 0], positive=["encoded", 0], negative=["encoded", 1], latent_image=["latent", 0], **sampler
+        ),
+        "decoded": node("VAEDecode", samples=["sampler", 0], vae=["clip", 2]),
+        "save": node("SaveImage", images=["decoded", 0], filename_prefix="bad-input"),
+    }  # fmt: skip
+
+
+def learned(boxes: Sequence[Box | None], model: dict[str, Any] = CHECKPOINT, side: int = 512, **settings: Any) -> Prompt:
+    """Train MCGM on a picture of 512 x 512 pixels, if it comes so far."""
+    given = {
+        "model": ["model", 0], "clip": ["clip", 1], "vae": ["clip", 2], "image": ["picture", 0], "masks": ["masks", 0],
+        "words": "ball, star", "name": "live", "steps": 1, "weight_steps": 1, "method": "lora", "learning_rate": 0.0, "rank": 2,
+        "batch_size": 1, "size": 64, "seed": 0,
+    }  # fmt: skip
+    return {
+        **batch(boxes, side),
+        "picture": node("LoadImage", image=PICTURES[0]),
+        "clip": CHECKPOINT,
+        "model": model,
+        "train": {"class_type": "MaskPromptTrainMCGM", "inputs": {**given, **settings}},
+        "words": node("PreviewAny", source=["train", 3]),
+    }  # fmt: skip
+
+
+MARKS = [(50, 100, 180, 300), (300, 150, 150, 250)]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def photograph(server: Server) -> None:
     run.add_photographs(server, ["coffee.png", *PICTURES])
@@ -145,6 +208,27 @@ REFUSED: dict[str, tuple[Prompt, str]] = {
     "no word at all": (looked_at(" , "), "words"),
     "a map of a model that is no UNet": (looked_at("ball", VIDEO_MODEL), r"\(MaskPromptAttentionMap\).*UNet"),
     "a noun of many pieces": (training(noun="antidisestablishmentarianism " * 3), r"noun .*antidis.* pieces long.*plain word"),
+    "mcgm: an encoder for SDXL": (posed([LEFT], file="sdxl.safetensors"), r"text of width 2048 \(SDXL\); this model's text has width 128"),
+    "mcgm: a LoRA for an encoder": (posed([LEFT], file="a-lora.safetensors"), "'a-lora.safetensors' is no mask encoder.*models/loras"),
+    "mcgm: a cut-off file": (posed([LEFT], file="cut-off.safetensors"), "'cut-off.safetensors'.* is damaged or not complete"),
+    "mcgm: no such file": (posed([LEFT], file="owl.safetensors"), "There is no file 'owl.safetensors'.*found there:.*live.safetensors"),
+    "mcgm: more masks than subjects": (posed([LEFT, RIGHT, None]), "there are 3 masks, but 'live.safetensors' knows 2 subjects"),
+    "mcgm: more masks than the prompt names": (posed([LEFT, RIGHT, None], told=True), "are 3 masks, but the prompt names 2 subjects"),
+    "mcgm: a handle missing from the prompt": (
+        posed([LEFT, RIGHT], "a photo of embedding:live-ball", told=True),
+        r"2 masks, but the prompt names 1 subject .*does not name embedding:live-star \(or 'star'\)",
+    ),
+    "mcgm: a handle with a full stop": (posed([LEFT], "see embedding:live-ball.", told=True), "names no subjects.*space before and after"),
+    "mcgm: a model that is no UNet": (learned(MARKS, VIDEO_MODEL), r"\(MaskPromptTrainMCGM\).*a UNet model is needed"),
+    "mcgm: more masks than words": (learned([*MARKS, None]), r"2 words \(ball, star\) but 3 masks"),
+    "mcgm: fewer masks than words": (learned(MARKS, words="ball, star, ring"), r"3 words \(ball, star, ring\) but 2 masks"),
+    "mcgm: no words": (learned(MARKS, words=" , "), "words is empty.*cat, dog"),
+    "mcgm: a mask that marks nothing": (learned([MARKS[0], None]), r"mask 2 \(star\) marks nothing: point SAM Mask"),
+    "mcgm: masks of another size": (learned(MARKS, side=500), "the picture is 512 x 512 pixels but its masks 500 x 500"),
+    "mcgm: a subject too small for the size": (learned([MARKS[0], (9, 9, 8, 8)]), r"mask 2 \(star\) marks too little.*larger `size`"),
+    "mcgm: no name": (learned(MARKS, name=" "), "name is empty"),
+    "mcgm: a name that leads elsewhere": (learned(MARKS, name="../live"), "cannot be a handle's name.*letters from a to z"),
+    "mcgm: a word that is no embedding": (learned(MARKS, words="ball, embedding:owl"), "reads nothing where .* 'embedding:owl'"),
 }
 
 
@@ -175,6 +259,24 @@ def broken_files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Pa
     save_file(without_inpainting(), folder / "plain.safetensors")
     server.add_model("checkpoints", folder / "plain.safetensors")
     return marker
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mcgm_files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Two handles, and a mask encoder with them; one for SDXL, a LoRA, and a part of a file, all where mask encoders lie."""
+    folder, known = tmp_path_factory.mktemp("mcgm"), []
+    for number, word in enumerate(("ball", "star")):
+        vectors = {"l": torch.randn(1, 128, generator=torch.Generator().manual_seed(number)) * 0.05}
+        server.add_model("embeddings", Path(handles.save(str(folder), f"live-{word}", vectors, word)))
+        known.append(Handle(f"live-{word}", word, handles.fingerprint(vectors)))
+    for name, width in (("live", 128), ("sdxl", 2048)):
+        mask_encoder_file.save(mask_encoder.fresh(width, 2), About(tuple(known)), str(folder / f"{name}.safetensors"))
+    layer = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    lora = {f"{layer}.lora_up.weight": torch.zeros(320, 4), f"{layer}.lora_down.weight": torch.zeros(4, 320)}
+    save_file(lora, folder / "a-lora.safetensors", {"format": "pt"})
+    (folder / "cut-off.safetensors").write_bytes((folder / "live.safetensors").read_bytes()[:-1000])
+    for name in ("live", "sdxl", "a-lora", "cut-off"):
+        server.add_model("mcgm", folder / f"{name}.safetensors")
 
 
 def without_inpainting() -> dict[str, torch.Tensor]:
@@ -224,3 +326,24 @@ def test_an_empty_or_full_mask_leaves_attention_as_it_is(server: Server, value: 
     del without["attention"], without["mask"]
     without["sampler"]["inputs"]["model"] = ["model", 0]
     assert np.array_equal(saved(server, painted(solid(value, 128, 128))), saved(server, without))
+
+
+def test_mcgm_masks_that_overlap_are_warned_of(server: Server) -> None:
+    apart, over = (saved(server, posed(boxes)) for boxes in ([LEFT, RIGHT], [LEFT, (16, 24, 32, 64)]))
+    assert not np.array_equal(apart, over)
+    assert "masks 1 and 2 share 100 % of the smaller one; there subjects may mix" in server.log_tail(20)
+
+
+def test_mcgm_a_mask_with_nothing_in_it_leaves_the_pose_to_the_text(server: Server) -> None:
+    """Its token is zero, wherever it stands, and a warning says so; a mask in its place paints another picture."""
+    blank, drawn = (saved(server, posed(boxes)) for boxes in ([LEFT, None], [LEFT, RIGHT]))
+    assert "mask 2 has nothing in it; its token is zero, and the text alone poses the subject" in server.log_tail(60)
+    assert not np.array_equal(blank, drawn)
+
+
+def test_mcgm_a_prompt_of_more_than_77_tokens_works(server: Server) -> None:
+    """The masks act there too, also where the subjects are named at its end."""
+    text = "a photo of grass and sky and stones, " * 12 + SUBJECTS
+    one, other = (saved(server, posed(boxes, text, told=True)) for boxes in ([LEFT, RIGHT], [RIGHT, (0, 0, 128, 24)]))
+    assert one.shape == other.shape == (128, 128)
+    assert not np.array_equal(one, other)

@@ -182,10 +182,10 @@ def test_a_lora_is_found_for_the_workflow_that_loads_it(server: Server) -> None:
     assert sorted(everything) == sorted(run.workflows())
     assert list(run.in_order(run.workflows(["dreamcom_insert"]))) == ["dreamcom_train", "dreamcom_insert"]
     assert list(everything).index("dreamcom_train") < list(everything).index("dreamcom_insert")
-    (name,) = (lora for lora, maker in run.MADE_BY.items() if maker == "dreamcom_train")
+    ((folder, name),) = (file for file, maker in run.MADE_BY.items() if maker == "dreamcom_train")
     server.run(training(seed=18))
     run.hand_on(server, "dreamcom_train")
     newest = max(lora_files(server), key=lambda file: file.stat().st_mtime)
-    assert (server.folder / "models" / "loras" / name).read_bytes() == newest.read_bytes()
+    assert (server.folder / "models" / folder / name).read_bytes() == newest.read_bytes()
     loader = node("LoraLoaderModelOnly", model=["clip", 0], lora_name=name, strength_model=1.0)
     assert "lora" in server.run({"clip": CHECKPOINT, "lora": loader, **painting(["lora", 0])}).executed
