@@ -143,7 +143,7 @@ class Bench:
             about = {"subject": subject.name, "references": str(method.references), "seconds": f"{seconds:.1f}"}
             keep(file, lambda part: save_file({key: value.contiguous() for key, value in learned.items()}, part, about))
         with safe_open(file, "pt") as kept:
-            return {key: kept.get_tensor(key) for key in kept.keys()}, float(kept.metadata()["seconds"])  # noqa: SIM118
+            return {key: kept.get_tensor(key) for key in kept.keys()}, float(kept.metadata()["seconds"])  # noqa: SIM118  (a safetensors file is no dict)
 
     def model(self, subject: Subject, method: Method, masks: Tensor) -> Any:
         """The model that paints: with the subject's LoRA and the method's masked attention."""
