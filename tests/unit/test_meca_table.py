@@ -13,6 +13,7 @@ import torch
 from scipy import linalg
 
 from benchmarks import meca, results, tables
+from benchmarks.kept import Kept
 from demo import judge, scenes
 
 GOOD = meca.Score(True, False, True, True, True, True, False, False, 3.0)
@@ -252,7 +253,7 @@ def test_figures_of_a_method_are_of_its_scores() -> None:
 
 def test_a_set_of_pictures_is_kept_by_all_that_it_is_made_from(tmp_path: Path, made: list[meca.Case]) -> None:
     bench = object.__new__(meca.Bench)
-    bench.work, bench.files = tmp_path, {"checkpoint": "c", "vision": "v", "adapter": "a"}
+    bench.kept, bench.files = Kept(tmp_path, {}), {"checkpoint": "c", "vision": "v", "adapter": "a"}
     pages = {bench.page(made[:2], method, seed) for method in meca.METHODS for seed in (0, 1)}
     assert len(pages) == 2 * len(meca.METHODS)
     moved = replace(made[0], box=(0, 0, 56, 56))
