@@ -15,7 +15,7 @@ from .mask_encoder_file import FOLDER, About, LoadedEncoder
 from .mcgm import EMBEDDINGS, LORAS
 
 LONGEST = 100
-"""Characters of a handle's name: most file systems take 255 in all."""
+"""Characters of a handle's name, without the numbers that tell it from others: most file systems take 255 in all."""
 
 
 def handle_names(name: str, words: Sequence[str]) -> list[str]:
@@ -24,27 +24,24 @@ def handle_names(name: str, words: Sequence[str]) -> list[str]:
     No two are the same file, also where a file system does not tell Cat from cat. ValueError for a name that no prompt could say, or that
     is too long for a file.
     """
-    found: list[str] = []
-    for word in words:
-        plain = f"{name}-{'-'.join(part for part in _letters(word).split('-') if part) or 'subject'}"
+    for plain in (_handle_name(name, word) for word in words):
         if len(plain) > LONGEST:
             raise ValueError(
                 f"'{plain[:40]}...' is too long for a handle's name ({len(plain)} characters, at most {LONGEST}). Use a shorter name, and "
                 "one plain word for each subject."
             )
-        taken = {other.lower() for other in found}
-        found.append(next(own for count in itertools.count(1) if (own := _numbered(plain, count)).lower() not in taken))
-        handles.check_name(found[-1])
-    return found
+    return _handle_names(name, words)
 
 
 def free_name(name: str, words: Sequence[str]) -> str:
     """`name`, or with the first number (fox-2) under which nothing is stored yet, so that no file is overwritten.
 
-    Nor may another embedding have a handle's name, in whichever folder: which of them a text node then takes is chance.
+    Nor may another embedding have a handle's name, in whichever folder: which of them a text node then takes is chance. ValueError as from
+    `handle_names`; the number may make a name longer than is taken from the artist.
     """
     import folder_paths
 
+    handle_names(name, words)
     known = {Path(file).stem.lower() for file in folder_paths.get_filename_list(EMBEDDINGS)}
     count = 1
     while _taken(_numbered(name, count), words, known):
@@ -91,19 +88,33 @@ def save(
         raise
 
 
+def _handle_names(name: str, words: Sequence[str]) -> list[str]:
+    """`handle_names` of any length: also of a name that a number has made longer."""
+    found: list[str] = []
+    for plain in (_handle_name(name, word) for word in words):
+        taken = {other.lower() for other in found}
+        found.append(next(own for count in itertools.count(1) if (own := _numbered(plain, count)).lower() not in taken))
+        handles.check_name(found[-1])
+    return found
+
+
+def _handle_name(name: str, word: str) -> str:
+    return f"{name}-{'-'.join(part for part in _letters(word).split('-') if part) or 'subject'}"
+
+
 def _paths(name: str, words: Sequence[str]) -> list[Path]:
     """Of the handles, the LoRA and the mask encoder."""
     import folder_paths
 
     files.register_folder(FOLDER)
     embeddings, loras, encoders = (Path(folder_paths.get_folder_paths(folder)[0]) for folder in (EMBEDDINGS, LORAS, FOLDER))
-    return [*(embeddings / f"{own}.safetensors" for own in handle_names(name, words)),
+    return [*(embeddings / f"{own}.safetensors" for own in _handle_names(name, words)),
             *(folder / f"{name}.safetensors" for folder in (loras, encoders))]  # fmt: skip
 
 
 def _taken(name: str, words: Sequence[str], known: Set[str]) -> bool:
     """Whether a file of that name is there, or its handles are among the names of embeddings `known`, in small letters."""
-    return any(path.exists() for path in _paths(name, words)) or any(own.lower() in known for own in handle_names(name, words))
+    return any(path.exists() for path in _paths(name, words)) or any(own.lower() in known for own in _handle_names(name, words))
 
 
 def _numbered(name: str, count: int) -> str:

@@ -121,6 +121,11 @@ class TrainMCGM(io.ComfyNode):
                     "gradient_checkpointing", default=True, optional=True, advanced=True,
                     tooltip="Needs far less memory and about a third more time.",
                 ),
+                io.Float.Input(
+                    "average", default=0.0, min=0.0, max=0.9999, step=0.001, optional=True, advanced=True,
+                    tooltip="Keep a moving average of what the second phase learns, with this decay, for example 0.98. 0: the last weights, "
+                    "as in the paper.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with what it learned. The given one stays as it was."),
@@ -153,7 +158,7 @@ class TrainMCGM(io.ComfyNode):
             move=given.get("move_subjects", True), masks=tokens != "off", mode="paper" if tokens == "paper" else "bound",
             attention_weight=given.get("attention_weight", 0.3), mask_attention_weight=given.get("mask_attention_weight", 3.0),
             background_weight=given.get("background_weight", 0.3), prior_weight=given.get("prior_weight", 0.0),
-            checkpointing=given.get("gradient_checkpointing", True),
+            checkpointing=given.get("gradient_checkpointing", True), average=given.get("average", 0.0),
         )  # fmt: skip
         scene = mcgm_options.scene_of(image, masks, options)
         mcgm_options.check(model, clip, vae, options, scene)
@@ -161,7 +166,7 @@ class TrainMCGM(io.ComfyNode):
         scene = mcgm_options.fitted(scene, options)
         if given["method"] == AUTO:
             text = sum(value.numel() for value in clip.patcher.model.parameters())
-            full = memory.estimate_full(model, options.latents(scene), options.checkpointing, beside=text)
+            full = memory.estimate_full(model, options.latents(scene), options.checkpointing, options.average > 0, text)
             options = replace(options, method=memory.method_for(model.load_device, full))
         else:
             options = replace(options, method=given["method"])
@@ -193,9 +198,11 @@ class TrainMCGM(io.ComfyNode):
         text = TextLearner(clip, options.words, options.method, options.rank, options.seed)
         learner = Learner(model, options.method, options.rank, options.seed, options.checkpointing, text)
         shape = options.latents(scene)
-        needed = memory.estimate(learner, shape, options.checkpointing, beside=sum(part.numel() for part in text.parameters.values()))
+        beside = sum(part.numel() for part in text.parameters.values())
+        needed = memory.estimate(learner, shape, options.checkpointing, options.average > 0, beside)
         memory.check(needed, learner.device, options.method)
-        count = options.batch * (options.steps + options.weight_steps)
+        # As many however few steps are asked for, so that a training that is made longer goes on with the same.
+        count = mcgm_samples.EXAMPLES
         examples = mcgm_samples.encode(scene, vae, options.background, options.move, count, options.seed, progress.crop)
         whole = mcgm_samples.whole(scene, vae)
         ordinary = None
@@ -219,8 +226,7 @@ class TrainMCGM(io.ComfyNode):
             vectors = [text.handle(number) for number in range(len(options.words))]
             network = None if subjects.encoder is None else subjects.encoder.cpu()
         about, encoder = cls._saved(name, options, vectors, network, learned)
-        for state in states:
-            state.remove()
+        mcgm.remove_states(states)
         return learned, about, encoder, done.losses
 
     @classmethod

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..attention import layers
+from ..attention import layers, numbering
+from ..models import handles
 
 if TYPE_CHECKING:
     from .dreamcom import Options
+    from .learner import Learner
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,31 @@ def check_model(model: Any) -> None:
         )
 
 
+def check_parts(model: Any, clip: Any, vae: Any) -> None:
+    """ValueError where the text encoder or the VAE is missing, or another model's. The MODEL's UNet must have been checked."""
+    if clip is None:
+        raise ValueError("no text encoder was given (the checkpoint holds none): wire the CLIP of the checkpoint, or Load CLIP.")
+    if vae is None:
+        raise ValueError("no VAE was given (the checkpoint holds none): wire Load VAE.")
+    channels = getattr(vae, "latent_channels", 4)
+    if channels != 4:
+        raise ValueError(f"the VAE makes latents of {channels} channels and the model takes 4: wire the VAE of the checkpoint.")
+    given, (_, wanted) = sum(handles.widths_of(clip).values()), numbering.widths(model.get_model_object("diffusion_model"))
+    if given != wanted:
+        raise ValueError(
+            f"the text encoder gives text of width {given} and the model takes {wanted}: wire the CLIP of the same checkpoint."
+        )
+
+
+def check_text(learner: Learner, text: Any) -> None:
+    """ValueError if a CONDITIONING is of another width than the learner's text."""
+    given, (_, wanted) = int(text[0][0].shape[-1]), numbering.widths(learner.network.diffusion_model)
+    if given != wanted:
+        raise ValueError(
+            f"the text encoder gives text of width {given} and the model takes {wanted}: wire the CLIP of the same checkpoint."
+        )
+
+
 def _channels(model: Any) -> tuple[int | None, str]:
     """How many channels a MODEL's UNet takes, None if it is no UNet, and the same in words."""
     unet = model.get_model_object("diffusion_model")
@@ -54,8 +81,6 @@ def _channels(model: Any) -> tuple[int | None, str]:
 
 def check_words(options: Options, clip: Any) -> None:
     """ValueError for an empty token or noun, or one that the text encoder does not know as a word; a warning where it is in pieces."""
-    if clip is None:
-        raise ValueError("no text encoder was given (the checkpoint holds none): wire the CLIP of the checkpoint, or Load CLIP.")
     words = (("token", options.token, "a rare word such as sks"), ("noun", options.noun, "what the subject is, such as dog"))
     for name, word, instead in words:
         if not word.strip():

@@ -22,7 +22,7 @@ from ..attention.masked import MaskedCrossAttention
 from . import loop, references
 from .adapted import Method
 from .augment import Augmentation
-from .checks import check_model, check_size, check_words
+from .checks import check_model, check_parts, check_size, check_words
 from .learner import Learner
 from .preview import paint
 from .schedule import Schedule
@@ -85,9 +85,8 @@ class Options:
 def check(model: Any, clip: Any, vae: Any, options: Options, pictures: Sequence[references.Reference]) -> None:
     """ValueError, in the artist's words, for what cannot be trained; to be asked before anything is encoded."""
     check_model(model)
+    check_parts(model, clip, vae)
     check_words(options, clip)
-    if vae is None:
-        raise ValueError("no VAE was given (the checkpoint holds none): wire Load VAE.")
     check_size(options.size, [(one.mask.shape[0], one.mask.shape[1]) for one in pictures], "Train DreamCom")
 
 

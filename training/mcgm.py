@@ -6,6 +6,7 @@ is Break-A-Scene (Avrahami et al.), on which the paper builds.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,12 @@ class Subjects:
             own |= {f"mask_encoder.{name}": value for name, value in self.encoder.named_parameters()}
         return own if phase == 1 else own | self.learner.parameters | self.text.adapted.parameters
 
-    def prompts(self, orders: Sequence[tuple[int, ...]], cells: Tensor, then: str = "") -> Prompts:
+    def prompts(self, orders: Sequence[tuple[int, ...]], cells: Tensor) -> Prompts:
         """A prompt for each picture, which names its subjects in this order (equally many in each), with a token for each of their masks.
 
-        `cells` [B, n, 64, 64] are the masks in the same order; `then` is said after the trained sentence.
+        `cells` [B, n, 64, 64] are the masks in the same order.
         """
-        encoded = {order: self._encoded(order, then) for order in dict.fromkeys(orders)}
+        encoded = {order: self._encoded(order) for order in dict.fromkeys(orders)}
         text = torch.cat([encoded[order][0] for order in orders])
         options = {
             name: torch.cat([encoded[order][1][name] for order in orders]) if isinstance(value, Tensor) else value
@@ -86,8 +87,8 @@ class Subjects:
             text = mask_tokens.append(text, text.new_zeros(masks, text.shape[2]), text.shape[1])
         return [[text.expand(count, -1, -1), {name: _repeated(value, count) for name, value in options.items()}]]
 
-    def _encoded(self, order: tuple[int, ...], then: str) -> tuple[Tensor, dict[str, Any], list[int]]:
-        tokens, columns = self.text.tokens(self.options.prompt([PLACEHOLDER] * len(order)) + then, order)
+    def _encoded(self, order: tuple[int, ...]) -> tuple[Tensor, dict[str, Any], list[int]]:
+        tokens, columns = self.text.tokens(self.options.prompt([PLACEHOLDER] * len(order)), order)
         text, options = self.text.encode(tokens)
         return text, options, columns
 
@@ -180,9 +181,22 @@ def train(
 
 
 def state_files(path: Path, fingerprints: Sequence[str]) -> tuple[StateFile, StateFile]:
-    """Where the two phases keep their states, beside `path`. The first's is written at its end too: the second builds on it."""
-    first, second = (path.with_name(f"{path.stem}-{phase}{path.suffix}") for phase in (1, 2))
+    """Where the two phases keep their states, beside `path`, which is to be the first fingerprint's own.
+
+    Trainings that differ in the second phase alone share the first's file, and have one each of the second. The first's is written at its
+    end too: the second builds on it.
+    """
+    own = hashlib.sha256(fingerprints[1].encode()).hexdigest()[:12]
+    first, second = (path.with_name(f"{path.stem}-{end}{path.suffix}") for end in ("1", f"2-{own}"))
     return StateFile(first, fingerprints[0], last=True), StateFile(second, fingerprints[1], last=True)
+
+
+def remove_states(states: tuple[StateFile, StateFile]) -> None:
+    """Of a training whose outcome is saved. The first phase's stays while another training that was interrupted builds on it."""
+    first, second = states
+    second.remove()
+    if not any(first.path.parent.glob(f"{first.path.stem.removesuffix('1')}2-*{first.path.suffix}")):
+        first.remove()
 
 
 @torch.no_grad()

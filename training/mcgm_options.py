@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention import numbering
-from ..models import handles, masks
+from ..models import masks
 from ..models.mask_encoder import Mode
 from . import loop
 from .adapted import Method
-from .checks import ENLARGED, check_size, check_unet
+from .checks import ENLARGED, check_parts, check_size, check_unet
 from .mcgm_samples import Background, Scene
 from .references import SMALLEST
 
@@ -45,7 +44,8 @@ class Options:
     `steps` and `weight_steps` are of the first and the second phase. `rate` None is the method's usual one in the second. `masks` off
     trains without mask tokens: Break-A-Scene. `attention_weight` and `mask_attention_weight` are the paper's two lambdas. There they are
     0.01 and 0.3, and the mask encoder never learned; with them masks pose nothing after so few steps. `background_weight`: how much the
-    error outside of the subjects counts; 0 in the paper (equation 1), where subjects spread beyond their masks.
+    error outside of the subjects counts; 0 in the paper (equation 1), where subjects spread beyond their masks. `average`: the decay of a
+    moving average of what the second phase learns, 0 in the paper.
     """
 
     words: tuple[str, ...]
@@ -68,6 +68,7 @@ class Options:
     prior_weight: float = 0.0
     prior_prompt: str = "a photo at the beach"
     prior_pictures: int = 20
+    average: float = 0.0
     checkpointing: bool = True
 
     def settings(self, phase: int, width: int) -> loop.Settings:
@@ -76,7 +77,7 @@ class Options:
             return loop.Settings(self.steps, self.handle_rate, self.seed, DECAY, BETAS)
         rate = USUAL_RATE[self.method] * USUAL_WIDTH / width if self.rate is None else self.rate
         late = tuple((part, self.handle_rate * LATE) for part in OWN) if self.method == "lora" else ()
-        return loop.Settings(self.weight_steps, rate, self.seed + 1, DECAY, BETAS, rates=late)
+        return loop.Settings(self.weight_steps, rate, self.seed + 1, DECAY, BETAS, average=self.average, rates=late)
 
     def prompt(self, names: Sequence[str]) -> str:
         """The sentence that is trained with: "a photo of A and B"."""
@@ -94,7 +95,7 @@ class Options:
         does not depend on the second.
         """
         same = replace(self, weight_steps=0, checkpointing=True)
-        same = replace(same, steps=0, rate=None, method="lora", rank=0) if phase == 1 else same
+        same = replace(same, steps=0, rate=None, method="lora", rank=0, average=0.0) if phase == 1 else same
         return f"mcgm 1 phase {phase} {same} {scene.fingerprint()} {model}"
 
 
@@ -115,8 +116,8 @@ def scene_of(image: Tensor, marks: Tensor, options: Options) -> Scene:
         raise ValueError("words is empty. Write one plain word for each subject, separated by commas, such as: cat, dog.")
     if len(marked) != len(options.words):
         raise ValueError(
-            f"{len(options.words)} words ({', '.join(options.words)}) but {len(marked)} masks: give one mask for each word, in the same "
-            "order, as a batch (SAM Mask makes one for each object; core's Mask Batch nodes join several)."
+            f"{_counted(len(options.words), 'word')} ({', '.join(options.words)}) but {_counted(len(marked), 'mask')}: give one mask for "
+            "each word, in the same order, as a batch (SAM Mask makes one for each object; core's Mask Batch nodes join several)."
         )
     for number, (mask, word) in enumerate(zip(marked, options.words, strict=True), 1):
         if int((mask > 0.5).sum()) < SMALLEST:
@@ -149,22 +150,15 @@ def fitted(scene: Scene, options: Options) -> Scene:
 def check(model: Any, clip: Any, vae: Any, options: Options, scene: Scene) -> None:
     """ValueError, in the artist's words, for what cannot be trained; to be asked before anything is encoded."""
     check_unet(model)
-    if clip is None:
-        raise ValueError("no text encoder was given (the checkpoint holds none): wire the CLIP of the checkpoint, or Load CLIP.")
-    if vae is None:
-        raise ValueError("no VAE was given (the checkpoint holds none): wire Load VAE.")
-    channels = getattr(vae, "latent_channels", 4)
-    if channels != 4:
-        raise ValueError(f"the VAE makes latents of {channels} channels and the model takes 4: wire the VAE of the checkpoint.")
-    given, (_, wanted) = sum(handles.widths_of(clip).values()), numbering.widths(model.get_model_object("diffusion_model"))
-    if given != wanted:
-        raise ValueError(
-            f"the text encoder gives text of width {given} and the model takes {wanted}: wire the CLIP of the same checkpoint."
-        )
+    check_parts(model, clip, vae)
     check_size(options.size, [], "Train MCGM")
     _check_area(options.size, scene.masks.shape[1], scene.masks.shape[2])
     if options.masks and options.mask_attention_weight > 0 and options.attention_weight == 0:
         log.warning("Train MCGM: with attention_weight 0 mask_attention_weight has no effect: it is a part of it.")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _check_area(size: int, height: int, width: int) -> None:

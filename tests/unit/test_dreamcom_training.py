@@ -6,6 +6,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -25,6 +26,7 @@ from torch import Tensor
 from demo.painter import Painter
 
 from .conftest import Sample, random_model
+from .test_mcgm_options import clip_of
 from .test_training_learner import conditioning, examples, roughened
 
 SIZE = 64
@@ -421,6 +423,12 @@ def with_nan() -> Tensor:
         ({"size": 68}, "size is 68: the side of the training crops is a multiple of 8"),
         ({"clip": None}, "no text encoder was given"),
         ({"vae": None}, "no VAE was given"),
+        ({"vae": SimpleNamespace(latent_channels=16)}, "the VAE makes latents of 16 channels and the model takes 4: wire the VAE"),
+        (
+            {"clip": clip_of(l=768)},
+            "the text encoder gives text of width 768 and the model takes 128: wire the CLIP of the same checkpoint",
+        ),
+        ({"clip": clip_of(l=128, g=64)}, "the text encoder gives text of width 192 and the model takes 128"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_encoded_or_trained(

@@ -96,8 +96,8 @@ def nan(tensor: Tensor, value: float = torch.nan) -> Tensor:
     ("image", "masks", "words", "message"),
     [
         (picture(), TWO, (), r"words is empty. Write one plain word for each subject, separated by commas, such as: cat, dog"),
-        (picture(), TWO, ("cat",), r"1 words \(cat\) but 2 masks: give one mask for each word, in the same order"),
-        (picture(), TWO[:1], ("cat", "dog"), r"2 words \(cat, dog\) but 1 masks"),
+        (picture(), TWO, ("cat",), r"^1 word \(cat\) but 2 masks: give one mask for each word, in the same order"),
+        (picture(), TWO[:1], ("cat", "dog"), r"^2 words \(cat, dog\) but 1 mask: give one mask for each word"),
         (picture(), marks((4, 4, 20, 20), (0, 0, 0, 0)), ("cat", "dog"), r"mask 2 \(dog\) marks nothing"),
         (picture(), marks((4, 4, 5, 3), (30, 30, 9, 9)), ("cat", "dog"), r"mask 1 \(cat\) marks nothing"),
         (picture(), TWO * 0.5, ("cat", "dog"), r"mask 1 \(cat\) marks nothing"),

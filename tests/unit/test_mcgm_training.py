@@ -19,7 +19,7 @@ from maskprompt.models import mask_encoder
 from maskprompt.training import loop, prior
 from maskprompt.training.adapted import Adapted, Method
 from maskprompt.training.learner import Learner
-from maskprompt.training.mcgm import Loss, Prior, Subjects, preview, state_files, train
+from maskprompt.training.mcgm import Loss, Prior, Subjects, preview, remove_states, state_files, train
 from maskprompt.training.mcgm_options import Options
 from maskprompt.training.mcgm_samples import Examples, Scene
 from maskprompt.training.text_learner import TextLearner
@@ -470,7 +470,7 @@ def test_interrupted_and_resumed_it_ends_as_if_nothing_had_been(
     before = trained(small, tiny.clip, given, path, stop)
     assert [one.step for one in before.told] == list(range(1, stop + 1))
     assert not alike(before.weights, wanted.weights, 1e-5)
-    assert {kept.name for kept in path.parent.iterdir()} == ({"scene-1.pt"} if stop <= 2 else {"scene-1.pt", "scene-2.pt"})
+    assert sorted(kept.name[:8] for kept in path.parent.iterdir()) == ["scene-1.", "scene-2-"][: 1 if stop <= 2 else 2]
     after = trained(small, tiny.clip, replace(given, checkpointing=stop == 4), path)
     assert [one.step for one in after.told] == list(range(stop + 1, 6))
     assert alike(after.weights, wanted.weights, 1e-5)
@@ -505,7 +505,23 @@ def test_a_longer_second_phase_goes_on_and_a_longer_first_one_begins_the_second_
     found = trained(small, tiny.clip, longer, path)
     assert [one.step for one in found.told] == [3, 4]
     assert alike(found.weights, whole_training(longer).weights, 1e-5)
-    assert "scene-2.pt cannot be used: it is of another training" in caplog.text
+    assert not caplog.records
+
+
+def test_trainings_of_other_second_phases_share_the_first_and_keep_their_own_second(
+    small: Any, tiny: Painter, whole_training: Callable[[Options], Trained], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Interrupted in the second phase one after the other, each goes on where it was."""
+    given, path = options(steps=2, weight_steps=3), tmp_path / "scene.pt"
+    several = given, replace(given, rate=2e-3), replace(given, rank=3)
+    told = [[one.step for one in trained(small, tiny.clip, other, path, stop=4).told] for other in several]
+    assert told == [[1, 2, 3, 4], [3, 4], [3, 4]]
+    for other in several:
+        found = trained(small, tiny.clip, other, path)
+        assert [one.step for one in found.told] == [5]
+        assert alike(found.weights, whole_training(other).weights, 1e-5)
+    assert len(list(tmp_path.iterdir())) == 4
+    assert not caplog.records
 
 
 def test_the_same_seed_trains_the_same(small: Any, tiny: Painter, whole_training: Callable[[Options], Trained]) -> None:
@@ -737,10 +753,10 @@ def test_handles_begin_as_their_words_and_subjects_take_the_same_seed(small: Any
     given = options(*WORDS)
     (shown,) = examples([(2, 0)])
     with subjects_of(small, tiny.clip, given) as subjects, torch.no_grad():
-        prompts = subjects.prompts([(2, 0)], shown.cells, then=" at sea")
+        prompts = subjects.prompts([(2, 0)], shown.cells)
         bare = subjects.without_subjects("a beach", 2, 3)
         encoder = subjects.encoder
-    (text, more), (wanted, pooled) = prompts.conditioning[0], stock(tiny.clip, "a photo of ball and cat at sea")
+    (text, more), (wanted, pooled) = prompts.conditioning[0], stock(tiny.clip, "a photo of ball and cat")
     assert torch.equal(text[:, :77], wanted)
     assert torch.equal(more["pooled_output"], pooled["pooled_output"])
     assert (prompts.length, prompts.columns) == (79, (((4,), (6,), (77,), (78,)),))
@@ -784,11 +800,30 @@ def test_fingerprints_are_of_all_that_matters_to_a_phase() -> None:
 
 
 def test_each_phase_has_a_state_file_of_its_own_that_stays(tmp_path: Path) -> None:
-    first, second = state_files(tmp_path / "scene.pt", ["one", "two"])
-    assert (first.path, second.path) == (tmp_path / "scene-1.pt", tmp_path / "scene-2.pt")
-    assert (first.fingerprint, second.fingerprint) == ("one", "two")
-    assert first.last
-    assert second.last
+    """The second's is its own fingerprint's."""
+    files = [state_files(tmp_path / "scene.pt", ["one", second]) for second in ("two", "three", "two")]
+    for (first, second), own in zip(files, ("two", "three", "two"), strict=True):
+        assert first.path == tmp_path / "scene-1.pt"
+        assert second.path.parent == tmp_path
+        assert (first.fingerprint, second.fingerprint) == ("one", own)
+        assert first.last
+        assert second.last
+    assert files[0][1].path == files[2][1].path
+    assert len({first.path for first, _ in files} | {second.path for _, second in files}) == 3
+
+
+def test_the_first_phases_state_goes_when_nothing_builds_on_it(tmp_path: Path) -> None:
+    """Other trainings' files stay, and keep none but their own."""
+    one, two = (state_files(tmp_path / "scene.pt", ["first", second]) for second in ("one", "two"))
+    others = [state_files(tmp_path / name, ["another", "one"]) for name in ("other.pt", "scene2.pt")]
+    for states in (one, two, *others):
+        for state in states:
+            state.path.write_bytes(b"kept")
+    rest = {state.path for states in others for state in states}
+    remove_states(one)
+    assert set(tmp_path.iterdir()) == {two[0].path, two[1].path} | rest
+    remove_states(two)
+    assert set(tmp_path.iterdir()) == rest
 
 
 def test_ordinary_pictures_are_painted_as_by_ksampler(small: Any, tiny: Painter, monkeypatch: pytest.MonkeyPatch) -> None:

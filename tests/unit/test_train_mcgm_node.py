@@ -26,7 +26,7 @@ from maskprompt.models import files
 from maskprompt.models.mask_encoder_file import FOLDER, LoadedEncoder
 from maskprompt.nodes.mcgm import EncodeMasks, LoadMCGM
 from maskprompt.nodes.train_mcgm import TrainMCGM
-from maskprompt.training import mcgm, memory
+from maskprompt.training import mcgm, mcgm_samples, memory
 from maskprompt.training.adapted import Method
 from maskprompt.training.learner import Learner
 from maskprompt.training.mcgm_options import Options
@@ -90,7 +90,11 @@ def output(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def node(tiny: Painter, model: Any, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
-    """`node(steps=..., ...)` runs Train MCGM as ComfyUI's executor does, in inference mode; a ball and a star unless said otherwise."""
+    """`node(steps=..., ...)` runs Train MCGM as ComfyUI's executor does, in inference mode; a ball and a star unless said otherwise.
+
+    Of few examples: each has to be encoded, however few steps there are.
+    """
+    monkeypatch.setattr(mcgm_samples, "EXAMPLES", 4)
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(output))
     for kind in ("embeddings", "loras"):
         files.register_folder(kind)
@@ -182,8 +186,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def steps_kept(output: Path) -> dict[str, int]:
-    """How far the kept states are, by their phase."""
-    return {path.stem[-1]: torch.load(path, weights_only=True)["step"] for path in states(output)}
+    """How far the kept states are, by their phase; of one training."""
+    assert len(states(output)) <= 2
+    return {path.stem.split("-")[2]: torch.load(path, weights_only=True)["step"] for path in states(output)}
 
 
 def test_what_it_leaves_works_together(node: Node, model: Any, folders: Path, output: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -271,6 +276,19 @@ def test_a_second_training_of_the_same_name_overwrites_nothing(node: Node, folde
         (loaded,) = [LoadMCGM.execute(ran[0].model, ran[0].clip, f"fox-{number + 1}.safetensors", 0.0).args]
         assert loaded[3] == ran[number].words
         assert loaded[2].about.lora == f"fox-{number + 1}.safetensors"
+
+
+@pytest.mark.parametrize("length", [98, 99, 100])
+def test_a_handles_name_of_the_greatest_length_that_is_taken_gets_a_number_too(node: Node, folders: Path, length: int) -> None:
+    """It is not refused when all is learned and only to be saved."""
+    name = "f" * (length - len("-ball"))
+    for number in ("", "-2"):
+        words = f"embedding:{name}{number}-ball and embedding:{name}{number}-ball-2"
+        assert node(name=name, words="ball, ball", steps=0, weight_steps=0).words == words
+    own = [
+        f"{room}/{name}{end}" for room, end in zip(("embeddings", "embeddings", "loras", "mcgm"), ("-ball", "-ball-2", "", ""), strict=True)
+    ]
+    assert stored(folders).keys() == {part.replace(name, f"{name}{number}") for part in own for number in ("", "-2")}
 
 
 def test_two_subjects_of_one_word(node: Node, folders: Path) -> None:
@@ -468,9 +486,11 @@ def test_a_state_is_of_one_training_alone(node: Node, folders: Path, output: Pat
 def test_what_the_second_phase_alone_knows_of_leaves_the_first_as_it_is(
     node: Node, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Interrupted there, and run again with another rank: the second phase begins anew, which the log says."""
-    node(rank=3)
-    wanted = taken(folders)
+    """Interrupted there, and run with another rank: the first phase is not repeated, and the interrupted second one goes on later."""
+    wanted: list[Stored] = []
+    for rank in (2, 3):
+        node(rank=rank)
+        wanted.append(taken(folders))
     with monkeypatch.context() as patch:
         cancelled_at(1 + 3, patch)
         with pytest.raises(InterruptProcessingException):
@@ -478,8 +498,36 @@ def test_what_the_second_phase_alone_knows_of_leaves_the_first_as_it_is(
     done = counted(monkeypatch)
     with caplog.at_level(logging.WARNING):
         node(rank=3)
-    assert done == [0, 1]
-    assert "it is of another training. Training starts afresh" in caplog.text
+        assert done == [0, 1]
+        assert alike(taken(folders), wanted[1])
+        assert steps_kept(output) == {"1": 2, "2": 1}
+        done.clear()
+        node()
+    assert done == [1]
+    assert alike(stored(folders), wanted[0])
+    assert states(output) == []
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("value", "longer", "left"),
+    [(1 + 1, {"steps": 4}, [1, 2, 3, 0, 1]), (1 + 2, {"steps": 4}, [2, 3, 0, 1]), (1 + 3, {"weight_steps": 4}, [1, 2, 3])],
+    ids=["in the first phase", "at the first's end", "in the second"],
+)
+def test_interrupted_and_made_longer_it_learns_from_the_same_pictures(
+    node: Node, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch, value: int, longer: dict[str, int], left: list[int]
+) -> None:
+    """It ends, to the bit, as one that was so long from the beginning."""
+    monkeypatch.setattr(mcgm_samples, "EXAMPLES", 12)
+    node(**longer)
+    wanted = taken(folders)
+    with monkeypatch.context() as patch:
+        cancelled_at(value, patch)
+        with pytest.raises(InterruptProcessingException):
+            node()
+    done = counted(monkeypatch)
+    node(**longer)
+    assert done == left
     assert alike(stored(folders), wanted)
     assert states(output) == []
 
@@ -691,9 +739,9 @@ def line() -> Tensor:
     [
         ({"words": ""}, "words is empty. Write one plain word for each subject"),
         ({"words": " , ;\n"}, "words is empty"),
-        ({"words": "ball"}, r"1 words \(ball\) but 2 masks: give one mask for each word"),
+        ({"words": "ball"}, r"1 word \(ball\) but 2 masks: give one mask for each word"),
         ({"words": "ball, star, bird"}, r"3 words \(ball, star, bird\) but 2 masks"),
-        ({"masks": marks()[:1]}, "2 words .* but 1 masks"),
+        ({"masks": marks()[:1]}, "2 words .* but 1 mask: "),
         ({"masks": torch.cat([marks()[:1], torch.zeros(1, SIDE, SIDE)])}, r"mask 2 \(star\) marks nothing: point SAM Mask at that subject"),
         ({"masks": marks(80, 80)}, "the picture is 64 x 64 pixels but its masks 80 x 80"),
         ({"masks": picture()}, "masks: a mask has the shape"),

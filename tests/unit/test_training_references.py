@@ -9,7 +9,7 @@ import pytest
 import torch
 from maskprompt.training import references
 from maskprompt.training.checks import check_model, check_size, check_words
-from maskprompt.training.dreamcom import Options
+from maskprompt.training.dreamcom import Options, check
 
 from .conftest import random_model
 
@@ -155,9 +155,9 @@ def test_words_that_are_no_words_are_refused(clip: Clip, token: str, noun: str, 
         check_words(Options(token=token, noun=noun), clip)
 
 
-def test_no_text_encoder_is_said_in_words() -> None:
+def test_no_text_encoder_is_said_in_words(model: Any) -> None:
     with pytest.raises(ValueError, match="no text encoder was given"):
-        check_words(Options(noun="dog"), None)
+        check(model, None, object(), Options(noun="dog"), [])
 
 
 @pytest.mark.parametrize(
