@@ -123,8 +123,8 @@ class TrainMCGM(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "average", default=0.0, min=0.0, max=0.9999, step=0.001, optional=True, advanced=True,
-                    tooltip="Keep a moving average of what the second phase learns, with this decay, for example 0.98. 0: the last weights, "
-                    "as in the paper.",
+                    tooltip="Keep a moving average of what the second phase learns, with this decay, for example 0.98. 0: the last "
+                    "weights, as in the paper.",
                 ),
             ],
             outputs=[

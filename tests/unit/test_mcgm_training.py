@@ -776,7 +776,7 @@ SHARED: dict[str, Any] = {
     "move": False, "masks": False, "mode": "paper", "attention_weight": 0.02, "mask_attention_weight": 0.2, "background_weight": 0.1,
     "prior_weight": 1.0, "prior_prompt": "a beach", "prior_pictures": 3,
 }  # fmt: skip
-SECOND: dict[str, Any] = {"steps": 9, "rate": 0.5, "method": "full", "rank": 3}
+SECOND: dict[str, Any] = {"steps": 9, "rate": 0.5, "method": "full", "rank": 3, "average": 0.9}
 NEITHER: dict[str, Any] = {"weight_steps": 9, "checkpointing": True}
 
 
