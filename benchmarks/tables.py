@@ -7,7 +7,13 @@ import sys
 
 from .pack import load_pack
 
-TABLES: dict[str, str] = {"tiny-model": "tiny_model", "dreamcom": "dreamcom", "meca": "meca", "mcgm": "mcgm"}
+TABLES: dict[str, str] = {
+    "tiny-model": "tiny_model",
+    "dreamcom": "dreamcom",
+    "meca": "meca",
+    "mcgm": "mcgm",
+    "mask-controlnet": "mask_controlnet",
+}
 """The tables and the modules that measure them."""
 
 

@@ -155,7 +155,7 @@ def _object(judge: Judge, found: Tensor, colour: Tensor, pixels: np.ndarray, mas
 @torch.no_grad()
 def cells(judge: Judge, pictures: Tensor) -> tuple[Tensor, Tensor]:
     """Of pictures [B, H, W, 3] in 0..1, cell by cell: how sure an object is there [B, 64, 64], and of which colour [B, 8, 64, 64]."""
-    found, colours, _ = judge(_small(pictures))
+    found, colours, _ = judge(scaled(pictures))
     return found.sigmoid(), colours.softmax(1)[:, 1:]
 
 
@@ -167,7 +167,7 @@ def look(judge: Judge, pictures: Tensor, masks: Tensor | None = None) -> list[Ve
     """
     from skimage import measure
 
-    small = _small(pictures)
+    small = scaled(pictures)
     within = torch.ones(len(small), 1, 1, 1) if masks is None else masks[:, None].float()
     within = F.interpolate(within, size=(SIZE // 2, SIZE // 2), mode="area")[:, 0]
     verdicts = []
@@ -184,7 +184,7 @@ def look(judge: Judge, pictures: Tensor, masks: Tensor | None = None) -> list[Ve
     return verdicts
 
 
-def _small(pictures: Tensor) -> Tensor:
+def scaled(pictures: Tensor) -> Tensor:
     """[B, H, W, 3] as the judge takes them: [B, 3, 128, 128]."""
     return F.interpolate(pictures.movedim(-1, 1).float(), size=(SIZE, SIZE), mode="bilinear", antialias=True).clamp(0, 1)
 

@@ -1,7 +1,7 @@
 """What the demo's artist brings, under the workflows' file names: pictures of patterned objects, which the tiny model never saw, and masks.
 
 For DreamCom five pictures of one subject; for MCGM one picture of two subjects, and masks that an artist would draw of new poses: the
-fish by itself, ball and fish in other places, and one mask for both.
+fish by itself, ball and fish in other places, and one mask for both; for Mask-ControlNet a picture of a product, and one of two.
 """
 
 from __future__ import annotations
@@ -36,11 +36,17 @@ POSES: dict[str, tuple[scenes.Thing, ...]] = {
     "place-both": (scenes.Thing("ball", BALL, 0.70, 0.70, 0.42), scenes.Thing("fish", FISH, 0.32, 0.30, 0.50, -12.0)),
 }
 """Masks, white on black: what is white in each."""
+PRODUCTS: dict[str, tuple[str, tuple[scenes.Thing, ...]]] = {
+    "product": ("coffee", (scenes.Thing("box", scenes.Paint("green", "white", "stripes"), 0.52, 0.5, 0.52, 7.0),)),
+    "two-products": ("wood", (scenes.Thing("star", scenes.Paint("red", "white", "stripes"), 0.27, 0.4, 0.46),
+                              scenes.Thing("ball", scenes.Paint("blue", "yellow", "halves"), 0.72, 0.58, 0.44))),
+}  # fmt: skip
+"""Of each picture its ground, or a photograph which training never showed, and what stands there."""
 MIRRORED = frozenset({"pose-fish"})
 
 
 def names() -> list[str]:
-    return [*(f"{PREFIX}{number}" for number in range(1, len(VIEWS) + 1)), TOGETHER, *POSES]
+    return [*(f"{PREFIX}{number}" for number in range(1, len(VIEWS) + 1)), TOGETHER, *POSES, *PRODUCTS]
 
 
 def load(name: str) -> np.ndarray:
@@ -49,6 +55,10 @@ def load(name: str) -> np.ndarray:
         raise ValueError(f"no picture {name!r} of the subjects; there are {', '.join(names())}")
     if name == TOGETHER:
         return scenes.render(SCENE, SIZE).image
+    if name in PRODUCTS:
+        ground, things = PRODUCTS[name]
+        drawn = ground in scenes.GROUNDS
+        return scenes.render(scenes.Scene(things, ground if drawn else scenes.PHOTO, 1, None if drawn else _square(ground)), SIZE).image
     return _mask(POSES[name], name in MIRRORED) if name in POSES else _view(names().index(name))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 SUFFIXES = frozenset({".safetensors", ".sft", ".pth", ".pt"})
-SAVED = frozenset({"ipadapter"})
+SAVED = frozenset({"controlnet", "ipadapter"})
 """Folders of files that our nodes save: as ComfyUI does with LoRAs, they are looked for in its output folder too."""
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 

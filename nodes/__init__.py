@@ -5,11 +5,28 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from . import attention_map, crop, depth_hint, dreamcom, inspect, mcgm, meca, mepa, segment, train_dreamcom, train_mcgm, train_meca
+from . import (
+    attention_map,
+    caption,
+    crop,
+    depth_hint,
+    dreamcom,
+    inspect,
+    mask_controlnet,
+    mcgm,
+    meca,
+    mepa,
+    segment,
+    train_dreamcom,
+    train_mask_controlnet,
+    train_mcgm,
+    train_meca,
+)
 
 NODES: list[type[io.ComfyNode]] = [
     *segment.NODES, *dreamcom.NODES, *train_dreamcom.NODES, *crop.NODES,
-    *mcgm.NODES, *train_mcgm.NODES, *mepa.NODES, *meca.NODES, *train_meca.NODES, *depth_hint.NODES, *inspect.NODES, *attention_map.NODES,
+    *mask_controlnet.NODES, *train_mask_controlnet.NODES, *caption.NODES, *mcgm.NODES, *train_mcgm.NODES,
+    *mepa.NODES, *meca.NODES, *train_meca.NODES, *depth_hint.NODES, *inspect.NODES, *attention_map.NODES,
 ]  # fmt: skip
 
 

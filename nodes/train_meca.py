@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -19,6 +17,7 @@ from ..attention import meca as attention
 from ..models import meca_adapter, meca_file
 from .meca import CATEGORY, FOLDER, AdapterType
 from .progress import TrainingProgress, state_file
+from .saving import free_path
 from .train_dreamcom import LossMap
 
 if TYPE_CHECKING:
@@ -144,6 +143,7 @@ class TrainMECA(io.ComfyNode):
         cls, model: Any, clip: Any, vae: Any, clip_vision: Any, options: Options, pictures: Given, preview_every: int, resume: bool
     ) -> tuple[meca_adapter.LoadedAdapter, list[float]]:
         from ..training import meca, meca_samples, memory
+        from ..training.checks import check_text
         from ..training.learner import Learner
         from ..training.state import signature, signature_of
 
@@ -154,7 +154,7 @@ class TrainMECA(io.ComfyNode):
         memory.check(needed, learner.device, learner.method)
         source = meca_samples.Source(pictures, clip, vae, clip_vision, options, on_sample=progress.between)
         negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-        meca.check_text(learner, negative)
+        check_text(learner, negative)
         fingerprint = options.fingerprint(
             pictures.fingerprint(), signature(model, [negative]), signature_of(clip_vision.model), signature_of(vae.first_stage_model)
         )
@@ -199,7 +199,7 @@ class SaveMECA(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, adapter: meca_adapter.LoadedAdapter, filename_prefix: str) -> io.NodeOutput:
-        path = free_path(filename_prefix)
+        path = free_path(filename_prefix, f"{FOLDER}/my-adapter")
         try:
             meca_file.save(adapter.patcher.model, adapter.about, str(path))
         except Exception as error:  # safetensors has errors of its own
@@ -209,20 +209,6 @@ class SaveMECA(io.ComfyNode):
             ) from error
         log.info("Saved %s.", path)
         return io.NodeOutput(ui=ui.PreviewText(str(path)))
-
-
-def free_path(prefix: str) -> Path:
-    """A new file's path in ComfyUI's output folder, `prefix` with a number, and the folder made. ValueError outside of that folder."""
-    import folder_paths
-
-    try:
-        folder, name, counter, *_ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
-    except Exception as error:  # a plain Exception for places outside of the folder
-        reason = error.strerror if isinstance(error, OSError) else "it leads out of ComfyUI's output folder"
-        raise ValueError(f"nothing can be saved as '{prefix}': {reason}. Use a name such as {FOLDER}/my-adapter.") from error
-    while os.path.exists(path := os.path.join(folder, f"{name}_{counter:05}_.safetensors")):
-        counter += 1
-    return Path(path)
 
 
 NODES: list[type[io.ComfyNode]] = [TrainMECA, SaveMECA]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 MASK = ".mask.png"
+OBJECT = re.compile(r"(.+)\.mask(?:-(\d+))?\.png", re.IGNORECASE)
+"""Names of masks: with a number where a picture has several objects. For one subject the mask without a number counts."""
 ORIENTATION = 0x0112
 """The tag of cameras; from 5 on the picture lies on its side."""
 HEAD = 1 << 16
@@ -64,9 +67,9 @@ class CaptionedFolder:
 
     def __getitem__(self, number: int, /) -> Picture:
         path, mask = self.files[number]
-        image = _opened(path)
-        drawn = _alpha(image) if mask is None else _mask(mask, path, image)
-        return Picture(_colours(image), self.captions[number], None if bool((drawn == 1).all()) else drawn)
+        image = open_picture(path)
+        drawn = alpha(image) if mask is None else mask_of(mask, path, image)
+        return Picture(colours(image), self.captions[number], None if bool((drawn == 1).all()) else drawn)
 
     def fingerprint(self) -> str:
         """Of captions, sizes of files and their beginnings: names do not matter."""
@@ -74,40 +77,66 @@ class CaptionedFolder:
         for (path, mask), caption in zip(self.files, self.captions, strict=True):
             digest.update(caption.encode())
             for file in (path, mask):
-                digest.update(str(file and file.stat().st_size).encode())
-                if file is not None:
-                    with file.open("rb") as opened:
-                        digest.update(opened.read(HEAD))
+                add_file(digest, file)
         return digest.hexdigest()[:16]
 
 
 def _found(folder: Path, advice: str, more: str) -> list[tuple[Path, Path | None]]:
     """The pictures in a folder, by name, each with the file of its mask, if there is one."""
+    pictures, masks = listing(folder, advice, more)
+    first = {path.name.lower(): path for those in masks.values() for path in those}
+    return [(path, first.get(f"{path.stem.lower()}{MASK}")) for path in pictures]
+
+
+def listing(folder: Path, advice: str, more: str, quiet: bool = False) -> tuple[list[Path], dict[str, list[Path]]]:
+    """The pictures in a folder, by name; and the masks in it, for each picture's name without ending, in lower case, in their order.
+
+    ValueError with `advice`, and maybe `more`, where there is none.
+    """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: {advice} into a folder{more}.")
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    masks = {path.name.lower(): path for path in files if path.name.lower().endswith(MASK)}
-    pictures = [path for path in files if path.suffix.lower() in PICTURES and path.name.lower() not in masks]
+    masks, names = masks_among(files)
+    pictures = [path for path in files if path.suffix.lower() in PICTURES and path.name not in names]
     if not pictures:
         raise ValueError(f"there is no picture in {folder} (looked for {', '.join(sorted(PICTURES))}): {advice} there.")
-    for name in masks.keys() - {_mask_name(path) for path in pictures}:
-        log.warning("%s is the mask of no picture in the folder; it is not used.", masks[name].name)
-    return [(path, masks.get(_mask_name(path))) for path in pictures]
+    for name in () if quiet else sorted(masks.keys() - {path.stem.lower() for path in pictures}):
+        log.warning("%s is the mask of no picture in the folder; it is not used.", masks[name][0].name)
+    return pictures, masks
 
 
-def _mask_name(picture: Path) -> str:
-    return f"{picture.stem.lower()}{MASK}"
+def masks_among(files: Sequence[Path]) -> tuple[dict[str, list[Path]], set[str]]:
+    """The masks among files, for each picture's name without ending, in lower case, by number; and the names of all of them."""
+    numbered: dict[str, list[tuple[int, Path]]] = {}
+    for path in files:
+        if named := OBJECT.fullmatch(path.name):
+            numbered.setdefault(named[1].lower(), []).append((int(named[2] or 1), path))
+    masks = {name: [path for _, path in sorted(those)] for name, those in numbered.items()}
+    return masks, {path.name for those in masks.values() for path in those}
+
+
+def add_file(digest: Any, file: Path | None) -> None:
+    """A file's size and its beginning; that there is none for None."""
+    digest.update(str(file and file.stat().st_size).encode())
+    if file is not None:
+        with file.open("rb") as opened:
+            digest.update(opened.read(HEAD))
 
 
 def _caption(picture: Path) -> str:
     """The text beside a picture, in one line."""
     path = picture.with_suffix(".txt")
-    try:
-        return " ".join(path.read_text("utf-8-sig").split())
-    except FileNotFoundError:
+    if not path.exists():
         raise ValueError(
             f"{picture.name} has no caption: write what it shows into {path.name} beside it, or take the picture out of the folder."
-        ) from None
+        )
+    return text_of(path)
+
+
+def text_of(path: Path) -> str:
+    """A caption's file, in one line."""
+    try:
+        return " ".join(path.read_text("utf-8-sig").split())
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"the caption {path.name} cannot be read ({error}): save it again as text in UTF-8.") from error
 
@@ -124,12 +153,12 @@ def _size(picture: Path) -> tuple[int, int]:
 
 def _pair(picture: Path, mask: Path | None) -> tuple[Tensor, Tensor]:
     """[H, W, 3] and [H, W], float32 in 0..1."""
-    opened = _opened(picture)
-    image = _colours(opened)
+    opened = open_picture(picture)
+    image = colours(opened)
     if mask is not None:
-        marked, where = _mask(mask, picture, opened), f"{mask.name}: paint the subject white in it"
+        marked, where = mask_of(mask, picture, opened), f"{mask.name}: paint the subject white in it"
     else:
-        marked, where = _alpha(opened), "its alpha channel: leave the subject opaque"
+        marked, where = alpha(opened), "its alpha channel: leave the subject opaque"
         if bool((marked == 1).all()):
             raise ValueError(
                 f"{picture.name} has no mask: save one beside it as {picture.stem}{MASK}, of the same size and white where the subject is, "
@@ -140,19 +169,19 @@ def _pair(picture: Path, mask: Path | None) -> tuple[Tensor, Tensor]:
     return image, marked
 
 
-def _mask(mask: Path, picture: Path, opened: Image.Image) -> Tensor:
+def mask_of(mask: Path, picture: Path, opened: Image.Image) -> Tensor:
     """[H, W] in 0..1, of the picture's size."""
-    drawn = _opened(mask)
+    drawn = open_picture(mask)
     if drawn.size != opened.size:
         sizes = [f"{width} x {height}" for width, height in (opened.size, drawn.size)]
         raise ValueError(
             f"{picture.name} is {sizes[0]} pixels but its mask {mask.name} {sizes[1]}: draw the mask on the same picture, "
             "before or after both are resized."
         )
-    return _colours(drawn).mean(-1) * _alpha(drawn)
+    return colours(drawn).mean(-1) * alpha(drawn)
 
 
-def _opened(path: Path) -> Image.Image:
+def open_picture(path: Path) -> Image.Image:
     """The first frame, upright."""
     try:
         with Image.open(path) as image:
@@ -170,14 +199,14 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path.name} cannot be read ({reason}): save it again as PNG or JPEG, or take it out of the folder.")
 
 
-def _colours(image: Image.Image) -> Tensor:
+def colours(image: Image.Image) -> Tensor:
     """[H, W, 3] in 0..1. Pillow would clip 16-bit grey instead of scaling it."""
     if image.mode.startswith("I"):
         return _tensor(np.asarray(image, np.float32) / 65535)[..., None].repeat(1, 1, 3)
     return _tensor(np.asarray(image.convert("RGB"), np.float32) / 255)
 
 
-def _alpha(image: Image.Image) -> Tensor:
+def alpha(image: Image.Image) -> Tensor:
     """[H, W] in 0..1, 1 without an alpha channel."""
     if "transparency" not in image.info and "A" not in image.getbands():
         return torch.ones(image.height, image.width)

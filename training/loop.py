@@ -20,7 +20,8 @@ LossOf = Callable[[int, torch.Generator], Tensor]
 @dataclass(frozen=True)
 class Settings:
     """AdamW at a constant rate. `clip` is the largest norm of all gradients together (0: any), `average` the decay of a moving
-    average of the weights (0: none). `rates` are other rates for the parameters whose names begin so."""
+    average of the weights (0: none). `rates` are other rates for the parameters whose names begin so. A step's gradient is the mean of
+    `accumulate` losses, each with random numbers of its own."""
 
     steps: int
     learning_rate: float
@@ -30,6 +31,7 @@ class Settings:
     clip: float = 1.0
     average: float = 0.0
     rates: tuple[tuple[str, float], ...] = ()
+    accumulate: int = 1
 
     def rate(self, name: str) -> float:
         """Of a parameter."""
@@ -51,7 +53,8 @@ class Progress:
 
 def random_numbers(seed: int, step: int, process: int = 0) -> torch.Generator:
     """The random numbers of one step, the same whether or not the training was interrupted before it."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step * 97 + process) % 2**63)
+    further, lane = divmod(process, 97)  # of more than 97 parts none is another's at the step after
+    return torch.Generator().manual_seed((seed * 1_000_003 + step * 97 + lane + further * 2**48) % 2**63)
 
 
 def run(
@@ -66,7 +69,7 @@ def run(
     """Trains the parameters in place until `settings.steps`, from the state file if it holds this training's state.
 
     `on_step` is called after each step and may raise to interrupt: the state is written, and what it raised goes on. `share`
-    replaces gradients by their mean over several processes, of which this is number `process`; only number 0 writes.
+    replaces loss and gradients by their mean over several processes, of which this is number `process`; only number 0 writes.
     With an average, the parameters hold it at the end. RuntimeError where the loss or a gradient is not a number, before it can
     spoil the weights.
     """
@@ -78,11 +81,10 @@ def run(
     writer = state if process == 0 else None
     try:
         while learning.step < settings.steps:
-            loss = loss_of(learning.step, random_numbers(settings.seed, learning.step, process))
             learning.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss = _backward(loss_of, learning.step, settings, process)
             if share is not None:
-                share([value.grad for value in values if value.grad is not None])
+                share([loss, *(value.grad for value in values if value.grad is not None)])
             # After sharing: a process whose loss is no number then stops all of them, and none waits for it.
             norm = nn.utils.clip_grad_norm_(values, settings.clip or math.inf)
             if not (bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))):
@@ -90,7 +92,7 @@ def run(
             learning.optimizer.step()
             _follow(average, parameters, settings.average, learning.step)
             learning.step += 1
-            learning.losses.append(float(loss.detach()))
+            learning.losses.append(float(loss))
             if writer is not None and _due(writer, learning.step, settings.steps):
                 writer.write(learning)
             if on_step is not None:
@@ -106,6 +108,16 @@ def run(
         for name, value in average.items():
             parameters[name].copy_(value)
     return Progress(learning.step, learning.losses)
+
+
+def _backward(loss_of: LossOf, step: int, settings: Settings, process: int) -> Tensor:
+    """Adds a step's gradient, part by part; the mean loss. Parts are numbered through all processes: two of one part are as one of two."""
+    whole, parts = torch.zeros(()), settings.accumulate
+    for part in range(parts):
+        loss = loss_of(step, random_numbers(settings.seed, step, process * parts + part)) / parts
+        loss.backward()
+        whole = whole.to(loss) + loss.detach()
+    return whole
 
 
 def _due(state: StateFile, step: int, steps: int) -> bool:

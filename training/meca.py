@@ -25,7 +25,7 @@ from ..models import meca_adapter, meca_file, meca_network, patch_input
 from ..models.meca_network import Compression, MecaNetwork
 from . import loop
 from .captions import Pictures
-from .checks import check_size, check_unet
+from .checks import check_parts, check_size, check_unet
 from .learner import Learner
 from .meca_options import Examples, Options
 from .preview import paint
@@ -36,26 +36,13 @@ from .state import StateFile
 def check(model: Any, clip: Any, vae: Any, clip_vision: Any, options: Options, pictures: Pictures) -> None:
     """ValueError, in the artist's words, for what cannot be trained; to be asked before anything is encoded."""
     check_unet(model)
-    for given, name, instead in (
-        (clip, "text encoder", "the CLIP of the checkpoint, or Load CLIP"), (vae, "VAE", "the checkpoint's, or Load VAE"),
-        (clip_vision, "CLIP vision model", "Load CLIP Vision with the model that will encode your images later, such as ViT-H"),
-    ):  # fmt: skip
-        if given is None:
-            raise ValueError(f"no {name} was given: wire {instead}.")
-    channels = getattr(vae, "latent_channels", 4)
-    if channels != 4:
-        raise ValueError(f"the VAE makes latents of {channels} channels and the model takes 4: wire the VAE of the checkpoint.")
+    check_parts(model, clip, vae)
+    if clip_vision is None:
+        raise ValueError(
+            "no CLIP vision model was given: wire Load CLIP Vision with the model that will encode your images later, such as ViT-H."
+        )
     patch_input.describe(clip_vision)
     check_size(options.size, pictures.sizes, "Train MECA Adapter")
-
-
-def check_text(learner: Learner, text: Any) -> None:
-    """ValueError if a CONDITIONING is of another width than the learner's text."""
-    given, (_, wanted) = int(text[0][0].shape[-1]), numbering.widths(learner.network.diffusion_model)
-    if given != wanted:
-        raise ValueError(
-            f"the text encoder gives text of width {given} and the model takes {wanted}: wire the CLIP of the same checkpoint."
-        )
 
 
 @dataclass(frozen=True)

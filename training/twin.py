@@ -24,7 +24,7 @@ def twin(model: Any) -> Any:
     """
     from comfy.model_patcher import ModelPatcher, create_model_options_clone
 
-    own = ModelPatcher(_network(model), model.load_device, model.offload_device)
+    own = ModelPatcher(network_of(model), model.load_device, model.offload_device)
     own.patches = {key: list(patches) for key, patches in model.patches.items()}
     own.object_patches = {name: value for name, value in model.object_patches.items() if not name.startswith("diffusion_model")}
     own.weight_wrapper_patches = dict(model.weight_wrapper_patches)
@@ -39,20 +39,20 @@ def twin(model: Any) -> Any:
     return own
 
 
-def _network(model: Any) -> Any:
-    """The model's network (`comfy.model_base.BaseModel`) once more, without what LoRAs have put into its weights."""
+def network_of(model: Any) -> Any:
+    """A patcher's network (a MODEL's is a `comfy.model_base.BaseModel`) once more, without what LoRAs have put into its weights."""
     if getattr(model, "is_dynamic", bool)():
         # Its layers are bound to ComfyUI's dynamic memory, which knows no gradients: the file is read again, as ComfyUI does for hooks.
         if model.cached_patcher_init is None:
             raise ValueError(
-                "this model cannot be copied for training, as the node that loaded it does not say from which file. Load it with Load "
-                "Checkpoint or Load Diffusion Model, or start ComfyUI with --disable-dynamic-vram."
+                "this model cannot be copied for training, as the node that loaded it does not say from which file. Load it with a loader "
+                "of ComfyUI's own, such as Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
             )
         load, given, *place = model.cached_patcher_init
         loaded = load(*given, disable_dynamic=True)
         return (loaded[place[0]] if place else loaded).model
     unload(model)
-    # The configuration is shared (it cannot be copied); who sampled with the original last is not of interest. A CLIP has neither.
+    # The configuration is shared (it cannot be copied); who sampled with the original last is not of interest. CLIP and VAE have neither.
     shared, last = getattr(model.model, "model_config", None), getattr(model.model, "current_patcher", None)
     return copy.deepcopy(model.model, {id(shared): shared, id(last): None})
 

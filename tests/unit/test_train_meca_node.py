@@ -160,6 +160,8 @@ def test_the_same_seed_trains_the_same_and_every_choice_another(node: Node) -> N
 
 def test_a_text_encoder_of_another_width_is_refused(tiny: Painter, node: Node) -> None:
     class Wide:
+        cond_stage_model = tiny.clip.cond_stage_model  # whose own width fits
+
         def tokenize(self, text: str) -> Any:
             return tiny.clip.tokenize(text)
 

@@ -40,7 +40,7 @@ def general_options() -> argparse.ArgumentParser:
     where.add_argument("--cpu", action="store_true", help="train on the processor even if there is a GPU")
     files = parser.add_argument_group("what is written")
     files.add_argument(
-        "--out", metavar="FILE", help="what was learned, .safetensors (default: in ComfyUI's models/loras or models/ipadapter)"
+        "--out", metavar="FILE", help="what was learned, .safetensors (default: in ComfyUI's models/loras, ipadapter or controlnet)"
     )
     files.add_argument("--overwrite", action="store_true", help="replace --out if it exists, and a state of another training")
     files.add_argument(

@@ -107,3 +107,27 @@ def load_clip_vision(name: str) -> Any:
     if loaded is None:
         raise ValueError(f"{name} is no CLIP vision model: take one such as CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors.")
     return loaded
+
+
+def load_sam(name: str) -> Any:
+    """The SAM (`sam.LoadedSam`) of a file, or of one in ComfyUI's models/sams. ValueError if there is none, or if it is another model."""
+    from ...models import files, sam
+
+    advice = "Name a SAM file such as sam_vit_b_01ec64.pth (375 MB), or mobile_sam.pt (40 MB)."
+    return sam.load(name if os.path.isfile(name) else files.find_file("sams", name, advice))
+
+
+def load_blip(name: str) -> Any:
+    """The BLIP (`caption.LoadedBlip`) of a folder, or of one in ComfyUI's models/blip. ValueError if there is none, or another model."""
+    import folder_paths
+
+    from ...models import caption
+
+    place = Path(name).expanduser().absolute()
+    if not place.is_dir():
+        return caption.load(caption.find(name))
+    if not (place / "config.json").is_file():
+        raise ValueError(f"{place} holds no BLIP model: there is no config.json in it. {caption.ADVICE}")
+    # So the folder itself is the first to be looked into, and its files are checked.
+    folder_paths.add_model_folder_path(caption.FOLDER, str(place), is_default=True)
+    return caption.load(caption.find("."))

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...attention.meca import Mode
 from ...models import meca_file
 from .. import folder, meca, meca_samples, memory, state
+from ..checks import check_text
 from ..learner import Learner
 from .arguments import add_training, number
 from .comfyui import load_clip_vision
@@ -88,7 +89,7 @@ def train(work: Work) -> None:
     memory.check(needed, learner.device, learner.method)
     with torch.no_grad():
         negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    meca.check_text(learner, negative)
+    check_text(learner, negative)
     fingerprint = options.fingerprint(
         pictures.fingerprint(),
         state.signature(model, [negative]),

@@ -50,17 +50,25 @@ class Processes:
         """Waits until all are ready to train. `UnreadyError` in every process if one has a problem, or if they would not `start` alike."""
         if self.state is None or self.ready_all:
             return
-        from accelerate.utils import gather_object
-
+        starts = self.told(start, problem)
         self.ready_all = True
-        starts, problems = zip(*gather_object([(start, problem)]), strict=True)
-        if any(problems):
-            raise UnreadyError("\n".join(dict.fromkeys(filter(None, problems))))
         if len(set(starts)) > 1:
             raise UnreadyError(
                 f"the processes would start differently ({'; '.join(starts)}): give all of them the same files, and keep the state file "
                 "on a disk that all machines see."
             )
+
+    def told(self, word: str, problem: str = "") -> list[str]:
+        """What every process says, in their order, when all have said something. `UnreadyError` in every process if one has a problem."""
+        if self.state is None:
+            return [word]
+        from accelerate.utils import gather_object
+
+        words, problems = zip(*gather_object([(word, problem)]), strict=True)
+        if any(problems):
+            self.ready_all = True
+            raise UnreadyError("\n".join(dict.fromkeys(filter(None, problems))))
+        return list(words)
 
     def highest(self, number: int) -> int:
         """The highest of all processes' numbers."""

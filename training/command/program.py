@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from . import comfyui, dreamcom, meca
+from . import comfyui, dreamcom, mask_controlnet, meca
 from .arguments import general_options
 from .processes import Processes, UnreadyError, cpu_only
 from .work import Interrupted, Work
 
-METHODS: list[Callable[[Any, argparse.ArgumentParser], None]] = [dreamcom.add, meca.add]
+METHODS: list[Callable[[Any, argparse.ArgumentParser], None]] = [dreamcom.add, meca.add, mask_controlnet.add]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from . import comfyui
 from .processes import Processes
 
 log = logging.getLogger(__name__)
+
+DONE = "done"
+BEAT = 1.0
+"""Seconds between two signs of life of a process for which others wait."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -98,6 +103,32 @@ class Work:
                 bar.close()
 
         return count
+
+    def first_alone(self, do: Callable[[Callable[[], None]], None]) -> None:
+        """`do(beat)` in the first process, while the others wait, however long it takes. `do` calls `beat` between its parts, which raises
+        `Interrupted` in every process when one of them was asked to end."""
+        with self.signals:
+            if not self.processes.first:
+                while not self._together():
+                    pass
+                return
+            last = time.monotonic()
+
+            def beat() -> None:
+                nonlocal last
+                if self.processes.count == 1 or time.monotonic() - last > BEAT:
+                    self._together()
+                    last = time.monotonic()
+
+            do(beat)
+            self._together(DONE)
+
+    def _together(self, word: str = "") -> bool:
+        """Whether the first process says that it is done, once every process has said something."""
+        words = self.processes.told(str(self.signals.number) if self.signals.number else word)
+        if number := max(int(one) for one in (*words, "0") if one.isdecimal()):
+            raise Interrupted(number)
+        return words[0] == DONE
 
     def run(
         self,

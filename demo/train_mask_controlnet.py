@@ -1,0 +1,204 @@
+"""Trains the tiny model's Mask-ControlNet on renders, by the pack's own training (`training/mask_controlnet.py`).
+
+    python -m demo.train_mask_controlnet --steps 4000
+
+A reference shows one to three objects, plain or patterned, on a ground or a photograph; what is painted is one of them, in its place, on
+another ground. `--bare` trains without the mask prompt (the paper's ablation). Resumes from `--work`; leaves the file there, to be
+copied over the one in demo/ if it is better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import importlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.pack import load_pack
+
+from . import photos, scenes, subjects, tiny_model
+from .autoencoder import NarrowAutoencoder, narrowed
+from .painter import Painter
+from .trainer import Log
+
+FILE = Path(__file__).resolve().parent / "tiny-mask-controlnet.safetensors"
+BARE = "tiny-mask-controlnet-bare.safetensors"
+RATE = 1e-3
+"""The usual rate for ControlNets is for layers ten times as wide, which are trained far longer."""
+PATTERNED, PHOTOGRAPHS, WORDED = 0.6, 0.25, 0.5
+"""How often an object has two colours, a reference a photograph behind it, and a plain object's colour is said."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What is shown, and which of its objects is painted where; `caption` says it, patterns left out, which the tiny model cannot read."""
+
+    reference: scenes.Scene
+    chosen: int
+    painted: scenes.Scene
+    caption: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of renders as the training's examples (`training.mask_controlnet_samples.Examples`), drawn when they are asked for."""
+
+    count: int
+    seed: int
+
+    @functools.cached_property
+    def pairs(self) -> list[Pair]:
+        rng, known = np.random.default_rng([self.seed, 11]), [photos.load(name) for name in photos.TRAINING]
+        return [random_pair(rng, known) for _ in range(self.count)]
+
+    @functools.cached_property
+    def captions(self) -> Sequence[str]:
+        return [pair.caption for pair in self.pairs]
+
+    @property
+    def sizes(self) -> Sequence[tuple[int, int]]:
+        return [(subjects.SIZE, subjects.SIZE)] * self.count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int, /) -> Any:
+        pair = self.pairs[number]
+        shown, painted = scenes.render(pair.reference), scenes.render(pair.painted)
+        image, reference = (torch.from_numpy(one.image.copy()).float() / 255 for one in (painted, shown))
+        example = importlib.import_module("maskprompt.training.mask_controlnet_samples").Example
+        return example(image, torch.from_numpy(shown.masks[pair.chosen : pair.chosen + 1]), pair.caption, reference)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.count} {self.seed}".encode()).hexdigest()[:16]
+
+
+class NarrowEncoder:
+    """The tiny VAE's encoder without the zeros that fill its layers up to TAESD's width: the same latents, several times as fast."""
+
+    def __init__(self, autoencoder: NarrowAutoencoder, scale: float) -> None:
+        self.network, self.scale = autoencoder.requires_grad_(False), scale
+
+    def to(self, device: torch.device) -> NarrowEncoder:
+        self.network.to(device)
+        return self
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return self.network.encode(pixels) / self.scale
+
+
+def narrow_encoder() -> NarrowEncoder:
+    """Of the tiny model's checkpoint."""
+    _, _, state = tiny_model.load_checkpoint(tiny_model.CHECKPOINT)
+    with torch.inference_mode(False):
+        return NarrowEncoder(narrowed(state), state["vae_scale"].item())
+
+
+def random_pair(rng: np.random.Generator, known: Sequence[np.ndarray]) -> Pair:
+    """A reference and what is painted of it. No subject of `demo/subjects.py`, and no ground of a held-out triple, is ever painted."""
+    photo = photos.crop(known[int(rng.integers(len(known)))], rng) if rng.random() < PHOTOGRAPHS else None
+    ground = scenes.PHOTO if photo is not None else scenes.GROUNDS[rng.integers(len(scenes.GROUNDS))]
+    things = random_things(rng)
+    chosen = int(rng.integers(len(things)))
+    thing = things[chosen]
+    others = [one for one in scenes.GROUNDS if one != ground and not scenes.held_out(thing.shape, thing.paint.colour, one)]
+    painted = scenes.Scene((thing,), others[rng.integers(len(others))], int(rng.integers(2**31)))
+    words = (
+        thing.words
+        if thing.paint.pattern is None and rng.random() < WORDED
+        else f"{'an' if thing.shape[0] in 'aeiou' else 'a'} {thing.shape}"
+    )
+    return Pair(scenes.Scene(things, ground, int(rng.integers(2**31)), photo), chosen, painted, f"{words} on {painted.ground}")
+
+
+def random_things(rng: np.random.Generator) -> tuple[scenes.Thing, ...]:
+    """One to three objects that do not hide each other."""
+    count = int(rng.choice(3, p=(0.5, 0.35, 0.15))) + 1
+    middles = {1: ((0.5, 0.5),), 2: ((0.26, 0.5), (0.74, 0.5)), 3: ((0.26, 0.28), (0.74, 0.3), (0.5, 0.74))}[count]
+    low, high, away = {1: (0.38, 0.7, 0.16), 2: (0.32, 0.48, 0.1), 3: (0.3, 0.42, 0.04)}[count]
+    things = []
+    for middle in middles:
+        size = float(rng.uniform(low, high))
+        room = [min(away, one - size / 2, 1 - one - size / 2) for one in middle] if count == 1 else [0.02, away]
+        x, y = (float(one + rng.uniform(-1, 1) * max(0.0, by)) for one, by in zip(middle, room, strict=True))
+        things.append(
+            scenes.Thing(scenes.SHAPES[rng.integers(len(scenes.SHAPES))], random_paint(rng), x, y, size, float(rng.uniform(-12, 12)))
+        )
+    if any(thing.shape == one.shape and thing.paint == one.paint for thing in things for one in subjects.SUBJECTS):
+        return random_things(rng)
+    return tuple(things)
+
+
+def random_paint(rng: np.random.Generator) -> scenes.Paint:
+    one, other = (str(name) for name in rng.choice(list(scenes.COLOURS), 2, replace=False))
+    if rng.random() >= PATTERNED:
+        return scenes.Paint(one)
+    return scenes.Paint(one, other, ("halves", "stripes")[rng.integers(2)])
+
+
+def train(options: argparse.Namespace) -> Path:
+    """Trains, or goes on; gives the file."""
+    room, samples, learners, loops, texts = (
+        importlib.import_module(f"maskprompt.training.{name}")
+        for name in ("mask_controlnet", "mask_controlnet_samples", "learner", "loop", "meca_samples")
+    )
+    work, steps = options.work, options.steps
+    work.mkdir(parents=True, exist_ok=True)
+    name = BARE if options.bare else FILE.name
+    log, painter = Log(work / Path(name).with_suffix(".log")), Painter()
+    how = room.Options(
+        steps=steps, rate=options.rate, batch=options.batch, size=subjects.SIZE, masked=not options.bare, text_dropout=0.1,
+        seed=options.seed, average=0.998, checkpointing=False,
+    )  # fmt: skip
+    source = samples.Source(Pairs(options.count, options.seed), how.batch, how.size, how.text_dropout)
+    learner = learners.Learner(painter.model, "frozen", checkpointing=False)
+    began = time.monotonic()
+
+    def told(progress: Any) -> None:
+        if progress.step % 50 == 0 or progress.step == steps:
+            minutes = (time.monotonic() - began) / 60
+            log(f"step {progress.step} of {steps}, loss {np.mean(progress.losses[-200:]):.4f}, {minutes:.1f} min of this run")
+
+    with torch.inference_mode(False), learner.loaded():
+        branch = room.Branch(learner, painter.vae, how)
+        branch.encoder = narrow_encoder()
+        fingerprint = how.fingerprint(source.examples.fingerprint(), hashlib.sha256(tiny_model.CHECKPOINT.read_bytes()).hexdigest()[:16])
+        keep = loops.StateFile(work / Path(name).with_suffix(".state.pt"), fingerprint, every=200, last=True)
+        branch.load()
+        with torch.enable_grad():
+            loss = room.Loss(branch, source, texts.Texts(painter.clip))
+            done = loops.run(branch.parameters, loss, how.settings(learner.width), keep, told)
+        about = {"steps": str(done.step), "seed": str(options.seed), "trained_on": tiny_model.CHECKPOINT.name}
+        room.save(branch, str(work / name), about)
+    log(f"{done.step} steps done, loss {np.mean(done.losses[-200:]):.4f}, saved {name}")
+    return work / name
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--count", type=int, default=20_000, help="pairs, drawn anew each time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--bare", action="store_true", help="without the mask prompt")
+    parser.add_argument("--work", type=Path, default=tiny_model.ROOT / "demo" / "work")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    load_pack()
+    train(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Mask-ControlNet's table and the renders that its tiny network learns from: cases, scores, distances."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import mask_controlnet as table
+from benchmarks.kept import image_of
+from demo import judge, scenes, subjects, train_mask_controlnet
+from demo.subjects import SUBJECTS
+from demo.train_mask_controlnet import Pairs
+
+
+@pytest.fixture(scope="module")
+def eye() -> judge.Judge:
+    return judge.load()
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Pairs:
+    return Pairs(300, 0)
+
+
+def test_what_is_trained_with_shows_no_subject_and_no_held_out_ground(pairs: Pairs) -> None:
+    shown = [(thing.shape, thing.paint) for pair in pairs.pairs for thing in pair.reference.things]
+    assert not {(one.shape, one.paint) for one in SUBJECTS} & set(shown)
+    painted = [(pair.painted.things[0], pair.painted.ground) for pair in pairs.pairs]
+    assert not any(scenes.held_out(thing.shape, thing.paint.colour, ground) for thing, ground in painted)
+    assert {len(pair.reference.things) for pair in pairs.pairs} == {1, 2, 3}
+
+
+def test_a_pair_paints_the_marked_object_alone_in_its_place_on_another_ground(pairs: Pairs) -> None:
+    for number in range(40):
+        pair, example = pairs.pairs[number], pairs[number]
+        assert pair.painted.things == (pair.reference.things[pair.chosen],)
+        assert pair.painted.ground != pair.reference.ground
+        assert example.caption == pairs.captions[number]
+        assert example.caption.endswith(f" on {pair.painted.ground}")
+        assert example.marks.shape == (1, 128, 128)
+        inside = example.marks[0] > 0.99  # the same pixels in both, but for the grain of the picture
+        assert example.reference is not None
+        assert (example.image[inside] - example.reference[inside]).abs().mean() < 0.02
+    same, other = Pairs(300, 0), Pairs(300, 1)
+    assert torch.equal(same[3].image, pairs[3].image)
+    assert same.fingerprint() == pairs.fingerprint() != other.fingerprint()
+
+
+def test_objects_do_not_hide_each_other(pairs: Pairs) -> None:
+    for pair in pairs.pairs[:80]:
+        together = scenes.render(pair.reference).masks
+        for number, thing in enumerate(pair.reference.things):
+            alone = scenes.render(scenes.Scene((thing,), pair.reference.ground, 0, pair.reference.photo)).masks[0]
+            assert together[number].sum() > 0.9 * alone.sum()
+
+
+def test_the_narrow_encoder_gives_the_checkpoint_s_latents() -> None:
+    from demo.painter import Painter
+
+    picture = torch.rand(1, 64, 64, 3)
+    wanted = Painter().vae.encode(picture)
+    found = train_mask_controlnet.narrow_encoder()(picture.movedim(-1, 1))
+    torch.testing.assert_close(found, wanted.float(), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS[:4], ids=lambda one: one.name)
+def test_cases_ask_for_other_grounds_and_never_say_a_colour(subject: subjects.Subject) -> None:
+    cases = table.cases_of(subject)
+    assert cases == table.cases_of(subject)
+    assert len({case.scene.seed for case in cases}) == table.REFERENCES
+    for case in cases:
+        assert case.ground != case.scene.ground
+        assert case.ground in subject.grounds()
+        assert not set(case.prompt.split()) & set(scenes.COLOURS)
+    photographs = [case.scene.photo is not None for case in cases]
+    assert 0 < sum(photographs) < len(photographs)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda one: one.name)
+def test_only_the_mask_tells_the_cases_of_a_pair_apart(subject: subjects.Subject) -> None:
+    pairs = table.pairs_of(subject)
+    assert len(pairs) == 2 * table.REFERENCES
+    for one, other in zip(pairs[::2], pairs[1::2], strict=True):
+        assert one.scene is other.scene
+        assert one.prompt == other.prompt
+        assert {one.number, other.number} == {0, 1}
+        assert not set(one.subject.colours) & set(other.subject.colours)
+
+
+def score(case: table.Case, shown: scenes.Scene, eye: judge.Judge, method: table.Method = table.MASK) -> table.Score:
+    bench = object.__new__(table.Bench)
+    bench.eye = eye
+    return bench.judged([case], image_of(scenes.render(shown).image)[None], method)[0]
+
+
+def test_the_judge_sees_what_is_asked_for_and_what_is_not(eye: judge.Judge) -> None:
+    case = table.pairs_of(SUBJECTS[0])[0]
+    right = score(case, table.real(case), eye)
+    assert right.kept
+    assert right.chosen
+    assert right.ground or case.ground == case.scene.ground
+    assert right.psnr > 40
+    assert right.ssim > 0.99
+    assert right.perceptual < 1e-6
+    both = score(case, case.scene, eye)
+    assert both.beside
+    assert not both.chosen
+    assert case.scene.ground == case.ground or both.returned
+    other = table.Case(case.subject, case.scene, 1 - case.number, case.ground)
+    assert not score(case, table.real(other), eye).chosen
+    nothing = score(case, scenes.Scene((), case.ground, 5), eye)
+    assert (nothing.kept, nothing.chosen, nothing.beside) == (False, False, False)
+    assert nothing.overlap == 0
+    assert nothing.fidelity < right.fidelity
+
+
+def test_a_distance_to_itself_is_nothing(eye: judge.Judge) -> None:
+    rng = np.random.default_rng(0)
+    drawn = torch.stack([image_of(scenes.render(scenes.random_scene(rng)).image) for _ in range(24)])
+    worse = (drawn + 0.2 * torch.rand(drawn.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    assert table.perceptual(eye, drawn, drawn).abs().max() < 1e-6
+    assert table.perceptual(eye, drawn, worse).min() > 1e-3
+    assert table.frechet(eye, drawn, drawn) == pytest.approx(0, abs=1e-2)
+    assert table.frechet(eye, drawn, worse) > 10 * abs(table.frechet(eye, drawn, drawn))

@@ -1,0 +1,897 @@
+"""Mask-ControlNet's training against equation 1: what is learned, from what, and that nothing else is."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from maskprompt.models import mask_controlnet_file
+from maskprompt.models.control_layout import shape_of
+from maskprompt.models.latent_control import weights_of
+from maskprompt.models.masks import bounding_box
+from maskprompt.training import loop, mask_controlnet, memory
+from maskprompt.training.learner import Learner
+from maskprompt.training.mask_controlnet import Branch, Loss, Options
+from maskprompt.training.mask_controlnet_samples import Batch, Example, Given, Source, bucket, cropped, pair
+from maskprompt.training.meca_samples import Texts
+from maskprompt.training.vae_encoder import VAEEncoder
+from torch import Tensor
+
+from demo.painter import Painter
+
+from .conftest import random_model
+from .test_dreamcom_nodes import small_sdxl
+from .test_layers import SD15
+from .test_training_learner import conditioning, fingerprint, of_random_weights, same_bits, unchanged, unet_of, with_another_lora
+
+OPTIONS = Options(steps=4, rate=1e-3, batch=1, size=64, text_dropout=0.3, checkpointing=False)
+BLANK = (0.8223, -0.6876, 0.6364, 0.1380)
+"""What an inpainting model is shown where all is to be painted: SD's latent of mid grey, as ComfyUI writes it."""
+
+
+@pytest.fixture(autouse=True)
+def quick_previews(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskprompt.training.preview.STEPS", 2)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """Few blocks; 9 channels, as the tiny model has."""
+    return unet_of(32, small=True)
+
+
+def of_stable_diffusion(dtype: torch.dtype = torch.float32) -> Any:
+    """A VAE of Stable Diffusion's kind, narrow, of random weights, as ComfyUI loads it."""
+    shape = {"double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1, 2, 2],
+             "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}  # fmt: skip
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    config: Any = {"params": {"ddconfig": shape, "embed_dim": 4}}
+    generator, state = torch.Generator().manual_seed(4), {}
+    for name, value in AutoencoderKL(**config["params"]).state_dict().items():
+        noise = torch.randn(value.shape, generator=generator)
+        state[name] = noise / value[0].numel() ** 0.5 if value.ndim > 1 else float(name.endswith("weight")) + 0.1 * noise
+    return comfy.sd.VAE(sd=state, config=config, dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def vae() -> Any:
+    return of_stable_diffusion()
+
+
+class Clip:
+    """Each text has a conditioning of its own, drawn from its letters."""
+
+    def __init__(self) -> None:
+        self.encoded: list[str] = []
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, text: str) -> Any:
+        self.encoded.append(text)
+        return conditioning(sum(ord(letter) for letter in text))
+
+
+def squares(count: int = 3, height: int = 64, width: int = 64) -> Given:
+    """Noise with a bright square in each, somewhere else in each, and its caption."""
+    generator, found = torch.Generator().manual_seed(1), []
+    for number in range(count):
+        image, marks = 0.7 * torch.rand(height, width, 3, generator=generator), torch.zeros(1, height, width)
+        marks[0, 8 + 8 * number : 32 + 8 * number, 4 : 28 + 4 * number] = 1
+        found.append(Example(torch.where(marks[0, ..., None] > 0, torch.tensor([1.0, 0.5, 0.2]), image), marks, f"square {number}"))
+    return Given(found)
+
+
+def source_of(options: Options = OPTIONS, examples: Given | None = None) -> Source:
+    return Source(examples or squares(), options.batch, options.size, options.text_dropout)
+
+
+def known(*texts: str) -> Texts:
+    found = Texts(Clip())
+    found.know(texts)
+    return found
+
+
+def batch_of(height: int = 32, width: int = 64) -> Batch:
+    """Two pictures of one wide bucket, another one as reference for each, soft masks."""
+    generator = torch.Generator().manual_seed(2)
+    reference, image = (torch.rand(2, 3, height, width, generator=generator) for _ in range(2))
+    mask = torch.zeros(2, 1, height, width)
+    mask[0, :, 4:20, 8:50], mask[1, :, 12:, :32], mask[:, :, 15:17] = 1, 1, 0.5
+    return Batch(reference, mask, image, ("a red ball", ""))
+
+
+def part(batch: Batch, row: slice) -> Batch:
+    return Batch(batch.reference[row], batch.mask[row], batch.image[row], batch.texts[row])
+
+
+def moved(branch: Branch) -> Branch:
+    """As after some training, by numbers that half precision holds exactly: no layer is zero, and the hint reaches over 0..1."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for value in branch.parameters.values():
+            size = 0.3 * value.std().nan_to_num() + (0.05 if value.abs().max() == 0 else 0)
+            value.copy_((value + size * torch.randn(value.shape, generator=generator)).half())
+    return branch
+
+
+def branch_of(learner: Learner, vae: Any, options: Options = OPTIONS) -> Branch:
+    branch = Branch(learner, vae, options)
+    branch.load()
+    return branch
+
+
+def dense_hint(adapter: Any, batch: Batch, masked: bool) -> Tensor:
+    """The adapter layer written out: each of the nine neighbours times its weights, the edge repeated outwards."""
+    six = torch.cat([batch.reference * (batch.mask if masked else 1), batch.reference], 1)
+    height, width = six.shape[2:]
+    rows, columns = torch.arange(height), torch.arange(width)
+    found = adapter.layer.bias.detach()[None, :, None, None].repeat(len(six), 1, height, width)
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            shifted = six[:, :, (rows + down).clamp(0, height - 1)][..., (columns + right).clamp(0, width - 1)]
+            found += torch.einsum("oc,bchw->bohw", adapter.layer.weight.detach()[:, :, down + 1, right + 1], shifted)
+    return found.clamp(0, 1)
+
+
+@torch.no_grad()
+def dense_loss(
+    model: Any, vae: Any, branch: Branch, batch: Batch, noise: Tensor, steps: Tensor, text: Tensor, velocity: bool = False, **more: Any
+) -> float:
+    """Equation 1 on the given model's own networks, called directly; `more` is what the UNets are told besides."""
+    alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)[steps].float()
+    alphas = alphas[:, None, None, None]
+    comfy.model_management.load_models_gpu([model])
+    scale = model.model.latent_format.scale_factor
+    z = vae.encode(batch.image.movedim(1, -1)) * scale
+    hint = vae.encode(dense_hint(branch.adapter, batch, branch.options.masked).movedim(1, -1)) * scale
+    noisy = alphas.sqrt() * z + (1 - alphas).sqrt() * noise
+    told = {"timesteps": steps.float(), "context": text, **more}
+    control = branch.network(x=noisy, hint=hint, **told)
+    unet = model.model.diffusion_model
+    blank = torch.tensor([1.0, *BLANK])[: unet.in_channels - 4, None, None].expand(len(z), -1, *z.shape[2:])
+    predicted = unet(torch.cat([noisy, blank], 1), control=control, **told)
+    wanted = alphas.sqrt() * noise - (1 - alphas).sqrt() * z if velocity else noise
+    return ((predicted - wanted) ** 2).mean().item()
+
+
+def noise_for(batch: Batch) -> Tensor:
+    size = batch.image.shape[2] // 8, batch.image.shape[3] // 8
+    return torch.randn(len(batch.image), 4, *size, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(("channels", "masked"), [(9, True), (9, False), (4, True)])
+def test_the_loss_is_equation_1(model: Any, vae: Any, channels: int, masked: bool) -> None:
+    """A batch of wide pictures; and each alone. With a LoRA on the model, which both sides have."""
+    base, batch, steps = with_another_lora(model) if channels == 9 else random_model(in_channels=4), batch_of(), torch.tensor([700, 40])
+    noise, learner, texts = noise_for(batch), Learner(base, "frozen"), known(*batch_of().texts)
+    text = torch.cat([texts[caption][0][0] for caption in batch.texts])
+    with learner.loaded(), torch.no_grad():
+        branch = moved(branch_of(learner, vae, replace(OPTIONS, masked=masked)))
+        hint = branch.hint(batch)
+        assert 0.01 < (hint == 0).float().mean() + (hint == 1).float().mean() < 0.9  # it is cut off at 0 and 1, in part
+        loss = Loss(branch, source_of(), texts)
+        sigmas = loss.schedule.sigmas[steps]
+        found = loss.of(batch, loss.latents(batch), noise, sigmas).item()
+        rows = [slice(row, row + 1) for row in range(2)]
+        parts = [part(batch, row) for row in rows]
+        alone = [loss.of(one, loss.latents(one), noise[row], sigmas[row]).item() for one, row in zip(parts, rows, strict=True)]
+    assert found == pytest.approx(dense_loss(base, vae, branch, batch, noise, steps, text), rel=1e-5)
+    for one, piece, row in zip(alone, parts, rows, strict=True):
+        assert one == pytest.approx(dense_loss(base, vae, branch, piece, noise[row], steps[row], text[row]), rel=1e-5)
+
+
+def test_a_model_that_predicts_velocity_learns_velocity(vae: Any) -> None:
+    """SD 2.1's kind."""
+    import comfy.model_base
+    import comfy.supported_models
+
+    few = {"num_res_blocks": [1, 1], "channel_mult": (1, 2), "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1]}
+    config: Any = comfy.supported_models.SD15({**SD15, **few, "model_channels": 32, "context_dim": 128})
+    config.model_type = lambda *_, **__: comfy.model_base.ModelType.V_PREDICTION
+    model, batch, steps = of_random_weights(config), part(batch_of(), slice(0, 1)), torch.tensor([500])
+    noise, learner, texts = noise_for(batch), Learner(model, "frozen"), known(*batch.texts)
+    with learner.loaded(), torch.no_grad():
+        branch = moved(branch_of(learner, vae))
+        loss = Loss(branch, source_of(), texts)
+        found = loss.of(batch, loss.latents(batch), noise, loss.schedule.sigmas[steps]).item()
+    text = texts[batch.texts[0]][0][0]
+    assert found == pytest.approx(dense_loss(model, vae, branch, batch, noise, steps, text, velocity=True), rel=1e-4)
+    assert found != pytest.approx(dense_loss(model, vae, branch, batch, noise, steps, text), rel=0.01)
+
+
+def test_sdxls_sizes_and_pooled_texts_reach_the_control_network(vae: Any) -> None:
+    """Each sample with its own; and the VAE's latents in SDXL's scale."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep
+
+    model, batch, steps = small_sdxl(), batch_of(), torch.tensor([600, 90])
+    generator, texts, noise = torch.Generator().manual_seed(0), Texts(Clip()), noise_for(batch_of())
+    pooled = {text: 100 * torch.randn(1, 16, generator=generator) for text in batch.texts}
+    texts._known = {text: conditioning(len(text), pooled_output=pooled[text]) for text in batch.texts}
+    learner = Learner(model, "frozen")
+    with learner.loaded(), torch.no_grad():
+        branch = moved(branch_of(learner, vae))
+        loss = Loss(branch, source_of(), texts)
+        found = loss.of(batch, loss.latents(batch), noise, loss.schedule.sigmas[steps]).item()
+    assert branch.about.scale == 0.13025
+    sides = torch.cat([Timestep(256)(torch.tensor([float(side)])).flatten() for side in (32, 64, 0, 0, 32, 64)])
+    y = torch.stack([torch.cat([pooled[text][0], sides]) for text in batch.texts])
+    text = torch.cat([texts[one][0][0] for one in batch.texts])
+    assert found == pytest.approx(dense_loss(model, vae, branch, batch, noise, steps, text, y=y), rel=1e-5)
+    assert found != pytest.approx(dense_loss(model, vae, branch, batch, noise, steps, text, y=y.flip(0)), rel=1e-5)
+
+
+def lit(values: dict[str, Any]) -> set[str]:
+    """The names of those with a gradient."""
+    return {name for name, value in values.items() if value.grad is not None and bool(value.grad.any())}
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_gradients_reach_adapter_and_control_network_and_nothing_else(model: Any, vae: Any, checkpointing: bool) -> None:
+    """First the layers that begin at zero, next what is behind them, then also what is behind the hint's zero layer: the adapter."""
+    before, given_vae = fingerprint(model), [value.clone() for value in vae.first_stage_model.state_dict().values()]
+    learner, batch, texts = Learner(model, "frozen", checkpointing=checkpointing), batch_of(), known(*batch_of().texts)
+    assert learner.parameters == {}
+    with learner.loaded(), torch.enable_grad():
+        branch = branch_of(learner, vae, replace(OPTIONS, checkpointing=checkpointing))
+        frozen = [learner.network, branch.encoder.network]
+        copied = [value.clone() for network in frozen for value in network.state_dict().values()]
+        loss, found = Loss(branch, source_of(), texts), []
+        optimizer = torch.optim.AdamW(branch.parameters.values(), 1e-3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss.of(batch, loss.latents(batch), noise_for(batch), torch.tensor([2.0, 0.7])).backward()
+            found.append(lit(branch.parameters))
+            optimizer.step()
+        assert all(value.grad is None and not value.requires_grad for network in frozen for value in network.parameters())
+        after = [value for network in frozen for value in network.state_dict().values()]
+        assert all(same_bits(one, other) for one, other in zip(copied, after, strict=True))
+    every = set(branch.parameters)
+    zeros = {name for name in every if name.startswith(("control_net.zero_convs.", "control_net.middle_block_out."))}
+    hidden = {name for name in every if name.startswith(("control_net.input_hint_block.0.", "adapter."))}
+    assert found == [zeros, every - hidden, every]
+    assert {"adapter.layer.weight", "adapter.layer.bias"} < hidden
+    assert unchanged(model, before)
+    assert all(same_bits(*pair) for pair in zip(given_vae, vae.first_stage_model.state_dict().values(), strict=True))
+    assert not any(value.requires_grad and value.grad is not None for value in vae.first_stage_model.parameters())
+
+
+def test_it_begins_as_the_model_without_a_control_network(model: Any, vae: Any) -> None:
+    """What it adds is zero; its encoder is the UNet's, with the LoRAs that are on it; the same seed begins the same."""
+    base, batch = with_another_lora(model), batch_of()
+    learner, noise, texts = Learner(base, "frozen"), noise_for(batch), known(*batch.texts)
+    with learner.loaded(), torch.no_grad():
+        branch, again, other = (branch_of(learner, vae, replace(OPTIONS, seed=seed)) for seed in (0, 0, 1))
+        loss = Loss(branch, source_of(), texts)
+        latents, sigmas = loss.latents(batch), torch.tensor([2.0, 0.7])
+        found = loss.of(batch, latents, noise, sigmas)
+        conditions = learner.conditions([[torch.cat([texts[text][0][0] for text in batch.texts]), {}]], latents, {"latent_image": latents})
+        plain = learner.denoised(loss.schedule.noisy(latents, noise, sigmas), sigmas, conditions)
+        assert torch.equal(found, (loss.schedule.error(plain, latents, sigmas) ** 2).mean())
+        unet = learner.network.diffusion_model.state_dict()
+        changed = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+        assert torch.equal(branch.network.state_dict()[changed], unet[changed])
+        assert not torch.equal(unet[changed], model.model.diffusion_model.state_dict()[changed])
+    states = [{name: value.detach() for name, value in one.parameters.items()} for one in (branch, again, other)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert {name for name, value in states[0].items() if not torch.equal(value, states[2][name])} == {
+        "control_net.input_hint_block.0.weight"
+    }
+
+
+def test_checkpointing_changes_no_gradient(model: Any, vae: Any) -> None:
+    found, batch, texts = [], batch_of(), known(*batch_of().texts)
+    for checkpointing in (True, False):
+        learner = Learner(model, "frozen", checkpointing=checkpointing)
+        with learner.loaded(), torch.enable_grad():
+            branch = moved(branch_of(learner, vae, replace(OPTIONS, checkpointing=checkpointing)))
+            loss = Loss(branch, source_of(), texts)
+            loss.of(batch, loss.latents(batch), noise_for(batch), torch.tensor([2.0, 0.7])).backward()
+        found.append({name: value.grad for name, value in branch.parameters.items()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], atol=1e-6, rtol=1e-4)
+
+
+def test_the_loss_on_a_fixed_batch_falls(model: Any, vae: Any) -> None:
+    learner, batch, texts = Learner(model, "frozen", checkpointing=False), batch_of(), known(*batch_of().texts)
+    with learner.loaded(), torch.enable_grad():
+        branch = branch_of(learner, vae, replace(OPTIONS, checkpointing=False))
+        loss = Loss(branch, source_of(), texts)
+        latents, noise, sigmas = loss.latents(batch), noise_for(batch), torch.tensor([2.0, 0.7])
+        progress = loop.run(branch.parameters, lambda step, generator: loss.of(batch, latents, noise, sigmas), loop.Settings(15, 3e-3))
+    assert progress.losses[-1] < 0.9 * progress.losses[0]
+
+
+class StopError(Exception):
+    pass
+
+
+def trained(
+    model: Any, vae: Any, options: Options, state: Path | None = None, stop: int = 0, examples: Given | None = None
+) -> tuple[Branch, loop.Progress | None, Clip]:
+    """A training, or the part of it until `stop`."""
+
+    def after(progress: loop.Progress) -> None:
+        if progress.step == stop:
+            raise StopError
+
+    learner, clip = Learner(model, "frozen", checkpointing=options.checkpointing), Clip()
+    with learner.loaded():
+        branch, source, done = Branch(learner, vae, options), source_of(options, examples), None
+        if stop:
+            with pytest.raises(StopError):
+                mask_controlnet.train(branch, source, clip, state, "mark", after)
+        else:
+            done = mask_controlnet.train(branch, source, clip, state, "mark")
+    return branch, done, clip
+
+
+def weights(branch: Branch) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in branch.parameters.items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize(("average", "stop"), [(0.0, 1), (0.9, 2), (0.0, 3)])
+def test_interrupted_and_resumed_it_ends_to_the_bit_as_if_nothing_had_been(
+    model: Any, vae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: float, stop: int
+) -> None:
+    """Within the steps whose texts are read together, and at their end."""
+    monkeypatch.setattr(mask_controlnet, "AHEAD", 2)
+    options, file = replace(OPTIONS, average=average), tmp_path / "state.pt"
+    whole, progress, _ = trained(model, vae, options)
+    broken, _, _ = trained(model, vae, options, file, stop)
+    kept = torch.load(file, weights_only=True)
+    resumed, again, _ = trained(model, vae, options, file)
+    assert kept["step"] == stop
+    assert not equal(weights(broken), weights(whole))
+    assert equal(weights(resumed), weights(whole))
+    assert again == progress
+    assert not file.exists()
+
+
+def test_more_steps_go_on_where_the_training_ended(model: Any, vae: Any, tmp_path: Path) -> None:
+    file = tmp_path / "state.pt"
+    trained(model, vae, replace(OPTIONS, steps=2), file, stop=2)
+    longer, _, _ = trained(model, vae, OPTIONS, file)
+    whole, _, _ = trained(model, vae, OPTIONS)
+    assert equal(weights(longer), weights(whole))
+
+
+@pytest.mark.parametrize("happens", ["done", "an error", "an interrupt", "a preview"])
+def test_all_that_was_given_stays_to_the_bit(model: Any, vae: Any, monkeypatch: pytest.MonkeyPatch, happens: str) -> None:
+    tiny = vae.first_stage_model
+    before, own = fingerprint(model), [value.clone() for value in tiny.state_dict().values()]
+    texts = [conditioning(1), conditioning(2)]
+    same = [[[entry.clone(), dict(more)] for entry, more in text] for text in texts]
+    learner, options = Learner(model, "frozen"), replace(OPTIONS, steps=2)
+    branch = Branch(learner, vae, options)
+
+    def after(progress: loop.Progress) -> None:
+        if happens == "an interrupt":
+            raise comfy.model_management.InterruptProcessingException
+        if happens == "a preview":
+            mask_controlnet.preview(branch, batch_of(), vae, *texts)
+
+    if happens == "an error":
+        monkeypatch.setattr(Loss, "of", lambda *given: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+    failures = {"an error": torch.OutOfMemoryError, "an interrupt": comfy.model_management.InterruptProcessingException}
+    failed: Any = None
+    try:
+        with learner.loaded():
+            mask_controlnet.train(branch, source_of(options), Clip(), on_step=after)
+    except (torch.OutOfMemoryError, comfy.model_management.InterruptProcessingException) as error:
+        failed = type(error)
+    assert failed is failures.get(happens)
+    assert all(value.grad is None for value in branch.parameters.values())
+    assert unchanged(model, before)
+    assert all(same_bits(*one) for one in zip(own, tiny.state_dict().values(), strict=True))
+    assert all(torch.equal(one[0][0], other[0][0]) and one[0][1] == other[0][1] for one, other in zip(texts, same, strict=True))
+
+
+def test_a_step_is_the_mean_of_its_batches(model: Any, vae: Any) -> None:
+    """Of two batches with random numbers of their own, and texts that were all read before."""
+    options, examples = replace(OPTIONS, accumulate=2, steps=1, text_dropout=0.0), squares(6, 96, 64)
+    _, progress, clip = trained(model, vae, options, examples=examples)
+    shared: list[list[Tensor]] = []
+    learner = Learner(model, "frozen")
+    with learner.loaded(), torch.enable_grad():
+        branch = moved(branch_of(learner, vae, options))
+        loss = Loss(branch, source_of(options, examples), Texts(Clip()), range(2))
+        loop.run(branch.parameters, loss, options.settings(32), share=lambda values: shared.append([value.clone() for value in values]))
+        fresh = Branch(learner, vae, options)
+        fresh.load()
+        first = Loss(fresh, source_of(options, examples), Texts(Clip()), range(2))
+        begun = [first(0, loop.random_numbers(0, 0, lane)).item() for lane in range(2)]
+        moved(fresh)
+        parts = [first(0, loop.random_numbers(0, 0, lane)) for lane in range(2)]
+        ((parts[0] + parts[1]) / 2).backward()
+    assert progress is not None
+    assert begun[0] != pytest.approx(begun[1], rel=1e-3)
+    assert progress.losses == pytest.approx([sum(begun) / 2], rel=1e-6)
+    ((mean, *gradients),) = shared
+    torch.testing.assert_close(mean, ((parts[0] + parts[1]) / 2).detach())
+    for found, value in zip(gradients, fresh.parameters.values(), strict=True):
+        torch.testing.assert_close(found, value.grad, atol=1e-7, rtol=1e-4)
+    assert set(clip.encoded) <= set(examples.captions)
+
+
+def test_texts_are_read_some_steps_ahead_and_once(model: Any, vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask_controlnet, "AHEAD", 2)
+    reads: list[list[str]] = []
+    know = Texts.know
+    monkeypatch.setattr(Texts, "know", lambda self, captions: (reads.append(list(captions)), know(self, reads[-1]))[1])
+    seen: list[str] = []
+    of = Loss.of
+    monkeypatch.setattr(Loss, "of", lambda self, batch, *given: (seen.extend(batch.texts), of(self, batch, *given))[1])
+    _, _, clip = trained(model, vae, replace(OPTIONS, batch=2, text_dropout=0.5))
+    assert [len(one) for one in reads] == [4, 4]
+    assert seen == reads[0] + reads[1]
+    assert len(clip.encoded) == len(set(reads[0])) + len(set(reads[1]) - set(reads[0]))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_what_paints_is_what_learned(model: Any, vae: Any, masked: bool, tmp_path: Path) -> None:
+    """What the finished, and the saved, control network adds in the sampler; the adapter's hint; in the bare variant without the mask."""
+    from maskprompt.models import mask_controlnet as room
+
+    batch, learner = batch_of(), Learner(model, "frozen")
+    generator = torch.Generator().manual_seed(8)
+    noisy, sigma, text = torch.randn(2, 4, 4, 8, generator=generator), torch.tensor([1.5, 1.5]), conditioning(3)[0][0].expand(2, -1, -1)
+    with learner.loaded(), torch.no_grad():
+        branch = moved(branch_of(learner, vae, replace(OPTIONS, masked=masked)))
+        hint = branch.hint(batch)
+        wanted: Any = branch.acting(hint).get_control(noisy, sigma, {"c_crossattn": text}, 1, {})
+        other_mask = branch.hint(replace(batch, mask=batch.mask.flip(2)))
+        finished = branch.finished()
+        mask_controlnet.save(branch, str(tmp_path / "it.safetensors"), {"steps": "3"})
+    assert torch.equal(hint, other_mask) is not masked
+    for control, adapter in (finished, room.load(str(tmp_path / "it.safetensors"))):
+        assert (control.about, adapter.masked) == (branch.about, masked)
+        assert control.about.masked is masked
+        image = batch.reference.movedim(1, -1)
+        assert torch.equal(adapter.hint(image, batch.mask[:, 0]), hint.movedim(1, -1))
+        with torch.no_grad():
+            set_up = control.copy().set_cond_hint(hint, vae=vae)
+            set_up.pre_run(model.model, model.model.model_sampling.percent_to_sigma)
+            found: Any = set_up.get_control(noisy, sigma, {"c_crossattn": text}, 1, {})
+        for place in ("middle", "output"):
+            for one, two in zip(found[place], wanted[place], strict=True):
+                torch.testing.assert_close(one.float(), two, atol=1e-4, rtol=1e-3)
+        state = control.network.state_dict()
+        assert all(torch.equal(value.half(), state[name].half()) for name, value in branch.network.state_dict().items())
+
+
+def test_what_is_saved_is_half_of_what_learned_and_a_copy(model: Any, vae: Any, tmp_path: Path) -> None:
+    learner = Learner(model, "frozen")
+    with learner.loaded(), torch.no_grad():
+        branch = moved(branch_of(learner, vae))
+        branch.adapter.layer.weight += 1e-5  # what half precision would lose
+        control, adapter = branch.finished()
+        mask_controlnet.save(branch, str(tmp_path / "it.safetensors"), {"steps": "3"})
+        own = branch.content()
+        for value in branch.parameters.values():
+            value.zero_()
+    read = mask_controlnet_file.read(str(tmp_path / "it.safetensors"))
+    assert (read.about, read.shape) == (branch.about, branch.network.shape)
+    assert read.about.base == "a UNet of 32 channels with text of width 128"
+    for kept in (read, own):
+        assert kept.adapter is not None
+        assert {value.dtype for value in kept.control.values()} == {torch.float16}
+        assert {value.dtype for value in kept.adapter.values()} == {torch.float32}
+        assert equal(dict(kept.control), dict(read.control))
+        assert equal(dict(kept.adapter), dict(adapter.layer.state_dict()))
+    assert any(bool(value.any()) for value in control.network.state_dict().values())
+
+
+def test_a_preview_shows_what_was_learned_and_leaves_nothing(model: Any, vae: Any) -> None:
+    learner, batch, texts = Learner(model, "frozen"), batch_of(), known(*batch_of().texts)
+    with learner.loaded():
+        branch = branch_of(learner, vae)
+        loss, objects = Loss(branch, source_of(), texts), {name: id(value) for name, value in branch.parameters.items()}
+        before = loss.of(batch, loss.latents(batch), noise_for(batch), torch.tensor([2.0, 0.7]))
+        shown = [mask_controlnet.preview(branch, batch, vae, conditioning(1), conditioning(2)) for _ in range(2)]
+        assert {name: id(value) for name, value in branch.parameters.items()} == objects
+        assert torch.equal(loss.of(batch, loss.latents(batch), noise_for(batch), torch.tensor([2.0, 0.7])), before)
+        assert all(value.requires_grad for value in branch.parameters.values())
+        hint = branch.hint(batch)[:1].movedim(1, -1).detach()
+        painted = mask_controlnet.preview(moved(branch), batch, vae, conditioning(1), conditioning(2))
+    assert shown[0].shape == (1, 32, 128, 3)
+    assert torch.equal(*shown)
+    assert torch.equal(shown[0][:, :, :64], hint)
+    assert not torch.allclose(shown[0][:, :, 64:], painted[:, :, 64:], atol=1e-3)
+    assert not torch.allclose(shown[0][:, :, :64], painted[:, :, :64], atol=1e-3)
+
+
+def test_a_preview_streams_no_weights(model: Any, vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where ComfyUI streams weights, it puts other parameters in the place of those that learn."""
+
+    class Streaming(comfy.model_patcher.ModelPatcher):
+        def is_dynamic(self) -> Any:
+            return True
+
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Streaming)
+    learner = Learner(model, "frozen")
+    with learner.loaded():
+        branch = branch_of(learner, vae)
+        patchers = branch.control.copy().get_models()
+    assert [one.model for one in patchers] == [branch.network]
+    assert not any(one.is_dynamic() for one in patchers)
+
+
+def test_nothing_is_left_when_the_branch_is_gone(model: Any, vae: Any) -> None:
+    import weakref
+
+    branch, _, _ = trained(model, vae, replace(OPTIONS, steps=1))
+    networks = [weakref.ref(one) for one in (branch.network, branch.adapter, branch.encoder.network, branch.learner.network)]
+    finished = branch.finished()
+    del branch
+    gc.collect()
+    assert [one() for one in networks] == [None] * 4
+    assert any(bool(value.any()) for value in finished[0].network.zero_convs.parameters())
+
+
+def test_what_it_will_take(model: Any, vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frozen model once, the control network four or five times, and the larger of UNet's and VAE's share of a step."""
+    found: list[Any] = []
+    monkeypatch.setattr(memory, "check", lambda needed, device, method: found.append((needed, method)))
+    learner, weights = Learner(model, "frozen"), weights_of(shape_of(model.model.model_config.unet_config))
+    assert weights == sum(value.numel() for value in Branch(learner, vae, OPTIONS).network.parameters())
+    plain = memory.estimate(learner, (2, 4, 8, 8), True)
+    usual = replace(OPTIONS, batch=2, checkpointing=True)
+    for options in (usual, replace(usual, average=0.9), replace(usual, checkpointing=False)):
+        mask_controlnet.check_memory(learner, vae, options)
+    pixels = 3046 * 4 * 64 * 64
+    assert [needed.learning for needed, _ in found] == [4 * copies * weights for copies in (4, 5, 4)]
+    assert {needed.weights for needed, _ in found} == {learner.patcher.model_size()}
+    assert [needed.activations for needed, _ in found] == [
+        *[max(plain.activations, pixels)] * 2, memory.estimate(learner, (2, 4, 8, 8), False).activations + 2 * pixels
+    ]  # fmt: skip
+    assert {method for _, method in found} == {"frozen"}
+
+
+def test_stable_diffusions_vae_keeps_as_much_as_is_reckoned() -> None:
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+    from maskprompt.training.vae_encoder import KEPT
+
+    shape = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4],
+             "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}  # fmt: skip
+    network: Any = AutoencoderKL(ddconfig=shape, embed_dim=4).requires_grad_(False)
+    own, kept = {value.untyped_storage().data_ptr() for value in network.parameters()}, {}
+
+    def keep(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        latents = network.encode(torch.rand(1, 3, 64, 64).requires_grad_())
+    assert latents.requires_grad
+    assert sum(kept.values()) / 4 / 64**2 == pytest.approx(KEPT, rel=0.01)
+
+
+def encoder_and_pictures(kind: str, checkpointing: bool) -> tuple[Any, VAEEncoder, Tensor]:
+    given_vae = Painter().vae if kind == "tiny" else of_stable_diffusion()
+    pictures = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(6))
+    return given_vae, VAEEncoder(given_vae, checkpointing), pictures
+
+
+KINDS = pytest.mark.parametrize("kind", ["tiny", "Stable Diffusion's"])
+
+
+@KINDS
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_the_encoder_is_the_vaes(kind: str, checkpointing: bool) -> None:
+    given_vae, encoder, pictures = encoder_and_pictures(kind, checkpointing)
+    wanted = given_vae.encode(pictures.movedim(1, -1))
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(pictures), wanted, atol=1e-5, rtol=1e-5)
+    with torch.enable_grad():
+        found = encoder(pictures.requires_grad_())
+    assert found.requires_grad
+    torch.testing.assert_close(found.detach(), wanted, atol=1e-5, rtol=1e-5)
+
+
+@KINDS
+def test_its_gradient_is_the_slope(kind: str) -> None:
+    """Against differences of the given VAE in double precision; kept or computed twice is the same."""
+    given_vae, _, pictures = encoder_and_pictures(kind, True)
+    generator, found = torch.Generator().manual_seed(7), []
+    factors = torch.randn(2, 4, 8, 12, generator=generator)
+    for checkpointing in (True, False):
+        pixels = pictures.clone().requires_grad_()
+        with torch.enable_grad():
+            (VAEEncoder(given_vae, checkpointing)(pixels) * factors).sum().backward()
+        assert pixels.grad is not None
+        found.append(pixels.grad)
+    torch.testing.assert_close(*found, atol=1e-5 * found[0].abs().max().item(), rtol=1e-4)  # one picture at a time sums in another order
+    double, step = copy.deepcopy(given_vae.first_stage_model).double(), 1e-6
+    for place in ((0, 0, 0, 0), (0, 1, 31, 50), (1, 2, 63, 95), (1, 0, 17, 8)):
+        values = []
+        for side in (step, -step):
+            near = pictures.double()
+            near[place] += side
+            with torch.no_grad():
+                values.append((double.encode(near * 2 - 1) * factors).sum().item())
+        assert found[0][place].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-3, abs=1e-5)
+
+
+@KINDS
+def test_the_vae_given_is_untouched_and_works_after(kind: str) -> None:
+    """Made in inference mode, as in a node."""
+    given_vae, _, pictures = encoder_and_pictures(kind, True)
+    network = given_vae.first_stage_model
+    before, latents = {name: value.clone() for name, value in network.state_dict().items()}, torch.randn(1, 4, 8, 8)
+    wanted, wants = given_vae.decode(latents), [value.requires_grad for value in network.parameters()]
+    with torch.inference_mode():
+        encoder = VAEEncoder(given_vae)
+    with torch.enable_grad():
+        encoder(pictures.requires_grad_()).sum().backward()
+    own = {value.data_ptr() for value in network.state_dict().values()}
+    assert not own & {value.data_ptr() for value in encoder.network.state_dict().values()}
+    assert not any(value.requires_grad or value.is_inference() for value in encoder.network.parameters())
+    assert not any(name.startswith(("decoder", "taesd_decoder", "post_quant")) for name in encoder.network.state_dict())
+    assert [value.requires_grad for value in network.parameters()] == wants
+    assert all(value.grad is None for value in network.parameters())
+    assert network.state_dict().keys() == before.keys()
+    assert all(same_bits(value, before[name]) for name, value in network.state_dict().items())
+    assert torch.equal(given_vae.decode(latents), wanted)
+
+
+def test_a_vae_in_half_precision_has_gradients_in_float32() -> None:
+    """float16's would overflow; bfloat16 stays as it is."""
+    given_vae, pictures = of_stable_diffusion(torch.float16), torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(6))
+    assert given_vae.vae_dtype == torch.float16
+    encoder = VAEEncoder(given_vae)
+    whole = copy.deepcopy(given_vae.first_stage_model).float()
+    with torch.enable_grad():
+        found = encoder(pictures.requires_grad_())
+        found.sum().backward()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.detach(), whole.encode(pictures.detach() * 2 - 1).detach(), atol=1e-5, rtol=1e-5)
+    assert pictures.grad is not None
+    assert bool(pictures.grad.isfinite().all())
+    assert next(given_vae.first_stage_model.parameters()).dtype == torch.float16
+    assert VAEEncoder(of_stable_diffusion(torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_a_vae_whose_weights_are_streamed_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NVIDIA cards ComfyUI streams weights by default, through layers that cannot be copied."""
+    given_vae, asked = of_stable_diffusion(), []
+
+    def load(path: str, disable_dynamic: bool = False) -> Any:
+        asked.append((path, disable_dynamic))
+        return of_stable_diffusion().patcher
+
+    monkeypatch.setattr(given_vae.patcher, "is_dynamic", lambda: True)
+    monkeypatch.setattr(given_vae.patcher, "cached_patcher_init", (load, ("vae.safetensors",)))
+    encoder, pictures = VAEEncoder(given_vae), torch.rand(1, 3, 64, 64)
+    assert asked == [("vae.safetensors", True)]
+    assert encoder.network is not given_vae.first_stage_model
+    assert given_vae.first_stage_model.decoder is not None
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(pictures), given_vae.encode(pictures.movedim(1, -1)), atol=1e-5, rtol=1e-5)
+
+
+def plans(source: Source, count: int) -> list[Any]:
+    return [source.plan(loop.random_numbers(0, step)) for step in range(count)]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3, 1.0])
+def test_as_many_texts_are_dropped_as_were_asked_for(dropout: float) -> None:
+    source = Source(squares(), 4, 64, dropout)
+    drawn = [(row, text) for plan in plans(source, 500) for row, text in zip(plan.rows, plan.texts, strict=True)]
+    assert sum(text == "" for _, text in drawn) / len(drawn) == pytest.approx(dropout, abs=0.04 if 0 < dropout < 1 else 0)
+    assert all(text in ("", f"square {row}") for row, text in drawn)
+
+
+def test_the_same_random_numbers_draw_the_same_batch() -> None:
+    source, other = source_of(), source_of()
+    for step in range(5):
+        one, two = source.plan(loop.random_numbers(4, step)), other.plan(loop.random_numbers(4, step))
+        assert one == two
+        first, second = source.load(one), other.load(two)
+        assert all(torch.equal(getattr(first, name), getattr(second, name)) for name in ("reference", "mask", "image"))
+    assert len({source.plan(loop.random_numbers(4, step)).objects for step in range(5)}) == 5
+
+
+def test_each_of_several_objects_is_drawn_about_equally_often_and_with_its_mask() -> None:
+    """Three objects side by side, too far from each other for one square: each has its colour and its window."""
+    image, marks = torch.zeros(64, 256, 3), torch.zeros(3, 64, 256)
+    for number, left in enumerate((10, 110, 210)):
+        marks[number, 20:50, left : left + 30] = 1
+        image[20:50, left : left + 30] = (number + 1) / 4
+    source = Source(Given([Example(image, marks, "three things")]), 2, 64)
+    seen: Counter[int] = Counter()
+    for plan in plans(source, 450):
+        batch = source.load(plan)
+        for row in range(2):
+            inside = batch.image[row, 0][batch.mask[row, 0] > 0.5]
+            number = round(inside[0].item() * 4) - 1
+            assert len(inside) == 900
+            assert torch.equal(batch.image[row], batch.mask[row].expand(3, -1, -1) * (number + 1) / 4)
+            seen[number] += 1
+    assert sorted(seen) == [0, 1, 2]
+    assert all(250 < count < 350 for count in seen.values())
+
+
+def test_every_picture_is_drawn_about_equally_often_in_batches_of_one_bucket() -> None:
+    """Whatever shapes there are, and however many of each."""
+    sizes = [(64, 64)] * 3 + [(128, 256)] * 2 + [(256, 128)] + [(130, 250)] + [(512, 60)]
+    examples = Given([Example(torch.zeros(*size, 3), torch.ones(1, *size), f"{number}") for number, size in enumerate(sizes)])
+    source, seen = Source(examples, 2, 128), Counter[int]()
+    assert examples.sizes == sizes
+    for plan in plans(source, 1200):
+        assert len({bucket(*sizes[row], 128) for row in plan.rows}) == 1
+        seen.update(plan.rows)
+    assert all(count == pytest.approx(300, rel=0.25) for count in seen.values())
+    assert sorted(seen) == list(range(len(sizes)))
+    batch = source.load(next(plan for plan in plans(source, 100) if plan.rows[0] == 6))
+    assert batch.image.shape == (2, 3, 64, 192)
+    assert batch.mask.shape == (2, 1, 64, 192)
+
+
+SIDES = st.integers(16, 4000)
+
+
+@given(SIDES, SIDES, st.integers(8, 256).map(lambda eighths: eighths * 8))
+@example(64, 128, 64)
+@example(500, 1000, 512)
+def test_buckets(height: int, width: int, size: int) -> None:
+    rows, columns = bucket(height, width, size)
+    square = max(64, round(size / 64) * 64)
+    assert rows % 64 == columns % 64 == 0
+    assert 0.74 < rows * columns / square**2 <= 1.15
+    assert bucket(width, height, size) == (columns, rows)
+    assert bucket(height, height, size) == (square, square)
+    assert (height - width) * (rows - columns) >= 0
+    ratio = min(2.0, max(0.5, height / width))
+    if square >= 512:
+        assert 1 / 1.15 < rows / columns / ratio < 1.15
+    # Of all shapes whose area is no further from the square's, none is closer to the picture's proportions.
+    off = abs(math.log(rows / columns / ratio))
+    for other in range(64, 3 * square, 64):
+        across = max(64, round(square**2 / other / 64) * 64)
+        assert other * across > 1.15 * square**2 or abs(math.log(other / across / ratio)) >= off - 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(40, 300), st.integers(40, 300), st.sampled_from([64, 128, 192]), st.tuples(*[st.floats(0, 1)] * 4))
+@example(40, 300, 64, (0.9, 0.99, 0.1, 0.3))
+def test_picture_and_mask_are_cropped_alike_around_the_object(
+    height: int, width: int, size: int, place: tuple[float, float, float, float]
+) -> None:
+    """The picture's colour is its mask; the reference tells where each of its pixels is from."""
+    tall, wide = (max(4, round(part * side)) for part, side in zip(place[2:], (height, width), strict=True))
+    top, left = round(place[0] * (height - tall)), round(place[1] * (width - wide))
+    marks = torch.zeros(1, height, width)
+    marks[0, top : top + tall, left : left + wide] = 1
+    down, right = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+    where = torch.stack([down[:, None].expand(height, width), right.expand(height, width), torch.zeros(height, width)], -1)
+    rows, columns = bucket(height, width, size)
+    reference, mask, image = cropped(Example(marks[0, ..., None].expand(-1, -1, 3), marks, "", where), 0.5, rows, columns)
+    assert (reference.shape, mask.shape, image.shape) == ((3, rows, columns), (1, rows, columns), (3, rows, columns))
+    torch.testing.assert_close(image, mask.expand(3, -1, -1), atol=1e-5, rtol=0)
+    scale = max(rows / height, columns / width)
+    for axis, (begin, extent, whole, seen) in enumerate([(top, tall, height, rows), (left, wide, width, columns)]):
+        first, last = (reference[axis].select(axis, end).mean().item() * whole for end in (0, -1))
+        pixel = 1 / scale
+        assert (last - first) / (seen - 1) == pytest.approx(pixel, rel=0.05)  # in proportion: no picture is stretched
+        assert first - pixel <= begin + extent / 2 <= last + pixel
+        if extent * scale <= seen:
+            assert first - 1.5 * pixel <= begin + 0.5
+            assert last + 1.5 * pixel >= begin + extent - 0.5
+
+
+def test_an_object_that_grows_too_small_to_be_seen_is_still_in_the_window() -> None:
+    marks = torch.zeros(1, 400, 800)
+    marks[0, 300:304, 780:784] = 1
+    _, mask, _ = cropped(Example(torch.zeros(400, 800, 3), marks, ""), 0.0, 64, 64)
+    assert mask.max() > 0
+    assert bounding_box((mask[0] > 0).float()) is not None
+
+
+def test_a_picture_of_the_buckets_size_is_taken_as_it_is() -> None:
+    example_of = squares(1, 64, 192).examples[0]
+    reference, mask, image = cropped(example_of, 0.0, 64, 192)
+    assert torch.equal(image, example_of.image.movedim(-1, 0))
+    assert torch.equal(mask, example_of.marks)
+    assert torch.equal(reference, image)
+
+
+def test_masks_come_in_one_batch_or_as_many_for_each_picture_as_there_are() -> None:
+    images, marks = torch.rand(2, 32, 40, 4), torch.zeros(3, 32, 40)
+    marks[0, :10], marks[1, 10:], marks[2, 5:20] = 1, 1, 1
+    single = pair([images], ["one\ntwo"], [marks[:2]])
+    assert [one.marks.shape[0] for one in single.examples] == [1, 1]
+    assert torch.equal(single[1].marks, marks[1:2])
+    assert (single.captions, single.sizes, len(single)) == (["one", "two"], [(32, 40)] * 2, 2)
+    assert torch.equal(single[0].image, images[0, ..., :3])
+    several = pair([images[:1], images[1:]], ["one", "two"], [marks[:2], marks[2:]])
+    assert [one.marks.shape[0] for one in several.examples] == [2, 1]
+    assert torch.equal(several[0].marks, marks[:2])
+    spread = pair([images], ["one"], [marks[:1], marks[2:, None]])
+    assert [torch.equal(one.marks[0], wanted) for one, wanted in zip(spread.examples, (marks[0], marks[2]), strict=True)] == [True, True]
+    empty = torch.cat([marks[:2], torch.zeros(1, 32, 40)])
+    assert pair([images[:1]], ["one"], [empty])[0].marks.shape[0] == 2
+
+
+def test_a_pictures_fingerprint_is_of_all_that_matters() -> None:
+    images, marks = torch.rand(2, 32, 40, 3), torch.ones(2, 32, 40)
+    first = pair([images], ["one"], [marks]).fingerprint()
+    assert pair([images.clone()], ["one"], [marks.clone()]).fingerprint() == first
+    less = marks.clone()
+    less[1, :4] = 0
+    own = pair([images], ["one"], [marks])
+    referring = Given([own[0]._replace(reference=images[1]), own[1]])
+    others = [pair([images.flip(1)], ["one"], [marks]), pair([images], ["two"], [marks]), pair([images], ["one"], [less]), referring]
+    assert len({first, *(one.fingerprint() for one in others)}) == 5
+
+
+def with_nan() -> Tensor:
+    images = torch.rand(2, 32, 40, 3)
+    images[1, 3, 4] = torch.nan
+    return images
+
+
+@pytest.mark.parametrize(
+    ("images", "marks", "captions", "message"),
+    [
+        ([], [], "a", "no picture was given: wire the pictures to learn from"),
+        ([torch.rand(0, 32, 40, 3)], [torch.ones(1, 32, 40)], "a", "no picture was given"),
+        ([with_nan()], [torch.ones(2, 32, 40)], "a", r"picture 2 holds values that are no numbers \(NaN\)"),
+        ([torch.rand(2, 32, 40, 3)], [torch.ones(2, 40, 32)], "a", "picture 1 is 40 x 32 pixels but its mask 32 x 40"),
+        ([torch.rand(2, 32, 40, 3)], [torch.ones(1, 32, 40), torch.ones(2, 9, 9)], "a", "picture 2 is 40 x 32 pixels but its mask 9 x 9"),
+        ([torch.rand(1, 32, 40, 3)], [torch.zeros(1, 64, 64)], "a", "the mask of picture 1 marks nothing: point SAM Mask"),
+        ([torch.rand(1, 32, 40, 3)], [torch.full((3, 32, 40), 0.5)], "a", "the mask of picture 1 marks nothing"),
+        ([torch.rand(1, 32, 40, 3)], [torch.full((1, 32, 40), torch.nan)], "a", "the mask of picture 1 marks nothing"),
+        ([torch.rand(3, 32, 40, 3)], [torch.ones(2, 32, 40)], "a", "3 pictures but 2 masks: give one mask for each picture in one batch"),
+        ([torch.rand(3, 32, 40, 3)], [torch.ones(2, 32, 40)] * 2, "a", "3 pictures but 4 masks"),
+        ([torch.rand(2, 32, 40, 3)], [], "a", "2 pictures but 0 masks"),
+        ([torch.rand(2, 32, 40, 3)], [torch.ones(2, 32, 40, 3)], "a", "masks: a mask has the shape"),
+        ([torch.rand(2, 32, 40, 3)], [torch.ones(2, 32, 40)], "a\nb\nc", "2 pictures but 3 lines of captions"),
+        ([torch.rand(2, 32, 40, 3)], [torch.ones(2, 32, 40)], " \n ", "captions is empty"),
+    ],
+)
+def test_what_does_not_match_is_said_in_words(images: Sequence[Tensor], marks: Sequence[Tensor], captions: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pair(images, [captions], marks)
+
+
+def test_the_options_are_the_usual_ones() -> None:
+    usual = Options()
+    assert usual.settings(320) == loop.Settings(10_000, 1e-5, weight_decay=0.01)
+    assert usual.settings(32).learning_rate == pytest.approx(1e-4)
+    assert replace(usual, rate=3e-4, accumulate=8, average=0.9, seed=5).settings(32) == loop.Settings(
+        10_000, 3e-4, 5, average=0.9, accumulate=8
+    )
+    assert (usual.size, usual.batch, usual.masked, usual.text_dropout, usual.checkpointing) == (512, 4, True, 0.1, True)
+    assert usual.latents == (4, 4, 64, 64)
+
+
+def test_the_fingerprint_is_of_all_that_matters() -> None:
+    mark = Options(steps=5).fingerprint("pictures", "model")
+    assert Options(steps=9, checkpointing=False).fingerprint("pictures", "model") == mark
+    others: list[dict[str, Any]] = [
+        {"rate": 1e-3}, {"weight_decay": 0.0}, {"batch": 2}, {"accumulate": 2}, {"size": 64}, {"masked": False}, {"text_dropout": 0.5},
+        {"seed": 1}, {"average": 0.9},
+    ]  # fmt: skip
+    marks = {mark, Options().fingerprint("others", "model"), *(Options(**one).fingerprint("pictures", "model") for one in others)}
+    assert len(marks) == 2 + len(others)
