@@ -192,16 +192,22 @@ def find(name: str) -> Path:
         places = " or ".join(folder_paths.get_folder_paths(FOLDER))
         listed = ", ".join(present) or f"no folder with a {_CONFIG}"
         raise ValueError(f"There is no BLIP folder '{name}' in {places} (found there: {listed}). {ADVICE}")
-    folder = present[name]
+    check(present[name])
+    return present[name]
+
+
+def check(folder: Path) -> None:
+    """ValueError that says what is missing, unless the folder can hold a BLIP captioning model."""
+    if not (folder / _CONFIG).is_file():
+        raise ValueError(f"{folder} holds no BLIP model: there is no {_CONFIG} in it. {ADVICE}")
     _check_kind(_settings(folder / _CONFIG), folder)
     missing = [" or ".join(names) for names in _PARTS if not any((folder / one).is_file() for one in names)]
     if missing:
         raise ValueError(f"The BLIP folder {folder} is not complete: it lacks {'; '.join(missing)}. {ADVICE}")
-    return folder
 
 
 def load(folder: Path) -> LoadedBlip:
-    """The BLIP of a folder that `find` found; the same object as long as somebody holds it and its files stay the same.
+    """The BLIP of a folder that `find` or `check` has seen; the same object as long as somebody holds it and its files stay the same.
 
     ValueError in plain words if its files are damaged or hold another network, RuntimeError if `transformers` is missing.
     """

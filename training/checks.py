@@ -105,12 +105,13 @@ def check_words(options: Options, clip: Any) -> None:
 
 
 def check_size(size: int, sizes: Sequence[tuple[int, int]], node: str) -> None:
-    """ValueError for crops of a size that the VAE cannot take, or pictures (height, width) much too small; a warning for small ones."""
+    """ValueError for crops of a size that the VAE cannot take, or pictures (height, width) much too small; one warning for small ones."""
     if size < SMALLEST_CROP or size % 8:
         raise ValueError(
             f"size is {size}: the side of the training crops is a multiple of 8 and at least {SMALLEST_CROP}. Use 512 for SD 1.5, 1024 "
             "for SDXL."
         )
+    enlarged = []
     for number, (height, width) in enumerate(sizes, 1):
         short = min(height, width)
         if short * ENLARGED < size:
@@ -119,7 +120,15 @@ def check_size(size: int, sizes: Sequence[tuple[int, int]], node: str) -> None:
                 f"is learned. Use a larger picture, or a `size` of at most {short * ENLARGED // 8 * 8}."
             )
         if short < size:
-            log.warning("%s: picture %d (%d x %d) is enlarged to crops of %d pixels.", node, number, width, height, size)
+            enlarged.append((number, width, height))
+    if len(enlarged) == 1:
+        log.warning("%s: picture %d (%d x %d) is enlarged to crops of %d pixels.", node, *enlarged[0], size)
+    elif enlarged:
+        number, width, height = min(enlarged, key=lambda one: min(one[1:]))
+        log.warning(
+            "%s: %d of %d pictures are enlarged to crops of %d pixels, the most picture %d (%d x %d).",
+            node, len(enlarged), len(sizes), size, number, width, height,
+        )  # fmt: skip
 
 
 def _pieces(clip: Any, text: str) -> tuple[int, bool]:

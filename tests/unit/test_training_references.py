@@ -111,6 +111,14 @@ def test_a_picture_that_is_a_little_small_is_taken_with_a_warning(caplog: pytest
     assert "A node: picture 1 (240 x 200) is enlarged to crops of 400 pixels" in caplog.text
 
 
+def test_many_small_pictures_are_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        check_size(400, [(300, 390), (400, 500), (250, 600), (390, 390)], "A node")
+    assert [record.getMessage() for record in caplog.records] == [
+        "A node: 3 of 4 pictures are enlarged to crops of 400 pixels, the most picture 3 (600 x 250)."
+    ]
+
+
 def tokenizers() -> list[Any]:
     from comfy.sd1_clip import SD1Tokenizer
     from comfy.sdxl_clip import SDXLTokenizer

@@ -119,15 +119,10 @@ def load_sam(name: str) -> Any:
 
 def load_blip(name: str) -> Any:
     """The BLIP (`caption.LoadedBlip`) of a folder, or of one in ComfyUI's models/blip. ValueError if there is none, or another model."""
-    import folder_paths
-
     from ...models import caption
 
     place = Path(name).expanduser().absolute()
     if not place.is_dir():
         return caption.load(caption.find(name))
-    if not (place / "config.json").is_file():
-        raise ValueError(f"{place} holds no BLIP model: there is no config.json in it. {caption.ADVICE}")
-    # So the folder itself is the first to be looked into, and its files are checked.
-    folder_paths.add_model_folder_path(caption.FOLDER, str(place), is_default=True)
-    return caption.load(caption.find("."))
+    caption.check(place)
+    return caption.load(place)
