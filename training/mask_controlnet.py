@@ -187,11 +187,12 @@ def preview(branch: Branch, batch: Batch, vae: Any, positive: Any, negative: Any
     try:
         device = learner.device
         shown = Batch(batch.reference[:1].to(device), batch.mask[:1].to(device), batch.image[:1], batch.texts[:1])
-        hint = branch.hint(shown).cpu()
-        control = branch.control.copy().set_cond_hint(hint, vae=vae)
+        hint = branch.hint(shown)
+        # Encoded as in training: the sampler would do it in the midst of the model's own precision.
+        control = branch.acting(hint).set_cond_hint(hint.cpu(), vae=vae)
         empty = torch.zeros(1, 4, hint.shape[2] // 8, hint.shape[3] // 8)
         painted = paint(learner, positive, negative, empty, {"control": control, "control_apply_to_uncond": False})
-        return torch.cat([hint.movedim(1, -1), vae.decode(painted).cpu()], 2)
+        return torch.cat([hint.movedim(1, -1).cpu(), vae.decode(painted).cpu()], 2)
     finally:
         learner.load()
         branch.load()

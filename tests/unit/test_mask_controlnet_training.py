@@ -27,6 +27,7 @@ from maskprompt.training.learner import Learner
 from maskprompt.training.mask_controlnet import Branch, Loss, Options
 from maskprompt.training.mask_controlnet_samples import Batch, Example, Given, Source, bucket, cropped, pair
 from maskprompt.training.meca_samples import Texts
+from maskprompt.training.preview import paint
 from maskprompt.training.vae_encoder import VAEEncoder
 from torch import Tensor
 
@@ -405,8 +406,9 @@ def test_all_that_was_given_stays_to_the_bit(model: Any, vae: Any, monkeypatch: 
     assert all(torch.equal(one[0][0], other[0][0]) and one[0][1] == other[0][1] for one, other in zip(texts, same, strict=True))
 
 
-def test_a_step_is_the_mean_of_its_batches(model: Any, vae: Any) -> None:
-    """Of two batches with random numbers of their own, and texts that were all read before."""
+def test_a_step_is_the_mean_of_its_batches(model: Any, vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two batches with random numbers of their own, and other texts, of which both are read before."""
+    monkeypatch.setattr(mask_controlnet, "AHEAD", 1)
     options, examples = replace(OPTIONS, accumulate=2, steps=1, text_dropout=0.0), squares(6, 96, 64)
     _, progress, clip = trained(model, vae, options, examples=examples)
     shared: list[list[Tensor]] = []
@@ -429,7 +431,7 @@ def test_a_step_is_the_mean_of_its_batches(model: Any, vae: Any) -> None:
     torch.testing.assert_close(mean, ((parts[0] + parts[1]) / 2).detach())
     for found, value in zip(gradients, fresh.parameters.values(), strict=True):
         torch.testing.assert_close(found, value.grad, atol=1e-7, rtol=1e-4)
-    assert set(clip.encoded) <= set(examples.captions)
+    assert len(clip.encoded) == 2
 
 
 def test_texts_are_read_some_steps_ahead_and_once(model: Any, vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,6 +446,32 @@ def test_texts_are_read_some_steps_ahead_and_once(model: Any, vae: Any, monkeypa
     assert [len(one) for one in reads] == [4, 4]
     assert seen == reads[0] + reads[1]
     assert len(clip.encoded) == len(set(reads[0])) + len(set(reads[1]) - set(reads[0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_bfloat16_as_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and a preview in the precision of a GPU, with weights of any: nothing meets a number of another kind."""
+    base, half, found = unet_of(32, small=True, dtype=dtype), of_stable_diffusion(dtype), {}
+    base.model.manual_cast_dtype = None  # a GPU samples in the weights' own precision
+    batch, texts = batch_of(), known(*batch_of().texts)
+    for compute in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr("maskprompt.training.learner.compute_dtype", lambda model, compute=compute: compute)
+        learner = Learner(base, "frozen", checkpointing=True)
+        with learner.loaded(), torch.enable_grad():
+            branch = moved(branch_of(learner, half, replace(OPTIONS, checkpointing=True)))
+            seen: list[torch.dtype] = []
+            branch.network.middle_block_out.register_forward_hook(lambda *given, seen=seen: seen.append(given[2].dtype))
+            loss = Loss(branch, source_of(), texts)
+            value = loss.of(batch, loss.latents(batch), noise_for(batch), torch.tensor([2.0, 0.7]))
+            value.backward()
+            assert lit(branch.parameters) == set(branch.parameters)
+            assert {one.dtype for one in branch.parameters.values()} == {torch.float32}
+            assert all(bool(one.grad.isfinite().all()) for one in branch.parameters.values() if one.grad is not None)
+            assert bool(mask_controlnet.preview(branch, batch, half, conditioning(1), conditioning(2)).isfinite().all())
+            assert bool(loss.of(batch, loss.latents(batch), noise_for(batch), torch.tensor([2.0, 0.7])).isfinite())
+        found[compute] = value.item()
+        assert seen[0] == compute
+    assert found[torch.bfloat16] == pytest.approx(found[torch.float32], rel=0.05)
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -512,7 +540,10 @@ def test_a_preview_shows_what_was_learned_and_leaves_nothing(model: Any, vae: An
         assert all(value.requires_grad for value in branch.parameters.values())
         hint = branch.hint(batch)[:1].movedim(1, -1).detach()
         painted = mask_controlnet.preview(moved(branch), batch, vae, conditioning(1), conditioning(2))
+        control = branch.control.copy().set_cond_hint(branch.hint(batch)[:1].detach(), vae=vae)  # as Apply ControlNet does it
+        wanted = paint(learner, conditioning(1), conditioning(2), torch.zeros(1, 4, 4, 8), {"control": control})
     assert shown[0].shape == (1, 32, 128, 3)
+    torch.testing.assert_close(painted[:, :, 64:], vae.decode(wanted), atol=1e-4, rtol=1e-3)
     assert torch.equal(*shown)
     assert torch.equal(shown[0][:, :, :64], hint)
     assert not torch.allclose(shown[0][:, :, 64:], painted[:, :, 64:], atol=1e-3)
@@ -751,6 +782,7 @@ def test_every_picture_is_drawn_about_equally_often_in_batches_of_one_bucket() -
 SIDES = st.integers(16, 4000)
 
 
+@settings(deadline=None)
 @given(SIDES, SIDES, st.integers(8, 256).map(lambda eighths: eighths * 8))
 @example(64, 128, 64)
 @example(500, 1000, 512)

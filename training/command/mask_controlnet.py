@@ -6,7 +6,7 @@ import argparse
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,8 @@ def train(work: Work) -> None:
     learner = Learner(model, "frozen", checkpointing=options.checkpointing)
     mask_controlnet.check_memory(learner, vae, options)
     source = Source(examples, options.batch, options.size, options.text_dropout)
-    first = source.load(source.plan(random_numbers(options.seed, 0)))
+    told = replace(source, text_dropout=0.0)  # a preview is of a picture with its text
+    first = told.load(told.plan(random_numbers(options.seed, 0)))
     with torch.no_grad():
         positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (first.texts[0], ""))
     check_text(learner, negative)
