@@ -7,7 +7,6 @@ and found again by the next run. The key knows nothing of the code: delete that 
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib
 import json
@@ -338,15 +337,9 @@ def said(score: Score) -> str:
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     usual = Size()
-    parser = argparse.ArgumentParser(prog=command, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, most in asdict(usual).items():
-        parser.add_argument(f"--{name}", type=int, default=most, help=f"{most} unless told; the figures are kept of the whole table only")
-    bench = Bench(Size(**vars(parser.parse_args(arguments))))
+    bench = Bench(results.size_of(usual, command, __doc__, arguments))
     figures = tables(bench)
     sheet(bench)
-    if bench.size != usual:
-        print(results.markdown("dreamcom (a part)", figures), flush=True)
-        return
     notes = {
         "training": f"{usual.steps} steps of {BATCH} crops of {subjects.SIZE} px, LoRA, rank 16, its usual rate, 'a photo of sks <shape>'",
         "painting": f"{SAMPLER}, {STEPS} steps, CFG {CFG}; nothing pasted back; background SSIM outside of the box and {MARGIN} px",
@@ -355,4 +348,4 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
         "not measured": "compatibility of object and background: a user study in the paper",
         "checkpoint": bench.checkpoint.name,
     }
-    results.write("dreamcom", command, figures, notes)
+    results.write("dreamcom", command, figures, notes, bench.size == usual)

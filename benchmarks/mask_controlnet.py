@@ -7,7 +7,6 @@ settings, which know nothing of the code: delete that folder after a change to w
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib
 import json
@@ -413,19 +412,13 @@ def sheet(bench: Bench) -> None:
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     usual = Size()
-    parser = argparse.ArgumentParser(prog=command, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, most in asdict(usual).items():
-        parser.add_argument(f"--{name}", type=int, default=most, help=f"{most} unless told; only the whole table is kept")
-    bench = Bench(Size(**vars(parser.parse_args(arguments))))
+    bench = Bench(results.size_of(usual, command, __doc__, arguments))
     figures = tables(bench)
     sheet(bench)
-    if bench.size != usual:
-        print(results.markdown("mask-controlnet (a part)", figures), flush=True)
-        return
     notes = {
         "painting": f"{SAMPLER}, {STEPS} steps, CFG {CFG}; 'a (shape) on (a ground)', which names no colour",
         "object fidelity": "cosine of the judge's features of the object in the reference and in the picture, in place of CLIP-I and DINO",
         "distorted or missing": f"the judge does not find its shape in both of its colours, with {SAME} of its mask's outline",
         "checkpoint": tiny_model.CHECKPOINT.name,
     }
-    results.write("mask-controlnet", command, figures, notes)
+    results.write("mask-controlnet", command, figures, notes, bench.size == usual)

@@ -8,7 +8,6 @@ nothing of the code: delete that folder after a change to what trains or paints.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib
 import json
@@ -365,15 +364,9 @@ def sheet(bench: Bench) -> None:
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     usual = Size()
-    parser = argparse.ArgumentParser(prog=command, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, most in asdict(usual).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=most, help=f"{most} unless told; only the whole table is kept")
-    bench = Bench(Size(**vars(parser.parse_args(arguments))))
+    bench = Bench(results.size_of(usual, command, __doc__, arguments))
     figures = tables(bench)
     sheet(bench)
-    if bench.size != usual:
-        print(results.markdown("mcgm (a part)", figures), flush=True)
-        return
     how = bench.options(PICTURES[0], WHOLE)
     notes = {
         "training": f"{usual.steps} + {usual.weight_steps} steps of {BATCH} pictures of {SIZE} px, all weights, rate {RATE:g}, their "
@@ -386,4 +379,4 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
         "not measured": "how well picture and text fit: a user study in the paper",
         "checkpoint": tiny_model.CHECKPOINT.name,
     }
-    results.write("mcgm", command, figures, notes)
+    results.write("mcgm", command, figures, notes, bench.size == usual)

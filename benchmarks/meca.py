@@ -8,7 +8,6 @@ code: delete that folder after a change to what paints.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import math
@@ -492,15 +491,9 @@ def said(score: Score) -> str:
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     usual = Size()
-    parser = argparse.ArgumentParser(prog=command, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, most in asdict(usual).items():
-        parser.add_argument(f"--{name}", type=int, default=most, help=f"{most} unless told; the figures are kept of the whole table only")
-    bench = Bench(Size(**vars(parser.parse_args(arguments))))
+    bench = Bench(results.size_of(usual, command, __doc__, arguments))
     figures = tables(bench)
     sheet(bench)
-    if bench.size != usual:
-        print(results.markdown("meca (a part)", figures), flush=True)
-        return
     notes = {
         "painting": f"{SAMPLER}, {STEPS} steps, CFG {CFG}; whole pictures of {subjects.SIZE} px, λ 1 unless told",
         "cases": f"every {PHOTO_EVERY}th reference is a photograph; boxes of {SIDES[0]} or {SIDES[1]} px; triples never seen in training",
@@ -514,4 +507,4 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
         "render": "the control: a render of what was asked through the autoencoder, so what a perfect painter would get",
         "checkpoint": bench.checkpoint.name,
     }
-    results.write("meca", command, figures, notes)
+    results.write("meca", command, figures, notes, bench.size == usual)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import math
@@ -10,10 +11,13 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 FOLDER = Path(__file__).resolve().parent / "results"
+SizeT = TypeVar("SizeT")
+"""A dataclass of numbers that say how large a table's run is."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,20 @@ def markdown(title: str, figures: Sequence[Figure]) -> str:
     return "\n".join(lines)
 
 
-def write(name: str, command: str, figures: Sequence[Figure], notes: dict[str, str] | None = None) -> None:
-    """Prints the figures as Markdown and keeps them in `results/<name>.json`."""
-    print(markdown(name, figures), flush=True)
+def size_of(usual: SizeT, command: str, description: str | None, arguments: Sequence[str]) -> SizeT:
+    """How large a run a table's own arguments ask for: each number of `usual` can be given."""
+    parser = argparse.ArgumentParser(prog=command, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known: Any = usual
+    for name, most in asdict(known).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=most, help=f"{most} unless told; only the whole table is kept")
+    return type(usual)(**vars(parser.parse_args(arguments)))
+
+
+def write(name: str, command: str, figures: Sequence[Figure], notes: dict[str, str] | None = None, whole: bool = True) -> None:
+    """Prints the figures as Markdown and keeps them in `results/<name>.json`; those of a part are only printed."""
+    print(markdown(name if whole else f"{name} (a part)", figures), flush=True)
+    if not whole:
+        return
     FOLDER.mkdir(exist_ok=True)
     content = {
         "name": name, "command": command, "date": datetime.date.today().isoformat(), "machine": machine(), **(notes or {}),
