@@ -13,6 +13,7 @@ import torch
 from comfy_api.latest import io
 from typing_extensions import override
 
+from . import train_inputs
 from .dreamcom import CATEGORY
 from .progress import TrainingProgress, state_file
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from ..training.references import Reference
 
 LoraModel = io.Custom("LORA_MODEL")
-LossMap = io.Custom("LOSS_MAP")
 AUTO = "auto"
 
 
@@ -70,27 +70,15 @@ class TrainDreamCom(io.ComfyNode):
                     "size", default=512, min=64, max=2048, step=8,
                     tooltip="Side of the training crops in pixels: 512 for SD 1.5, 1024 for SDXL.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**53, control_after_generate=False, tooltip="The same seed trains the same."),
-                io.Int.Input(
-                    "preview_every", default=100, min=0, max=10_000, optional=True, advanced=True,
-                    tooltip="Paints the subject every so many steps, so that you can see it being learned. 0: never.",
-                ),
-                io.Boolean.Input(
-                    "resume", default=True, optional=True, advanced=True,
-                    tooltip="Go on where the same training was interrupted. Off: begin again.",
-                ),
+                train_inputs.seed(),
+                train_inputs.preview_every(100, 10_000, "Paints the subject every so many steps, so that you can see it being learned."),
+                train_inputs.resume(),
                 io.Boolean.Input(
                     "masked_attention", default=True, optional=True, advanced=True,
                     tooltip="Let the text reach the subject's box only while training, as the paper does.",
                 ),
-                io.Boolean.Input(
-                    "gradient_checkpointing", default=True, optional=True, advanced=True,
-                    tooltip="Needs far less memory and about a third more time.",
-                ),
-                io.Float.Input(
-                    "average", default=0.0, min=0.0, max=0.9999, step=0.001, optional=True, advanced=True,
-                    tooltip="Keep a moving average of the weights with this decay, for example 0.99. 0: the last weights, as in the paper.",
-                ),
+                train_inputs.checkpointing(),
+                train_inputs.average(0.99, last="the last weights, as in the paper."),
                 io.Float.Input(
                     "box_margin", default=0.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True,
                     tooltip="Draw each subject's training box larger on every side by up to this part of its size, so that it learns to "
@@ -100,7 +88,7 @@ class TrainDreamCom(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with what it learned. The given one stays as it was."),
                 LoraModel.Output(display_name="lora", tooltip="What was learned, for Save LoRA Weights or Load LoRA Model."),
-                LossMap.Output(display_name="loss", tooltip="For Plot Loss Graph."),
+                train_inputs.LossMap.Output(display_name="loss", tooltip="For Plot Loss Graph."),
                 io.Int.Output(
                     display_name="steps",
                     tooltip="How many steps were trained. Careful: wired into Save LoRA Weights, with the same prefix every time, a later "

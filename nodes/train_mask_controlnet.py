@@ -13,9 +13,9 @@ import torch
 from comfy_api.latest import io
 from typing_extensions import override
 
+from . import train_inputs
 from .mask_controlnet import CATEGORY, AdapterType
 from .progress import TrainingProgress, state_file
-from .train_dreamcom import LossMap
 
 if TYPE_CHECKING:
     from ..training.mask_controlnet import Options, Source
@@ -60,7 +60,7 @@ class TrainMaskControlNet(io.ComfyNode):
                     "size", default=512, min=64, max=2048, step=8,
                     tooltip="Pictures are scaled to about this square in pixels, in their own proportions: 512 for SD 1.5, 1024 for SDXL.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**53, control_after_generate=False, tooltip="The same seed trains the same."),
+                train_inputs.seed(),
                 io.Int.Input(
                     "accumulate", default=1, min=1, max=1024, optional=True, advanced=True,
                     tooltip="So many batches make a step: as a larger batch, with the memory of a small one.",
@@ -73,27 +73,15 @@ class TrainMaskControlNet(io.ComfyNode):
                     "text_dropout", default=0.1, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
                     tooltip="Which part of the samples loses its text, so that the hint also works without a prompt.",
                 ),
-                io.Int.Input(
-                    "preview_every", default=500, min=0, max=100_000, optional=True, advanced=True,
-                    tooltip="Paints a picture from its hint every so many steps. 0: never.",
-                ),
-                io.Boolean.Input(
-                    "resume", default=True, optional=True, advanced=True,
-                    tooltip="Go on where the same training was interrupted. Off: begin again.",
-                ),
-                io.Boolean.Input(
-                    "gradient_checkpointing", default=True, optional=True, advanced=True,
-                    tooltip="Needs far less memory and about a third more time.",
-                ),
-                io.Float.Input(
-                    "average", default=0.0, min=0.0, max=0.9999, step=0.001, optional=True, advanced=True,
-                    tooltip="Keep a moving average of the weights with this decay, for example 0.999. 0: the last weights.",
-                ),
+                train_inputs.preview_every(500, 100_000, "Paints a picture from its hint every so many steps."),
+                train_inputs.resume(),
+                train_inputs.checkpointing(),
+                train_inputs.average(0.999),
             ],
             outputs=[
                 io.ControlNet.Output("control_net", display_name="control_net", tooltip="For Apply ControlNet and Save Mask-ControlNet."),
                 AdapterType.Output("adapter", display_name="adapter", tooltip="For Mask Concat and Save Mask-ControlNet."),
-                LossMap.Output(display_name="loss", tooltip="For Plot Loss Graph."),
+                train_inputs.LossMap.Output(display_name="loss", tooltip="For Plot Loss Graph."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip

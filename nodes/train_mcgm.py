@@ -16,9 +16,10 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..models import mcgm_store
+from . import train_inputs
 from .mcgm import CATEGORY, MaskEncoderType
 from .progress import TrainingProgress, state_file
-from .train_dreamcom import AUTO, LoraModel, LossMap
+from .train_dreamcom import AUTO, LoraModel
 
 if TYPE_CHECKING:
     from ..training.mcgm_options import Options
@@ -76,7 +77,7 @@ class TrainMCGM(io.ComfyNode):
                     "size", default=512, min=64, max=2048, step=8,
                     tooltip="The training picture has about size x size pixels, in the given one's proportions. SD 1.5: 512, SDXL: 1024.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**53, control_after_generate=False, tooltip="The same seed trains the same."),
+                train_inputs.seed(),
                 io.Combo.Input(
                     "background", options=["plain", "original"], default="plain", optional=True, advanced=True,
                     tooltip="What lies around the subjects while training: a random plain colour, as in the paper, or the picture itself.",
@@ -109,23 +110,10 @@ class TrainMCGM(io.ComfyNode):
                     tooltip="bound: each mask's token also tells whose mask it is. paper: only its shape does. off: no mask tokens: "
                     "Break-A-Scene.",
                 ),
-                io.Int.Input(
-                    "preview_every", default=100, min=0, max=10_000, optional=True, advanced=True,
-                    tooltip="Paints each subject every so many steps, so that you can see it being learned. 0: never.",
-                ),
-                io.Boolean.Input(
-                    "resume", default=True, optional=True, advanced=True,
-                    tooltip="Go on where the same training was interrupted. Off: begin again.",
-                ),
-                io.Boolean.Input(
-                    "gradient_checkpointing", default=True, optional=True, advanced=True,
-                    tooltip="Needs far less memory and about a third more time.",
-                ),
-                io.Float.Input(
-                    "average", default=0.0, min=0.0, max=0.9999, step=0.001, optional=True, advanced=True,
-                    tooltip="Keep a moving average of what the second phase learns, with this decay, for example 0.98. 0: the last "
-                    "weights, as in the paper.",
-                ),
+                train_inputs.preview_every(100, 10_000, "Paints each subject every so many steps, so that you can see it being learned."),
+                train_inputs.resume(),
+                train_inputs.checkpointing(),
+                train_inputs.average(0.98, "what the second phase learns,", "the last weights, as in the paper."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with what it learned. The given one stays as it was."),
@@ -137,7 +125,7 @@ class TrainMCGM(io.ComfyNode):
                 ),
                 io.String.Output(display_name="words", tooltip="The handles as a prompt names them: embedding:scene-cat and ..."),
                 LoraModel.Output(display_name="lora", tooltip="What was learned, also saved in models/loras, for any LoRA node."),
-                LossMap.Output(display_name="loss", tooltip="For Plot Loss Graph."),
+                train_inputs.LossMap.Output(display_name="loss", tooltip="For Plot Loss Graph."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip

@@ -15,10 +15,10 @@ from typing_extensions import override
 
 from ..attention import meca as attention
 from ..models import meca_adapter, meca_file
+from . import train_inputs
 from .meca import CATEGORY, FOLDER, AdapterType
 from .progress import TrainingProgress, state_file
 from .saving import free_path
-from .train_dreamcom import LossMap
 
 if TYPE_CHECKING:
     from ..training.captions import Given
@@ -70,19 +70,13 @@ class TrainMECA(io.ComfyNode):
                     tooltip="How text and image share a picture that has a region; Apply MECA takes the same one by itself. region: text "
                     "outside, image inside. query: the paper's equation 6 to the letter. global: text everywhere, image inside.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**53, control_after_generate=False, tooltip="The same seed trains the same."),
+                train_inputs.seed(),
                 io.Mask.Input(
                     "masks", optional=True,
                     tooltip="One for each picture: a sample's region is this mask, or all but it. Without masks regions are random.",
                 ),
-                io.Int.Input(
-                    "preview_every", default=500, min=0, max=100_000, optional=True, advanced=True,
-                    tooltip="Paints the first picture's text and image every so many steps. 0: never.",
-                ),
-                io.Boolean.Input(
-                    "resume", default=True, optional=True, advanced=True,
-                    tooltip="Go on where the same training was interrupted. Off: begin again.",
-                ),
+                train_inputs.preview_every(500, 100_000, "Paints the first picture's text and image every so many steps."),
+                train_inputs.resume(),
                 io.Float.Input(
                     "threshold", default=0.5, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
                     tooltip="As in Patch Visibility: a patch is hidden when more than this part of it lies outside of the region.",
@@ -99,18 +93,12 @@ class TrainMECA(io.ComfyNode):
                     "text_dropout", default=0.05, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
                     tooltip="Which part of the samples loses its text, so that an image also works without a prompt. 0 is the paper's.",
                 ),
-                io.Boolean.Input(
-                    "gradient_checkpointing", default=True, optional=True, advanced=True,
-                    tooltip="Needs far less memory and about a third more time.",
-                ),
-                io.Float.Input(
-                    "average", default=0.0, min=0.0, max=0.9999, step=0.001, optional=True, advanced=True,
-                    tooltip="Keep a moving average of the weights with this decay, for example 0.999. 0: the last weights.",
-                ),
+                train_inputs.checkpointing(),
+                train_inputs.average(0.999),
             ],
             outputs=[
                 AdapterType.Output("adapter", display_name="adapter", tooltip="What was learned, for Apply MECA and Save MECA Adapter."),
-                LossMap.Output(display_name="loss", tooltip="For Plot Loss Graph."),
+                train_inputs.LossMap.Output(display_name="loss", tooltip="For Plot Loss Graph."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
