@@ -120,9 +120,13 @@ def check_base(shape: Shape, model: Any) -> None:
         given = control_layout.shape_of(config)
     except ValueError as error:
         raise ValueError(f"Mask-ControlNet: {error}") from None
-    if any(given.get(name) != shape.get(name) for name in TOLD):
+    apart = [name for name in TOLD if given.get(name) != shape.get(name)]
+    if apart:
+        made, found = in_words(shape), in_words(given)
+        if made == found:
+            made, found = (f"{made} whose {apart[0]} is {one.get(apart[0])}" for one in (shape, given))
         raise ValueError(
-            f"this Mask-ControlNet was made for {in_words(shape)}, and the model is {in_words(given)}: load a Mask-ControlNet for this "
+            f"this Mask-ControlNet was made for {made}, and the model is {found}: load a Mask-ControlNet for this "
             "model, or the checkpoint that it was trained on."
         )
 

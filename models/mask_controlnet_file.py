@@ -114,7 +114,7 @@ def _own(weights: Mapping[str, Tensor], metadata: Mapping[str, str], title: str)
     shape = _shape(metadata.get("config", ""), title)
     control = {name[len(CONTROL) :]: value for name, value in weights.items() if name.startswith(CONTROL)}
     adapter = {name[len(ADAPTER) :]: value for name, value in weights.items() if name.startswith(ADAPTER)}
-    return Content(shape, control_layout.from_diffusers(control, shape), adapter, about)
+    return Content(shape, control_layout.from_diffusers(control, shape), adapter or None, about)
 
 
 def _about(metadata: Mapping[str, str], title: str) -> About:
