@@ -304,8 +304,20 @@ def figures_of(name: str, scores: Sequence[Score]) -> list[results.Figure]:
         results.mean(f"{name}: overlap with the mask", [value for score in scores for value in score.overlap]),
         results.rate(f"{name}: the subject is there", [value for score in scores for value in score.present]),
     ]
-    mixed = [value for score in scores for value in score.mixed]
-    return [*found, results.mean(f"{name}: part of an object in another's colours", mixed)] if mixed else found
+    parts = mixed(f"{name}: part of an object in another's colours", scores)
+    return [*found, parts] if parts.cases else found
+
+
+def mixed(name: str, scores: Sequence[Score]) -> results.Figure:
+    """How much of an object is in another subject's colours, on average."""
+    return results.mean(name, [value for score in scores for value in score.mixed])
+
+
+def no_worse(name: str, ours: Sequence[Score], others: Sequence[Score]) -> results.Figure:
+    """The difference of how often the subjects are there; no worse by more than five points."""
+    differences = [float(np.mean(one.present)) - float(np.mean(other.present)) for one, other in zip(ours, others, strict=True)]
+    found = results.mean(name, differences)
+    return replace(found, bar="≥ -0.05", met=found.value >= -0.05)
 
 
 def wins(ours: Sequence[Score], others: Sequence[Score]) -> list[float]:
@@ -333,6 +345,13 @@ def tables(bench: Bench) -> list[results.Figure]:
     for other in (BLANK, BASELINE):
         won = results.mean(f"shaped masks against {other.name}: pairs won", wins(gathered(SHAPED, counts), gathered(other, counts)))
         figures.append(replace(won, bar="≥ 0.9", met=won.value >= 0.9))
+    for other in (BLANK, BASELINE):
+        figures.append(
+            no_worse(f"shaped masks against {other.name}: the subject is there", gathered(SHAPED, counts), gathered(other, counts))
+        )
+    if 2 in counts:
+        mixing = (mixed("", gathered(method, (2,))) for method in (SHAPED, WITHOUT_LOSS))
+        figures.append(results.apart("2 subjects, shaped masks with against without their attention loss: mixing", *mixing, more=False))
     for method in (SHAPED, BLANK, BASELINE):
         figures += figures_of(method.name, gathered(method, counts))
     for number in counts:

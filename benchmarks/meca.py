@@ -425,10 +425,7 @@ def against(name: str, measure: str, one: Scores, two: Scores, more: bool) -> re
     touch."""
     first, second = (each(measure, scores) for scores in (one, two))
     left, right = rate(name, first), rate(name, second)
-    difference = results.mean(name, [_mean(a) - _mean(b) for a, b in zip(first, second, strict=True)])
-    ends = " and ".join(f"{figure.low:.2f} to {figure.high:.2f}" for figure in (left, right))
-    bar = f"{'more' if more else 'less'}, intervals apart ({ends})"
-    return replace(difference, bar=bar, met=left.low > right.high if more else left.high < right.low)
+    return results.apart(name, left, right, more, [_mean(a) - _mean(b) for a, b in zip(first, second, strict=True)])
 
 
 def tables(bench: Bench) -> list[results.Figure]:

@@ -11,7 +11,8 @@ from . import results
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 ORDER: tuple[str, ...] = (
-    "bench-attention", "bench-step", "bench-sam", "bench-visibility", "bench-meca", "bench-training", "tiny-model", "dreamcom", "meca",
+    "bench-attention", "bench-step", "bench-sam", "bench-visibility", "bench-meca", "bench-training", "bench-probe",
+    "tiny-model", "dreamcom", "meca", "mcgm", "mask-controlnet",
 )  # fmt: skip
 SIMILAR, PARTS = (
     ("an object in the box", "of the asked shape", "colour error"),

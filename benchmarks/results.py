@@ -9,7 +9,7 @@ import math
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +51,16 @@ def mean(name: str, values: Sequence[float], seed: int = 0) -> Figure:
     draws = np.random.default_rng(seed).choice(found, (2000, len(found))).mean(1)
     low, high = np.quantile(draws, (0.025, 0.975))
     return Figure(name, float(found.mean()), float(low), float(high), len(found))
+
+
+def apart(name: str, one: Figure, other: Figure, more: bool, differences: Sequence[float] = ()) -> Figure:
+    """How much more `one` has than `other`, of these differences case by case where cases belong together. The bar: it has more (or less),
+    and the two intervals do not touch."""
+    bar = f"{'more' if more else 'less'}, intervals apart ({one.low:.2f} to {one.high:.2f} and {other.low:.2f} to {other.high:.2f})"
+    met = one.low > other.high if more else one.high < other.low
+    if len(differences):
+        return replace(mean(name, differences), bar=bar, met=met)
+    return Figure(name, one.value - other.value, one.low - other.high, one.high - other.low, min(one.cases, other.cases), bar, met)
 
 
 def ratio(name: str, tops: Sequence[float], bottoms: Sequence[float], at_most: float | None = None) -> Figure:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,10 @@ def test_the_judge_sees_what_is_asked_for_and_what_is_not(eye: judge.Judge) -> N
     assert case.scene.ground == case.ground or both.returned
     other = table.Case(case.subject, case.scene, 1 - case.number, case.ground)
     assert not score(case, table.real(other), eye).chosen
+    marked, away = case.scene.things[case.number], case.scene.things[1 - case.number]
+    painted_over = score(case, scenes.Scene((replace(marked, paint=away.paint),), case.ground, 5), eye)
+    assert painted_over.overlap > table.SAME
+    assert not painted_over.chosen
     nothing = score(case, scenes.Scene((), case.ground, 5), eye)
     assert (nothing.kept, nothing.chosen, nothing.beside) == (False, False, False)
     assert nothing.overlap == 0
@@ -123,3 +129,20 @@ def test_a_distance_to_itself_is_nothing(eye: judge.Judge) -> None:
     assert table.perceptual(eye, drawn, worse).min() > 1e-3
     assert table.frechet(eye, drawn, drawn) == pytest.approx(0, abs=1e-2)
     assert table.frechet(eye, drawn, worse) > 10 * abs(table.frechet(eye, drawn, drawn))
+
+
+@pytest.mark.parametrize(("fidelity", "returned", "met"), [(0.9, 0.1, True), (0.505, 0.5, False)])
+def test_the_bar_is_met_where_the_intervals_do_not_touch(fidelity: float, returned: float, met: bool) -> None:
+    rng = np.random.default_rng(0)
+
+    def scores(middle: float, share: float) -> list[table.Score]:
+        return [
+            table.Score(0.9, True, True, True, middle + rng.uniform(-0.1, 0.1), True, rng.random() < share, False, 20.0, 0.9, 0.1)
+            for _ in range(200)
+        ]
+
+    found = {figure.name.rpartition(": ")[2]: figure for figure in table.compared(scores(fidelity, returned), scores(0.5, 0.5))}
+    assert found["object fidelity"].value == pytest.approx(fidelity - 0.5, abs=0.03)
+    assert found["object fidelity"].met is (fidelity - 0.5 > 0.1)
+    assert found["the reference's ground comes back"].met is met
+    assert not found["the object is distorted or missing"].met
