@@ -23,7 +23,11 @@ OLDEST_PYTHON = (3, 10)
 nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "none"
 
-NEEDED = ("torch", "torchvision", "aiohttp", "segment_anything", "timm", "diffusers", "accelerate", "skimage", "sklearn", "websocket")
+WORKERS = min(4, os.cpu_count() or 1)
+"""Processes of pytest: each has a ComfyUI server of its own, and its share of the cores."""
+NEEDED = (
+    "torch", "torchvision", "aiohttp", "segment_anything", "timm", "diffusers", "accelerate", "skimage", "sklearn", "websocket", "xdist",
+)  # fmt: skip
 
 
 def interpreter(folder: Path) -> Path:
@@ -103,7 +107,9 @@ def tests(session: nox.Session) -> None:
         session.run(str(python), "-m", "ruff", "check", ".", external=True)
         session.run(str(python), "-m", "ruff", "format", "--check", ".", external=True)
         session.run(str(python), "-m", "pyright", "--project", str(_pyright_config()), "--pythonpath", str(python), external=True)
-    session.run(str(python), "-m", "pytest", *session.posargs, external=True)
+    together = ["-n", str(WORKERS), "--dist", "loadfile"] if not session.posargs else []
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // WORKERS))} if together else {}
+    session.run(str(python), "-m", "pytest", *together, *session.posargs, env=threads, external=True)
 
 
 @nox.session
@@ -117,6 +123,8 @@ def train_tiny(session: nox.Session) -> None:
     session.run(str(python), "-m", "demo.train_vision", external=True)
     session.run(str(python), "-m", "demo.train_meca", external=True)
     session.run(str(python), "-m", "demo.train_control", external=True)
+    session.run(str(python), "-m", "demo.train_mask_controlnet", external=True)
+    session.run(str(python), "-m", "demo.train_captioner", external=True)
 
 
 @nox.session

@@ -28,6 +28,8 @@ TINY_MODEL = ROOT / "demo" / "tiny-sd-inpaint.safetensors"
 TINY_CLIP_VISION = ROOT / "demo" / "tiny-clip-vision.safetensors"
 TINY_MECA = ROOT / "demo" / "tiny-meca.safetensors"
 TINY_CONTROL = ROOT / "demo" / "tiny-depth-control.safetensors"
+TINY_MASK_CONTROL = ROOT / "demo" / "tiny-mask-controlnet.safetensors"
+TINY_BLIP = ROOT / "demo" / "tiny-blip"
 
 MODEL_FILES: dict[str, tuple[str, Path]] = {
     "ckpt_name": ("checkpoints", TINY_MODEL),
@@ -35,8 +37,10 @@ MODEL_FILES: dict[str, tuple[str, Path]] = {
     "clip_name": ("clip_vision", TINY_CLIP_VISION),
     "adapter_name": ("ipadapter", TINY_MECA),
     "control_net_name": ("controlnet", TINY_CONTROL),
+    "mask_controlnet_name": ("controlnet", TINY_MASK_CONTROL),
+    "blip_name": ("blip", TINY_BLIP),
 }
-"""The inputs of loaders that name model files: the folder below models/, and the small file that the demo has for it."""
+"""The inputs that name model files: the folder below models/, and the small file, or folder of files, that the demo has for it."""
 
 # All that the demo changes in a workflow: (class of the node, its input) to the value for the tiny model.
 CHANGES: dict[tuple[str, str], Any] = {
@@ -45,6 +49,8 @@ CHANGES: dict[tuple[str, str], Any] = {
     ("CLIPVisionLoader", "clip_name"): TINY_CLIP_VISION.name,
     ("MaskPromptLoadMECA", "adapter_name"): TINY_MECA.name,
     ("ControlNetLoader", "control_net_name"): TINY_CONTROL.name,
+    ("MaskPromptLoadMaskControlNet", "mask_controlnet_name"): TINY_MASK_CONTROL.name,
+    ("MaskPromptCaptionImage", "blip_name"): TINY_BLIP.name,
     ("MaskPromptCropAroundBox", "resolution"): 128,
     ("EmptyLatentImage", "width"): 128,
     ("EmptyLatentImage", "height"): 128,
@@ -60,6 +66,11 @@ CHANGES: dict[tuple[str, str], Any] = {
     ("MaskPromptTrainMCGM", "weight_steps"): 850,
     ("MaskPromptTrainMCGM", "batch_size"): 8,
     ("MaskPromptTrainMCGM", "gradient_checkpointing"): False,
+    ("MaskPromptTrainMaskControlNet", "size"): 128,
+    ("MaskPromptTrainMaskControlNet", "steps"): 200,
+    ("MaskPromptTrainMaskControlNet", "batch_size"): 2,
+    ("MaskPromptTrainMaskControlNet", "learning_rate"): 1e-3,
+    ("MaskPromptTrainMaskControlNet", "gradient_checkpointing"): False,
     ("KSampler", "steps"): 20,
 }
 MADE_FILES: dict[str, str] = {"lora_name": "loras", "mcgm_name": "mcgm"}
@@ -104,7 +115,7 @@ def stage(folder: Path, *arguments: str) -> Server:
     packs = {"ComfyUI-MaskPrompt": ROOT, "tiny-model-registration": ROOT / "demo" / "registration"}
     server = Server(setup.comfyui_path(), folder, packs, arguments)
     for kind, file in MODEL_FILES.values():
-        if file.is_file():
+        if file.exists():
             server.add_model(kind, file)
     return server
 

@@ -87,14 +87,16 @@ class Server:
             shutil.copytree(source, self.folder / "custom_nodes" / name, ignore=NOT_THE_PACK, dirs_exist_ok=True)
 
     def add_model(self, kind: str, source: Path, name: str | None = None) -> None:
-        """Puts a model file into models/`kind`, as a link where the system allows one."""
+        """Puts a model file, or a folder of them, into models/`kind`, as a link where the system allows one."""
         target = self.folder / "models" / kind / (name or source.name)
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
         target.unlink(missing_ok=True)
         try:
             target.symlink_to(source.resolve())
         except OSError:  # Windows grants symbolic links to few accounts
-            shutil.copyfile(source, target)
+            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
 
     def __enter__(self) -> Server:
         self.start()

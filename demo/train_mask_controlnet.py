@@ -1,6 +1,6 @@
 """Trains the tiny model's Mask-ControlNet on renders, by the pack's own training (`training/mask_controlnet.py`).
 
-    python -m demo.train_mask_controlnet --steps 4000
+    python -m demo.train_mask_controlnet
 
 A reference shows one to three objects, plain or patterned, on a ground or a photograph; what is painted is one of them, in its place, on
 another ground. `--bare` trains without the mask prompt (the paper's ablation). Resumes from `--work`; leaves the file there, to be
@@ -185,7 +185,7 @@ def train(options: argparse.Namespace) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--count", type=int, default=20_000, help="pairs, drawn anew each time")

@@ -20,6 +20,8 @@ from demo.server import Server
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 TEXT_WIDTH: int = tiny_model.UNET["context_dim"]
+OWN = ("clip_name", "mask_controlnet_name", "blip_name")
+"""Inputs whose files have no address under the name that the workflows give them."""
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
 
 
@@ -46,7 +48,7 @@ def browser_path() -> str:
 @pytest.fixture(scope="session")
 def model_inputs() -> dict[str, tuple[str, Path]]:
     """The inputs that name model files to download, with the model folder of each and the file that stands in for it here."""
-    return {field: model for field, model in run.MODEL_FILES.items() if field != "clip_name"}
+    return {field: model for field, model in run.MODEL_FILES.items() if field not in OWN}
 
 
 @pytest.fixture(scope="session")
@@ -59,8 +61,8 @@ def embeddings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def own_inputs(embeddings: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
-    """The same of files that artists make or name themselves: a LoRA and a mask encoder that have learned nothing, and the CLIP vision
-    model, which everybody gives another name than the one that it is downloaded under.
+    """The same of files that artists make or name themselves: a LoRA and a mask encoder that have learned nothing, a Mask-ControlNet,
+    BLIP's folder, and the CLIP vision model, which everybody gives another name than the one that it is downloaded under.
     """
     folder = tmp_path_factory.mktemp("files")
     save_file({"diffusion_model.out.2.diff": torch.zeros(4, 32, 3, 3)}, folder / "lora.safetensors")
@@ -69,7 +71,7 @@ def own_inputs(embeddings: list[Path], tmp_path_factory: pytest.TempPathFactory)
     return {
         "lora_name": ("loras", folder / "lora.safetensors"),
         "mcgm_name": ("mcgm", folder / "mcgm.safetensors"),
-        "clip_name": run.MODEL_FILES["clip_name"],
+        **{field: run.MODEL_FILES[field] for field in OWN},
     }
 
 

@@ -16,7 +16,12 @@ from demo import run
 from demo.server import ROOT, Server
 
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-TRAININGS = {"MaskPromptTrainDreamCom": ("steps",), "MaskPromptTrainMECA": ("steps",), "MaskPromptTrainMCGM": ("steps", "weight_steps")}
+TRAININGS = {
+    "MaskPromptTrainDreamCom": ("steps",),
+    "MaskPromptTrainMECA": ("steps",),
+    "MaskPromptTrainMCGM": ("steps", "weight_steps"),
+    "MaskPromptTrainMaskControlNet": ("steps",),
+}
 CHANGES = {**run.CHANGES, **{(node, field): 3 for node, fields in TRAININGS.items() for field in fields}}
 SCREENSHOTS = ROOT / "demo" / "output" / "screenshots"
 TITLE_HEIGHT = 30
