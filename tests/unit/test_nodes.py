@@ -1,14 +1,16 @@
-"""What every node owes its user: an id that is ours, words for every input and output, a help page that has them all."""
+"""What every node owes its user: an id that is ours, words for every input and output, a help page that has them all, a workflow."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from maskprompt.nodes import NODES
 
-DOCS = Path(__file__).resolve().parents[2] / "web" / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "web" / "docs"
 
 
 @pytest.mark.parametrize("node", NODES)
@@ -22,3 +24,9 @@ def test_it_explains_itself(node: Any) -> None:
     for part, name in [(part, part.id) for part in schema.inputs] + [(part, part.display_name) for part in schema.outputs]:
         assert part.tooltip, name
         assert f"`{name}`" in text, f"{name} is not explained in {schema.node_id}.md"
+
+
+def test_every_node_stands_in_a_bundled_workflow() -> None:
+    graphs = [json.loads(file.read_text("utf-8")) for file in (ROOT / "workflows" / "api").glob("*.json")]
+    used = {entry["class_type"] for graph in graphs for entry in graph.values()}
+    assert {node.GET_SCHEMA().node_id for node in NODES} <= used
