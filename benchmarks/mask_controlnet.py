@@ -360,9 +360,9 @@ def compared(ours: Sequence[Score], others: Sequence[Score]) -> list[results.Fig
     found = []
     for what, more, of in measures:
         one, other = ([float(of(score)) for score in scores] for scores in (ours, others))
-        both = (results.mean(what, values) for values in (one, other))
+        first, second = (results.mean(what, values) for values in (one, other))
         differences = [a - b for a, b in zip(one, other, strict=True)]
-        found.append(results.apart(f"with the mask prompt against without: {what}", *both, more, differences))
+        found.append(results.apart(f"with the mask prompt against without: {what}", first, second, more, differences))
     return found
 
 
