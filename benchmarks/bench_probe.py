@@ -118,7 +118,7 @@ def in_turns(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[
     return times
 
 
-def probe(rounds: int = 7, side: int = 32, unet: dict[str, Any] | None = None) -> list[results.Figure]:
+def probe(rounds: int = 4, side: int = 32, unet: dict[str, Any] | None = None) -> list[results.Figure]:
     """Latents of 32 x 32 are 256 px. With gradient checkpointing, as training runs by default, and without."""
     learner_of = importlib.import_module("maskprompt.training.learner").Learner
     figures: list[results.Figure] = []

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import control_layout, files
 from .control_layout import Shape
+from .mask_concat import MaskConcat
 
 FORMAT, VERSION = "maskprompt-mask-controlnet", 1
 CONTROL, ADAPTER = "control_net.", "adapter."
@@ -49,9 +50,9 @@ def save(content: Content, path: str | os.PathLike[str], more: Mapping[str, str]
 
 
 def together(content: Content) -> dict[str, Tensor]:
-    """The weights as they stand in the one file: the control network's under `diffusers`' names."""
+    """The weights as they stand in the one file: the control network's under `diffusers`' names; an untrained adapter where there is none."""
     control = control_layout.to_diffusers(content.control, content.shape)
-    adapter = content.adapter or {}
+    adapter = MaskConcat().state_dict() if content.adapter is None else content.adapter
     return {CONTROL + name: value for name, value in control.items()} | {ADAPTER + name: value for name, value in adapter.items()}
 
 
@@ -114,7 +115,7 @@ def _own(weights: Mapping[str, Tensor], metadata: Mapping[str, str], title: str)
     shape = _shape(metadata.get("config", ""), title)
     control = {name[len(CONTROL) :]: value for name, value in weights.items() if name.startswith(CONTROL)}
     adapter = {name[len(ADAPTER) :]: value for name, value in weights.items() if name.startswith(ADAPTER)}
-    return Content(shape, control_layout.from_diffusers(control, shape), adapter or None, about)
+    return Content(shape, control_layout.from_diffusers(control, shape), adapter, about)
 
 
 def _about(metadata: Mapping[str, str], title: str) -> About:

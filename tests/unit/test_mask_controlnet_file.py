@@ -127,7 +127,6 @@ def test_what_diffusers_itself_saved(name: str, scale: float, tmp_path: Path) ->
     assert (found.shape, found.adapter, found.about) == (given.shape, None, About(scale, "", masked=True))
     assert same(found.control, given.control)
     mask_controlnet_file.save(found, tmp_path / "one.safetensors")
-    assert mask_controlnet_file.read(str(tmp_path / "one.safetensors")).adapter is None
     assert same(mask_controlnet.load(str(tmp_path / "one.safetensors"))[1].layer.state_dict(), MaskConcat().state_dict())
     control, adapter = mask_controlnet.load(str(tmp_path / WEIGHTS))
     assert same(control.network.state_dict(), given.control)
