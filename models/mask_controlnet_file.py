@@ -50,7 +50,7 @@ def save(content: Content, path: str | os.PathLike[str], more: Mapping[str, str]
 
 
 def together(content: Content) -> dict[str, Tensor]:
-    """The weights as they stand in the one file: the control network's under `diffusers`' names; an untrained adapter where there is none."""
+    """The weights as they stand in the one file: the control network's under `diffusers`' names; an untrained adapter for none."""
     control = control_layout.to_diffusers(content.control, content.shape)
     adapter = MaskConcat().state_dict() if content.adapter is None else content.adapter
     return {CONTROL + name: value for name, value in control.items()} | {ADAPTER + name: value for name, value in adapter.items()}
