@@ -25,12 +25,13 @@ TOLD: dict[str, tuple[str, ...]] = {
 
 
 def table() -> str:
-    """All figures that have a bar, and the comparisons of masked attention, as Markdown."""
+    """All figures that have a bar, and the comparisons of masked attention, as Markdown: below each result's name its own."""
     lines = ["| what | measured | bar |", "|---|---|---|"]
     notes = {}
     for name in ORDER:
         kept = json.loads((results.FOLDER / f"{name}.json").read_text("utf-8"))
         notes[f"`{kept['command']}`"] = f"{kept['date']}, {kept['machine']}"
+        lines.append(f"| **`{kept['name']}`** | | |")
         for figure in kept["figures"]:
             if not (figure["bar"] or _compared(figure["name"])):
                 continue
