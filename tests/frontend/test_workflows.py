@@ -1,28 +1,18 @@
-"""Every bundled workflow in the real frontend: it loads whole, says what its API form says, and paints when Run is pressed."""
+"""Every bundled workflow in the real frontend: it loads whole, says what its API form says, and offers what is missing."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from playwright.sync_api import Page
 
 from demo import run
-from demo.server import ROOT, Server
+from demo.server import ROOT
 
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-TRAININGS = {
-    "MaskPromptTrainDreamCom": ("steps",),
-    "MaskPromptTrainMECA": ("steps",),
-    "MaskPromptTrainMCGM": ("steps", "weight_steps"),
-    "MaskPromptTrainMaskControlNet": ("steps",),
-}
-CHANGES = {**run.CHANGES, **{(node, field): 3 for node, fields in TRAININGS.items() for field in fields}}
 SCREENSHOTS = ROOT / "demo" / "output" / "screenshots"
 TITLE_HEIGHT = 30
 
@@ -32,12 +22,6 @@ NODES = """() => window.app.graph.nodes.map(n => ({
     box: [n.pos[0], n.pos[1], n.size[0], n.size[1]]}))"""
 ERRORS = """() => [...document.querySelectorAll('[data-testid=error-overlay], [role=dialog], .p-toast-message-error')]
     .map(e => e.innerText)"""
-CHANGE = """(changes) => {
-    for (const node of window.app.graph.nodes)
-        for (const [type, field, value] of changes)
-            if (node.type === type) node.widgets.find(w => w.name === field).value = value
-}"""
-PICTURES = "() => window.app.graph.nodes.filter(n => n.type === 'SaveImage').map(n => n.imgs?.length ?? 0)"
 
 
 def graph_of(name: str) -> dict[str, Any]:
@@ -87,29 +71,6 @@ def test_no_node_covers_another(page: Page, name: str) -> None:
         if first != second and x <= left < x + width and y - TITLE_HEIGHT <= top - TITLE_HEIGHT < y + height
     ]
     assert covered == []
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_run_paints(page: Page, server: Server, name: str) -> None:
-    load(page, name)
-    page.evaluate(CHANGE, [[node, field, value] for (node, field), value in CHANGES.items()])
-    before = set(server.get_json("/history"))
-    page.get_by_test_id("queue-button").click()
-    deadline = time.monotonic() + 300
-    while not (new := set(server.get_json("/history")) - before):
-        assert time.monotonic() < deadline, f"nothing was painted; on the page: {page.evaluate(ERRORS)}\n{server.log_tail()}"
-        page.wait_for_timeout(500)
-    history = server.get_json(f"/history/{new.pop()}").popitem()[1]
-    assert history["status"]["status_str"] == "success", history["status"]["messages"]
-    page.wait_for_timeout(1500)
-    screenshot(page, f"{name}-painted")
-    shown = page.evaluate(PICTURES)
-    assert shown
-    assert all(shown)
-    assert page.evaluate(ERRORS) == []
-    saved = [server.file_of(image) for output in history["outputs"].values() for image in output.get("images", [])]
-    assert saved
-    assert all(np.asarray(Image.open(path).convert("L")).std() > 5 for path in saved)
 
 
 @pytest.mark.parametrize("name", NAMES)
