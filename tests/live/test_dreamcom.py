@@ -63,6 +63,21 @@ def latent(server: Server, result: Result) -> torch.Tensor:
     return load_file(server.file_of(saved))["latent_tensor"]
 
 
+def interrupt_and_go_on(server: Server, graph: Prompt, train: str, state: str) -> None:
+    """Interrupts a training of 40 steps in the middle and runs it again: it goes on from what was kept, and leaves no state behind."""
+    with pytest.raises(WorkflowError, match=rf"interrupted at node train \({train}\)"):
+        server.run(graph, Interrupt(server, train, 10))
+    states = server.output / "maskprompt" / "training"
+    (kept,) = states.glob(f"{state}-*")
+    assert kept.suffix == ".pt"
+    shown = Shown()
+    server.run(graph, on_bytes=shown)
+    *_, done = re.findall(r"goes on from step (\d+)", server.log_tail(80))
+    assert shown.steps[0] == int(done) + 1 > 5
+    assert shown.steps[-1] == 40
+    assert list(states.glob(f"{state}-*")) == []
+
+
 def lora_files(server: Server) -> set[Path]:
     return set((server.output / "loras").glob("*.safetensors"))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from PIL import Image
 from demo import judge, run, scenes, subject_pictures, train_captioner
 from demo.server import Prompt, Server, WorkflowError
 
-from .graphs import CHECKPOINT, PICTURES, Interrupt, in_list, node, solid
-from .test_dreamcom import Shown, latent
+from .graphs import CHECKPOINT, PICTURES, in_list, node, solid
+from .test_dreamcom import Shown, interrupt_and_go_on, latent
 from .test_meca_workflows import pictures, titled, with_inputs
 
 TRAIN = "MaskPromptTrainMaskControlNet"
@@ -208,18 +207,7 @@ def test_it_shows_how_far_it_is_and_the_saved_file_paints_the_same(server: Serve
 
 def test_an_interrupted_training_goes_on_where_it_was(server: Server) -> None:
     before = saved(server)
-    graph = training(seed=3, steps=40)
-    with pytest.raises(WorkflowError, match=rf"interrupted at node train \({TRAIN}\)"):
-        server.run(graph, Interrupt(server, TRAIN, 10))
-    states = server.output / "maskprompt" / "training"
-    (state,) = states.glob("mask-controlnet-*")
-    assert state.suffix == ".pt"
-    shown = Shown()
-    server.run(graph, on_bytes=shown)
-    (done,) = re.findall(r"goes on from step (\d+)", server.log_tail(80))
-    assert shown.steps[0] == int(done) + 1 > 5
-    assert shown.steps[-1] == 40
-    assert list(states.glob("mask-controlnet-*")) == []
+    interrupt_and_go_on(server, training(seed=3, steps=40), TRAIN, "mask-controlnet")
     assert len(saved(server)) == len(before) + 1
 
 

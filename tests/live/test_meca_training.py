@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import pytest
 from demo import run, vision
 from demo.server import Prompt, Server, WorkflowError
 
-from .graphs import CHECKPOINT, PICTURES, Interrupt, in_list, node
-from .test_dreamcom import Shown, latent
+from .graphs import CHECKPOINT, PICTURES, in_list, node
+from .test_dreamcom import Shown, interrupt_and_go_on, latent
 
 TRAIN = "MaskPromptTrainMECA"
 SMALL: dict[str, Any] = {
@@ -87,18 +86,7 @@ def test_it_shows_how_far_it_is_and_the_saved_file_paints_the_same(server: Serve
 
 def test_an_interrupted_training_goes_on_where_it_was(server: Server) -> None:
     before = files(server)
-    graph = training(seed=3, steps=40)
-    with pytest.raises(WorkflowError, match=rf"interrupted at node train \({TRAIN}\)"):
-        server.run(graph, Interrupt(server, TRAIN, 10))
-    states = server.output / "maskprompt" / "training"
-    (state,) = states.glob("meca-*")
-    assert state.suffix == ".pt"
-    shown = Shown()
-    server.run(graph, on_bytes=shown)
-    (done,) = re.findall(r"goes on from step (\d+)", server.log_tail(80))
-    assert shown.steps[0] == int(done) + 1 > 5
-    assert shown.steps[-1] == 40
-    assert list(states.glob("meca-*")) == []
+    interrupt_and_go_on(server, training(seed=3, steps=40), TRAIN, "meca")
     assert len(files(server)) == len(before) + 1
 
 
