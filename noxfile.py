@@ -80,7 +80,8 @@ def start(session: nox.Session) -> Path:
 
 def _pyright_config() -> Path:
     """pyproject.toml's settings, and where ComfyUI lies and `maskprompt`, the name under which the tests load the pack."""
-    pack, config = CACHE / "import" / "maskprompt", CACHE / "pyright.json"
+    pack = CACHE / "import" / "maskprompt"
+    config = CACHE / "pyright.json"
     pack.parent.mkdir(exist_ok=True)
     if not pack.exists():
         try:
@@ -131,11 +132,11 @@ def train_tiny(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure times and memory as ratios."""
     python = start(session)
-    session.run(str(python), "-m", "benchmarks.bench", *session.posargs, external=True)
+    session.run(str(python), "-m", "benchmarks.speed.run", *session.posargs, external=True)
 
 
 @nox.session
 def tables(session: nox.Session) -> None:
     """Measure a table again: `nox -s tables -- tiny-model`."""
     python = start(session)
-    session.run(str(python), "-m", "benchmarks.tables", *session.posargs, external=True)
+    session.run(str(python), "-m", "benchmarks.tables.run", *session.posargs, external=True)

@@ -140,7 +140,8 @@ class _Replacement:
                 "tiles tokens (ToMe, HyperTile). A mask cannot be placed there; bypass that node, or MaskPrompt's."
             )
         latent, rows = rows_of(extra_options, self.batch, self.size)
-        heads, plain = extra_options["n_heads"], self.beneath is None
+        heads = extra_options["n_heads"]
+        plain = self.beneath is None
         call = Call(self.kind, self.layer, heads, (height, width), latent, rows, self.sigma, plain, extra_options)
 
         def bottom(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -27,9 +27,11 @@ def cell_edges(latent: int, cells: int) -> Tensor:
     A UNet halves an odd size upwards, so its last cell reaches over the edge: 61 latent pixels are 31 cells of 2. Where no
     such halving explains the grid (a node that shrinks features on the way), the cells share the axis evenly.
     """
-    size, factor = latent, 1
+    size = latent
+    factor = 1
     while size > cells:
-        size, factor = -(-size // 2), factor * 2
+        size = -(-size // 2)
+        factor = factor * 2
     if size != cells:
         return torch.linspace(0, latent, cells + 1, dtype=torch.float64)
     return (torch.arange(cells + 1, dtype=torch.float64) * factor).clamp(max=latent)

@@ -35,7 +35,8 @@ def layers_of(unet: Any) -> tuple[Layer, ...]:
 
 def levels_of(unet: Any) -> dict[Layer, int]:
     """How often each layer's grid is the latent's halved: 0 for the outermost layers of SD 1.5, 3 for its middle."""
-    level, levels = 0, {}
+    level = 0
+    levels = {}
     for name, blocks in (("input", unet.input_blocks), ("middle", [unet.middle_block]), ("output", unet.output_blocks)):
         for block, modules in enumerate(blocks):
             for module in modules or ():

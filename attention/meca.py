@@ -27,7 +27,7 @@ from . import chain
 from .chain import EVERYWHERE, Call, Inner, Kind, Patch, Scope, attention
 from .grid import Cells, RegionMask
 from .layers import Layer
-from .masked import Region, regions
+from .masked_attention import Region, regions
 
 Mode = Literal["region", "query", "global"]
 Pair = tuple[Tensor, Tensor]

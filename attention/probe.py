@@ -18,7 +18,7 @@ from torch import Tensor
 from .chain import EVERYWHERE, Call, Inner, Kind, Scope
 from .grid import Size, halved
 from .layers import Layer, levels_of
-from .readings import Reading, Readings
+from .maps import Reading, Readings
 
 Group = tuple[int, ...]
 """Columns of a prompt that are read together: their weights are added up (the tokens of a word)."""
@@ -57,8 +57,11 @@ class _Columns(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, readout = ctx.saved_tensors
-        grad, heads, keys = grads[0], ctx.heads, _heads(k, ctx.heads)
-        q_grads, k_grad = [], torch.zeros_like(keys)
+        grad = grads[0]
+        heads = ctx.heads
+        keys = _heads(k, ctx.heads)
+        q_grads = []
+        k_grad = torch.zeros_like(keys)
         with torch.autocast(q.device.type, enabled=False):
             for first, part, weights in _softmax(q, keys, heads):
                 wanted = (grad[:, first : first + part.shape[2]] @ readout.mT)[:, None] / heads

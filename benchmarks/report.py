@@ -6,18 +6,17 @@ import json
 import re
 from pathlib import Path
 
-from . import results
+from . import figures
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+BEGIN = "<!-- figures -->"
+END = "<!-- end of figures -->"
 ORDER: tuple[str, ...] = (
     "bench-attention", "bench-step", "bench-sam", "bench-visibility", "bench-meca", "bench-training", "bench-probe",
     "tiny-model", "dreamcom", "meca", "mcgm", "mask-controlnet",
 )  # fmt: skip
-SIMILAR, PARTS = (
-    ("an object in the box", "of the asked shape", "colour error"),
-    ("appears in the box", "foreground fidelity", "colour error"),
-)
+SIMILAR = ("an object in the box", "of the asked shape", "colour error")
+PARTS = ("appears in the box", "foreground fidelity", "colour error")
 TOLD: dict[str, tuple[str, ...]] = {
     "similar object": SIMILAR, "parts": PARTS, "self-attention, all layers": PARTS, "self-attention, the decoder": PARTS,
 }  # fmt: skip
@@ -29,7 +28,7 @@ def table() -> str:
     lines = ["| what | measured | bar |", "|---|---|---|"]
     notes = {}
     for name in ORDER:
-        kept = json.loads((results.FOLDER / f"{name}.json").read_text("utf-8"))
+        kept = json.loads((figures.FOLDER / f"{name}.json").read_text("utf-8"))
         notes[f"`{kept['command']}`"] = f"{kept['date']}, {kept['machine']}"
         lines.append(f"| **`{kept['name']}`** | | |")
         for figure in kept["figures"]:

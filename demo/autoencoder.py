@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 WIDTH = 64
-FINE, MIDDLE = 16, 32
+FINE = 16
+MIDDLE = 32
 
 
 class Clamp(nn.Module):
@@ -45,8 +46,11 @@ class NarrowAutoencoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        fine, middle, wide = FINE, MIDDLE, WIDTH
-        to_latent, to_picture = _conv(wide, 4), _conv(fine, 3)
+        fine = FINE
+        middle = MIDDLE
+        wide = WIDTH
+        to_latent = _conv(wide, 4)
+        to_picture = _conv(fine, 3)
         self.encoder = nn.Sequential(
             _conv(3, fine), Block(fine),
             _conv(fine, middle, 2, False), Block(middle), nn.ReLU(), nn.ReLU(),

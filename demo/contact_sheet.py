@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-PAPER, INK, FAINT = (250, 249, 246), (30, 30, 34), (120, 118, 112)
-HEIGHT, WIDEST, GAP, HEADING, LABEL = 240, 4.0, 18, 34, 26
+PAPER = (250, 249, 246)
+INK = (30, 30, 34)
+FAINT = (120, 118, 112)
+HEIGHT = 240
+WIDEST = 4.0
+GAP = 18
+HEADING = 34
+LABEL = 26
 
 Picture = Path | Image.Image
 Row = tuple[str, Sequence[tuple[str, Picture]]]
@@ -28,7 +34,8 @@ def contact_sheet(rows: Sequence[Row], height: int = HEIGHT) -> Image.Image:
     step = HEADING + height + LABEL + GAP
     page = Image.new("RGB", (max(width, 4 * GAP), GAP + step * len(tiles)), PAPER)
     draw = ImageDraw.Draw(page)
-    heading, small = ImageFont.load_default(20), ImageFont.load_default(14)
+    heading = ImageFont.load_default(20)
+    small = ImageFont.load_default(14)
     for index, (name, row) in enumerate(tiles):
         left, top = GAP, GAP + index * step
         draw.text((left, top), name, INK, heading)

@@ -51,7 +51,8 @@ class Judge(nn.Module):
         widths = [width, 2 * width, 3 * width, 4 * width]
         self.down = nn.ModuleList([_double(widths[max(0, i - 1)], w) for i, w in enumerate(widths)])
         self.up = nn.ModuleList([_double(widths[i] + widths[i - 1], widths[i - 1]) for i in (3, 2, 1)])
-        self.found, self.colour = nn.Conv2d(width, 1, 1), nn.Conv2d(width + 3, len(COLOUR_NAMES), 1)
+        self.found = nn.Conv2d(width, 1, 1)
+        self.colour = nn.Conv2d(width + 3, len(COLOUR_NAMES), 1)
         self.ground = nn.Linear(sum(widths), len(GROUND_NAMES))
         stages = [_double(1, 16), nn.MaxPool2d(2), _double(16, 32), nn.MaxPool2d(2), _double(32, 48), nn.MaxPool2d(2)]
         self.silhouette = nn.Sequential(*stages, nn.Flatten(), nn.Linear(48 * 16, len(scenes.SHAPES)))
@@ -65,7 +66,8 @@ class Judge(nn.Module):
 
     def levels(self, pictures: Tensor) -> list[Tensor]:
         """What the first network sees on its way: four levels down to a sixteenth of the picture, and three up again to a half."""
-        x, levels = self.stem(pictures * 2 - 1), []
+        x = self.stem(pictures * 2 - 1)
+        levels = []
         for index, block in enumerate(self.down):
             x = block(x if index == 0 else F.max_pool2d(x, 2))
             levels.append(x)
@@ -174,7 +176,8 @@ def look(judge: Judge, pictures: Tensor, masks: Tensor | None = None) -> list[Ve
     for start in range(0, len(small), 32):
         batch = small[start : start + 32]
         found, colours, grounds = judge(batch)
-        found, colours = found.sigmoid() * within[start : start + 32], colours.softmax(1)
+        found = found.sigmoid() * within[start : start + 32]
+        colours = colours.softmax(1)
         half = F.avg_pool2d(batch, 2).movedim(1, -1).numpy() * 255
         for alone, colour, ground, pixels in zip(found, colours, grounds, half, strict=True):
             labels = np.asarray(measure.label((alone > 0.5).numpy(), connectivity=1))

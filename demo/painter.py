@@ -12,7 +12,10 @@ from . import tiny_model
 
 tiny_model.comfyui_on_path()
 
-SAMPLER, SCHEDULER, STEPS, CFG = "euler", "normal", 20, 4.0
+SAMPLER = "euler"
+SCHEDULER = "normal"
+STEPS = 20
+CFG = 4.0
 
 
 def _loaded(parts: Any) -> tuple[Any, Any, Any]:

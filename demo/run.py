@@ -157,7 +157,9 @@ class Progress:
     """Prints how far a workflow is: one line that renews itself in a terminal, one line a node elsewhere."""
 
     def __init__(self, workflow: str) -> None:
-        self.workflow, self.last, self.terminal = workflow, "", sys.stdout.isatty()
+        self.workflow = workflow
+        self.last = ""
+        self.terminal = sys.stdout.isatty()
 
     def __call__(self, step: Step) -> None:
         count = f" {step.value:.0f}/{step.maximum:.0f}" if step.maximum > 1 else ""

@@ -101,7 +101,8 @@ def held_out(shape: str, colour: str, ground: str) -> bool:
 def _polygon(points: list[tuple[float, float]], size: int, tilt: float) -> Image.Image:
     """Draws a polygon given in -1..1 (y down) as an antialiased mask of `size` pixels."""
     scale = 4
-    cos, sin = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
+    cos = math.cos(math.radians(tilt))
+    sin = math.sin(math.radians(tilt))
     radius = size * scale / 2
     turned = [(radius + radius * (x * cos - y * sin), radius + radius * (x * sin + y * cos)) for x, y in points]
     mask = Image.new("L", (size * scale, size * scale), 0)
@@ -148,7 +149,8 @@ def shape_mask(shape: str, size: int, tilt: float = 0.0) -> np.ndarray:
     elif shape == "ring":
         mask = _minus(_polygon(_circle(0, 0, 0.9), size, 0), _polygon(_circle(0, 0, 0.46), size, 0))
     elif shape == "cross":
-        a, b = 0.3, 0.88
+        a = 0.3
+        b = 0.88
         points = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a)]
         mask = _polygon([*points, (-a, -a)], size, tilt)
     elif shape == "arrow":
@@ -226,7 +228,8 @@ def _pixels_of(paint: Paint, size: int, tilt: float) -> np.ndarray:
         raise ValueError("a pattern takes two colours")
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     angle = math.radians(tilt)
-    along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+    along = x * math.cos(angle) + y * math.sin(angle)
+    across = y * math.cos(angle) - x * math.sin(angle)
     if paint.pattern == "halves":
         where = across > 0
     elif paint.pattern == "stripes":

@@ -76,9 +76,12 @@ class Server:
     """
 
     def __init__(self, comfyui: Path, folder: Path, packs: Mapping[str, Path], arguments: Sequence[str] = ()) -> None:
-        self.comfyui, self.folder, self.arguments = comfyui, folder.resolve(), list(arguments)
+        self.comfyui = comfyui
+        self.folder = folder.resolve()
+        self.arguments = list(arguments)
         self.port = _free_port()
-        self.input, self.output = self.folder / "input", self.folder / "output"
+        self.input = self.folder / "input"
+        self.output = self.folder / "output"
         self.log = self.folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
         for name in ("input", "output", "temp", "user", "custom_nodes", "models"):
@@ -137,7 +140,8 @@ class Server:
 
     def stop(self) -> None:
         """Ends the server that `start` started, and no other."""
-        process, self._process = self._process, None
+        process = self._process
+        self._process = None
         if process is None or process.poll() is not None:
             return
         process.terminate()
@@ -199,7 +203,8 @@ class Server:
         Raises WorkflowError if ComfyUI refuses it, if any node fails, or if it is interrupted;
         TimeoutError if it is not done within `timeout` seconds (it is interrupted then).
         """
-        client, began = uuid.uuid4().hex, time.monotonic()
+        client = uuid.uuid4().hex
+        began = time.monotonic()
         connection = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client}", timeout=60)
         connection.settimeout(2)
         try:

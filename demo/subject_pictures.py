@@ -13,7 +13,8 @@ from PIL import Image
 
 from . import photos, scenes
 
-SHAPE, PAINT = "heart", scenes.Paint("purple", "yellow", "stripes")
+SHAPE = "heart"
+PAINT = scenes.Paint("purple", "yellow", "stripes")
 SIZE = 512
 PREFIX = "subject-"
 VIEWS: tuple[tuple[str, float, float, float, float], ...] = (
@@ -25,7 +26,8 @@ VIEWS: tuple[tuple[str, float, float, float, float], ...] = (
 )
 """Of each picture: a drawn ground or a photograph of the training set, the object's centre and size as parts of it, and its tilt."""
 
-BALL, FISH = scenes.Paint("blue", "white", "halves"), scenes.Paint("orange", "white", "stripes")
+BALL = scenes.Paint("blue", "white", "halves")
+FISH = scenes.Paint("orange", "white", "stripes")
 TOGETHER = "ball-and-fish"
 SCENE = scenes.Scene((scenes.Thing("ball", BALL, 0.27, 0.36, 0.46), scenes.Thing("fish", FISH, 0.72, 0.64, 0.48)), "wood", 1)
 """The one picture that MCGM learns both subjects from, as `TOGETHER`."""

@@ -13,7 +13,8 @@ from . import photos, scenes
 Box = tuple[int, int, int, int]
 SIZE = 128
 CELL = 8
-SMALLEST_BOX, LARGEST_BOX = 48, 80
+SMALLEST_BOX = 48
+LARGEST_BOX = 80
 LOST = 20.0
 """A colour is lost on a ground whose mean is nearer than this (CIEDE2000): white on snow, black at night."""
 
@@ -61,7 +62,7 @@ SUBJECTS: tuple[Subject, ...] = (
 """Halves and stripes. Dots are finer than the tiny model's latent: in an object of 60 pixels they lie 14 apart, which is less than two
 of its cells, the least that a grid can hold; most of them do not survive the autoencoder either. Nor does a red and yellow ring: where
 its colours meet it is as orange as it is red. Of each of these subjects, rendered into its boxes and passed through the autoencoder, the
-judge reads nine in ten or more (`benchmarks/dreamcom.py`, "the subject itself, through the VAE").
+judge reads nine in ten or more (`benchmarks/tables/dreamcom.py`, "the subject itself, through the VAE").
 """
 
 
@@ -127,7 +128,8 @@ def backgrounds(subject: Subject, count: int = 20, seed: int = 0) -> list[Backgr
         fifth, place = divmod(number, 5)
         photo = photos.crop(pictures[(3 * fifth + place) % len(pictures)], rng, SIZE) if place < 3 else None
         ground = scenes.PHOTO if photo is not None else str(grounds[(2 * fifth + place - 3) % len(grounds)])
-        similar, left = number % 3 == 0, bool(rng.random() < 0.5)
+        similar = number % 3 == 0
+        left = bool(rng.random() < 0.5)
         things = (_similar(subject, rng, left),) if similar else ()
         image = scenes.render(scenes.Scene(things, ground, int(rng.integers(2**31)), photo), SIZE).image
         low, high = (0, SIZE) if not similar else ((SIZE // 2, SIZE) if left else (0, SIZE // 2))
@@ -165,7 +167,8 @@ def _box(subject: Subject, rng: np.random.Generator, low: int, high: int) -> Box
     """
     most = min(LARGEST_BOX, high - low)
     longer = rng.uniform(56, most)
-    wide, tall = longer * min(1.0, subject.aspect), longer * min(1.0, 1 / subject.aspect)
+    wide = longer * min(1.0, subject.aspect)
+    tall = longer * min(1.0, 1 / subject.aspect)
     width = int(np.clip(CELL * round(wide / CELL), SMALLEST_BOX, most))
     height = int(np.clip(CELL * round(tall / CELL), SMALLEST_BOX, LARGEST_BOX))
     left = rng.integers(low // CELL, (high - width) // CELL + 1)

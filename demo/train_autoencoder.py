@@ -50,7 +50,8 @@ def loss_of(model: NarrowAutoencoder, pictures: Tensor, decoder_only: bool = Fal
     plain = (back - pictures).abs().mean()
     blurred = sum((F.avg_pool2d(back, k) - F.avg_pool2d(pictures, k)).abs().mean() for k in (4, 8))
     edges = sum((back.diff(dim=d) - pictures.diff(dim=d)).abs().mean() for d in (2, 3))
-    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    mean = latents.mean((0, 2, 3))
+    deviation = latents.std((0, 2, 3))
     moments = (mean**2 + (deviation - 1) ** 2).mean()
     return plain + 0.5 * blurred + 0.5 * edges + 0.02 * moments, plain
 
@@ -65,7 +66,8 @@ def train(work: Path, minutes: float, seed: int = 0, batch: int = 32, rate: floa
     learning = model.decoder if decoder_only else model
     optimizer = torch.optim.Adam(learning.parameters(), rate, betas=(0.9, 0.99))
     file = work / ("decoder.pt" if decoder_only else "autoencoder.pt")
-    step, spent = 0, 0.0
+    step = 0
+    spent = 0.0
     if decoder_only and not file.is_file():
         finished = torch.load(work / "autoencoder.pt", weights_only=True)["average"]
         model.load_state_dict(finished)
@@ -75,12 +77,14 @@ def train(work: Path, minutes: float, seed: int = 0, batch: int = 32, rate: floa
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-        step, spent = state["step"], state["spent"]
+        step = state["step"]
+        spent = state["spent"]
         rng = np.random.default_rng(seed + step)
     else:
         average.load_state_dict(model.state_dict())
     log = Log(work / "autoencoder.log")
-    started, seen = time.monotonic() - spent * 60, 0.0
+    started = time.monotonic() - spent * 60
+    seen = 0.0
     while (spent := (time.monotonic() - started) / 60) < minutes:
         for group in optimizer.param_groups:
             group["lr"] = cosine(spent / minutes, rate, rate / 20, warm=0.02)

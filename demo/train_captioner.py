@@ -25,7 +25,11 @@ from .train_mask_controlnet import random_things
 from .trainer import Log, cosine
 
 FOLDER = tiny_model.ROOT / "demo" / "tiny-blip"
-SIDE, PATCH, WIDTH, LAYERS, HEADS = 64, 8, 64, 3, 4
+SIDE = 64
+PATCH = 8
+WIDTH = 64
+LAYERS = 3
+HEADS = 4
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LONGEST = 40
 ALONE = 0.7
@@ -85,7 +89,8 @@ def draw(rng: np.random.Generator, known: list[np.ndarray]) -> tuple[np.ndarray,
 
 def drawn(count: int, seed: int, names: tuple[str, ...]) -> tuple[np.ndarray, list[str]]:
     """Pictures uint8 [N, 64, 64, 3] and captions."""
-    rng, known = np.random.default_rng([seed, 5]), [photos.load(name) for name in names]
+    rng = np.random.default_rng([seed, 5])
+    known = [photos.load(name) for name in names]
     pairs = [draw(rng, known) for _ in range(count)]
     small = [np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for image, _ in pairs]
     return np.stack(small), [caption for _, caption in pairs]
@@ -105,13 +110,16 @@ def train(options: argparse.Namespace) -> Any:
     from transformers import BlipImageProcessor
 
     torch.manual_seed(options.seed)
-    log, blip = Log(options.work / "captioner.log"), network().train()
+    log = Log(options.work / "captioner.log")
+    blip = network().train()
     pictures, captions = drawn(options.scenes, options.seed, photos.TRAINING)
     tokens = tokens_of(captions)
     usual: Any = BlipImageProcessor()
     mean, deviation = (torch.tensor(value)[:, None, None] for value in (usual.image_mean, usual.image_std))
-    optimizer, generator = torch.optim.AdamW(blip.parameters(), options.rate), torch.Generator().manual_seed(options.seed)
-    began, losses = time.monotonic(), []
+    optimizer = torch.optim.AdamW(blip.parameters(), options.rate)
+    generator = torch.Generator().manual_seed(options.seed)
+    began = time.monotonic()
+    losses = []
     log(f"captioner: {sum(value.numel() for value in blip.parameters())} weights, {options.scenes} pictures drawn")
     for step in range(1, options.steps + 1):
         optimizer.param_groups[0]["lr"] = cosine(step / options.steps, options.rate, options.rate / 50)

@@ -10,7 +10,6 @@ half of them boxes painted anew. One process; saves every few minutes, resumes, 
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.pack import load_pack
+from demo.pack import load_pack
 
 from . import judge, photos, scenes, tiny_model
 from .autoencoder import narrowed
@@ -37,12 +36,14 @@ if TYPE_CHECKING:
 tiny_model.comfyui_on_path()
 
 FILE = tiny_model.ROOT / "demo" / "tiny-depth-control.safetensors"
-LATENT, HINT = 4, 3
+LATENT = 4
+HINT = 3
 NEW = ("input_hint_block.", "zero_convs.", "middle_block_out.")
 """The parts of a control network that its base does not have."""
 WORDLESS = 0.3
 """How often the caption is left out: what the hint shows has to be learned from the hint."""
-IOU, GAIN = 0.6, 0.3
+IOU = 0.6
+GAIN = 0.3
 """The gates: overlap of painted object and hint, and how much of it is the control network's doing."""
 
 
@@ -81,7 +82,8 @@ class Controlled(nn.Module):
 
     def __init__(self, unet: nn.Module, control: nn.Module) -> None:
         super().__init__()
-        self.unet, self.control = unet.requires_grad_(False), control.requires_grad_(True)
+        self.unet = unet.requires_grad_(False)
+        self.control = control.requires_grad_(True)
         self.hint = torch.zeros(1, HINT, 8, 8)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
@@ -96,7 +98,8 @@ def draw_hint(rng: np.random.Generator, objects: np.ndarray) -> np.ndarray:
     bulging. Soft or sharp edges; sometimes blurred and noisy, as depth estimators are.
     """
     load_pack()
-    depth_hint = importlib.import_module("maskprompt.models.depth_hint")
+    from maskprompt.images import depth_hint
+
     height, width = objects.shape
     y, x = np.linspace(0, 1, height, dtype=np.float32)[:, None], np.linspace(0, 1, width, dtype=np.float32)[None]
     far = rng.uniform(0, 0.25)
@@ -107,7 +110,8 @@ def draw_hint(rng: np.random.Generator, objects: np.ndarray) -> np.ndarray:
         behind += (rng.uniform(0.3, 0.9) - far) * floor
     relief = np.asarray(ndimage.zoom(rng.standard_normal((4, 4)), (height / 4, width / 4), order=1), np.float32)
     behind += rng.uniform(0, 0.04) * relief
-    kind, angle = rng.random(), rng.uniform(0, 2 * math.pi)
+    kind = rng.random()
+    angle = rng.uniform(0, 2 * math.pi)
     front = np.ones_like(behind)
     if kind > 0.7:
         inside = np.asarray(ndimage.distance_transform_edt(objects > 0.5), np.float32)
@@ -133,11 +137,13 @@ def encode(work: Path, autoencoder: dict[str, Tensor], count: int, seed: int, lo
     file = work / f"hints-{count}-{seed}.pt"
     if file.is_file():
         return torch.load(file, weights_only=True)
-    device, narrow = device_of(), narrowed(autoencoder)
+    device = device_of()
+    narrow = narrowed(autoencoder)
     narrow.to(device).to(memory_format=torch.channels_last).eval()
     deviation = autoencoder["vae_scale"].item() / tiny_model.SCALE_FACTOR
     pictures = [photos.load(name) for name in photos.TRAINING]
-    rng, blank = np.random.default_rng([seed, count]), torch.tensor(tiny_model.BLANK).half()[None, :, None, None]
+    rng = np.random.default_rng([seed, count])
+    blank = torch.tensor(tiny_model.BLANK).half()[None, :, None, None]
     parts: dict[str, list[Tensor]] = {name: [] for name in ("latents", "masked", "masks", "weights", "hints")}
     captions: list[str] = []
     for start in range(0, count, 64):
@@ -149,7 +155,8 @@ def encode(work: Path, autoencoder: dict[str, Tensor], count: int, seed: int, lo
         both = torch.cat([images, hidden[boxed]]).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
             encoded = (narrow.encode(both).float() / deviation).cpu().half()
-        latents, masked = encoded[: len(batch)], blank.repeat(len(batch), 1, *encoded.shape[2:])
+        latents = encoded[: len(batch)]
+        masked = blank.repeat(len(batch), 1, *encoded.shape[2:])
         masked[boxed.cpu()] = encoded[len(batch) :]
         hints = np.stack([(draw_hint(rng, e.weight) * 255).round().astype(np.uint8) for e in batch])
         weights = F.avg_pool2d(torch.from_numpy(np.stack([e.weight for e in batch]))[:, None], 8).half()
@@ -176,7 +183,8 @@ class Set:
         words = tiny_model.tokenizer()
         tokens = torch.tensor(words([*data["captions"], ""], padding="max_length", max_length=77, truncation=True)["input_ids"])
         tokens[:-1][tokens[:-1] == words.pad_token_id] = words.eos_token_id
-        self.tokens, self.device = tokens.to(device), device
+        self.tokens = tokens.to(device)
+        self.device = device
 
     def batch(self, generator: torch.Generator, size: int) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
         """What `train_tiny.loss_of` takes (latents, conditions, loss weights, tokens), and the hints [B, 3, 8h, 8w]."""
@@ -197,12 +205,15 @@ def export(file: Path, weights: dict[str, Tensor], about: dict[str, str]) -> Non
 
 def train(options: argparse.Namespace) -> Path:
     """Trains and gives the file written, of the averaged weights."""
-    work, minutes, device = options.work, options.minutes, device_of()
+    work = options.work
+    minutes = options.minutes
+    device = device_of()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     log = Log(work / "control.log")
     unet_state, text_state, autoencoder = tiny_model.load_checkpoint(options.base)
-    unet, text = tiny_model.build_unet(), tiny_model.TextEncoder()
+    unet = tiny_model.build_unet()
+    text = tiny_model.TextEncoder()
     unet.load_state_dict(unet_state)
     text.load_comfyui_state(text_state)
     text.to(device).requires_grad_(False)
@@ -211,13 +222,17 @@ def train(options: argparse.Namespace) -> Path:
     control = controlled.control
     optimizer = torch.optim.AdamW(control.parameters(), options.rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
     average = {key: value.detach().clone() for key, value in control.state_dict().items()}
-    resume, file = work / "control.pt", work / FILE.name
-    step, spent = 0, 0.0
+    resume = work / "control.pt"
+    file = work / FILE.name
+    step = 0
+    spent = 0.0
     if resume.is_file():
         state = torch.load(resume, weights_only=True, map_location=device)
         control.load_state_dict(state["control"])
         optimizer.load_state_dict(state["optimizer"])
-        average, step, spent = state["average"], state["step"], state["spent"]
+        average = state["average"]
+        step = state["step"]
+        spent = state["spent"]
         log(f"resumed at step {step}, minute {spent:.1f} of {minutes}")
 
     def save() -> None:
@@ -228,8 +243,12 @@ def train(options: argparse.Namespace) -> Path:
         about = {"step": str(step), "minutes": f"{spent:.1f}", "seed": str(options.seed), "base": options.base.name}
         export(file, average, about)
 
-    generator, alphas = torch.Generator().manual_seed(options.seed + step), tiny_model.alphas()
-    last, saved, running, first = time.monotonic(), spent, 0.0, step
+    generator = torch.Generator().manual_seed(options.seed + step)
+    alphas = tiny_model.alphas()
+    last = time.monotonic()
+    saved = spent
+    running = 0.0
+    first = step
     while spent < minutes:
         for settings in optimizer.param_groups:
             settings["lr"] = cosine(spent / minutes, options.rate, options.rate / 30)
@@ -243,7 +262,8 @@ def train(options: argparse.Namespace) -> Path:
         step += 1
         running += loss.item()
         now = time.monotonic()
-        spent, last = spent + (now - last) / 60, now
+        spent = spent + (now - last) / 60
+        last = now
         if step % 10 == 0:
             with torch.no_grad():
                 for key, value in control.state_dict().items():
@@ -296,7 +316,9 @@ def evaluate(file: Path, base: Path = tiny_model.CHECKPOINT, count: int = 64, se
     """
     import comfy.controlnet
 
-    painter, eye, control = Painter(base), judge.load(), comfy.controlnet.load_controlnet(str(file))
+    painter = Painter(base)
+    eye = judge.load()
+    control = comfy.controlnet.load_controlnet(str(file))
     drawn, hints, masks = held_out_scenes(count, seed)
     figures: dict[str, float] = {}
     for strength in (1, 0):
@@ -326,7 +348,8 @@ def main() -> None:
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     file = train(options)
-    log, figures = Log(options.work / "control.log"), evaluate(file, options.base, seed=options.seed)
+    log = Log(options.work / "control.log")
+    figures = evaluate(file, options.base, seed=options.seed)
     for name, value in figures.items():
         log(f"{name}: {value:.3f}")
     passed = figures["iou at 1"] >= IOU and figures["iou at 1"] - figures["iou at 0"] >= GAIN

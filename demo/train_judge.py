@@ -21,7 +21,8 @@ from . import judge, photos, scenes
 from .autoencoder import NarrowAutoencoder
 from .trainer import Log, cosine, device_of
 
-SCENES, STATE = "judge-scenes.pt", "judge.pt"
+SCENES = "judge-scenes.pt"
+STATE = "judge.pt"
 """What a run that was stopped goes on with."""
 
 
@@ -32,7 +33,8 @@ def patterned(rng: np.random.Generator, scene: scenes.Scene, chance: float) -> s
         if rng.random() >= chance:
             return thing
         others = [name for name in scenes.COLOURS if name != thing.paint.colour]
-        second, pattern = others[rng.integers(len(others))], scenes.PATTERNS[rng.integers(len(scenes.PATTERNS))]
+        second = others[rng.integers(len(others))]
+        pattern = scenes.PATTERNS[rng.integers(len(scenes.PATTERNS))]
         return replace(thing, paint=scenes.Paint(thing.paint.colour, second, pattern))
 
     return replace(scene, things=tuple(painted(thing) for thing in scene.things))
@@ -51,7 +53,8 @@ def second_parts(scene: scenes.Scene) -> np.ndarray:
 def labels_of(scene: scenes.Scene, rendered: scenes.Rendered) -> tuple[np.ndarray, np.ndarray, int]:
     """Which object (from 1 on) and which colour every pixel of 64 x 64 is of (0: none), and the ground's number."""
     size = judge.SIZE // 2
-    objects, colours = np.zeros((size, size), np.uint8), np.zeros((size, size), np.uint8)
+    objects = np.zeros((size, size), np.uint8)
+    colours = np.zeros((size, size), np.uint8)
     second = second_parts(scene)
 
     def half(mask: np.ndarray) -> np.ndarray:
@@ -80,7 +83,11 @@ class Examples:
 def examples(rng: np.random.Generator, count: int, names: tuple[str, ...]) -> Examples:
     """Scenes of all triples, half of the objects in patterns, a fifth of them on photographs, one in twelve without an object."""
     pictures = [photos.load(name) for name in names]
-    images, objects, colours, grounds, shapes = [], [], [], [], []
+    images = []
+    objects = []
+    colours = []
+    grounds = []
+    shapes = []
     for _ in range(count):
         photo = photos.crop(pictures[rng.integers(len(pictures))], rng) if rng.random() < 0.22 else None
         scene = patterned(rng, scenes.random_scene(rng, photo, allow_held_out=True), 0.5)
@@ -140,7 +147,8 @@ def changed(pictures: Tensor) -> Tensor:
 @torch.no_grad()
 def silhouettes(model: judge.Judge, images: Tensor, data: Examples) -> tuple[Tensor, Tensor]:
     """What the first network finds of every object, cut out [N, 1, 32, 32], and the objects' shapes."""
-    cut, shapes = [], []
+    cut = []
+    shapes = []
     for start in range(0, len(images), 64):
         found = model(images[start : start + 64].float() / 255)[0].sigmoid()
         for index, alone in enumerate(found, start):
@@ -161,7 +169,8 @@ def right_of(
     """
     rng = np.random.default_rng(seed)
     pictures = [photos.load(name) for name in names]
-    drawn, images = [], []
+    drawn = []
+    images = []
     for _ in range(count):
         photo = photos.crop(pictures[rng.integers(len(pictures))], rng) if rng.random() < 0.2 else None
         scene = scenes.random_scene(rng, photo, two=0, allow_held_out=True)
@@ -169,7 +178,8 @@ def right_of(
         images.append(scenes.render(drawn[-1]).image)
     right: dict[str, list[bool]] = {"shape": [], "colour": [], "ground": []}
     for scene, verdict in zip(drawn, judge.look(model, torch.from_numpy(np.stack(images)).float() / 255), strict=True):
-        paint, found = scene.things[0].paint, verdict.best(scene.things[0].shape)
+        paint = scene.things[0].paint
+        found = verdict.best(scene.things[0].shape)
         right["shape"].append(found is not None and found.shape == scene.things[0].shape)
         if paint.second is None:
             right["colour"].append(found is not None and found.colour == paint.colour)
@@ -193,12 +203,15 @@ def set_usual(model: judge.Judge, data: Examples, blurred: Tensor, count: int = 
 
 def train(work: Path, steps: int, seed: int, count: int, start: Path | None = None, batch: int = 32, rate: float = 2e-3) -> None:
     torch.manual_seed(seed)
-    device, log = device_of(), Log(work / "judge.log")
+    device = device_of()
+    log = Log(work / "judge.log")
     data, blurred = prepared(work, count, seed, device, log)
     model = judge.Judge() if start is None else judge.load(start).train()
     model.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-3)
-    state, step, saved = work / STATE, 0, time.monotonic()
+    state = work / STATE
+    step = 0
+    saved = time.monotonic()
     if state.is_file():
         kept = torch.load(state, weights_only=True, map_location=device)
         model.load_state_dict(kept["model"])
@@ -209,7 +222,8 @@ def train(work: Path, steps: int, seed: int, count: int, start: Path | None = No
             group["lr"] = cosine(step / steps, rate, rate / 50)
         index = torch.randint(count, (batch,))
         pictures = torch.where((torch.rand(batch) < 0.5)[:, None, None, None], data.images[index], blurred[index])
-        objects, colours = (data.objects[index] > 0).float(), data.colours[index].long()
+        objects = (data.objects[index] > 0).float()
+        colours = data.colours[index].long()
         if torch.rand(()) < 0.5:
             pictures, objects, colours = (part.flip(-1) for part in (pictures, objects, colours))
         pictures = changed(pictures.to(device).float() / 255)

@@ -1,4 +1,4 @@
-"""Trains the tiny model's Mask-ControlNet on renders, by the pack's own training (`training/mask_controlnet.py`).
+"""Trains the tiny model's Mask-ControlNet on renders, by the pack's own training (`training/mask_controlnet/loss.py`).
 
     python -m demo.train_mask_controlnet
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.pack import load_pack
+from demo.pack import load_pack
 
 from . import photos, scenes, subjects, tiny_model
 from .autoencoder import NarrowAutoencoder, narrowed
@@ -34,7 +33,9 @@ FILE = Path(__file__).resolve().parent / "tiny-mask-controlnet.safetensors"
 BARE = "tiny-mask-controlnet-bare.safetensors"
 RATE = 1e-3
 """The usual rate for ControlNets is for layers ten times as wide, which are trained far longer."""
-PATTERNED, PHOTOGRAPHS, WORDED = 0.6, 0.25, 0.5
+PATTERNED = 0.6
+PHOTOGRAPHS = 0.25
+WORDED = 0.5
 """How often an object has two colours, a reference a photograph behind it, and a plain object's colour is said."""
 
 
@@ -57,10 +58,11 @@ class Pairs:
 
     @functools.cached_property
     def pairs(self) -> list[Pair]:
-        rng, known = np.random.default_rng([self.seed, 11]), [photos.load(name) for name in photos.TRAINING]
+        rng = np.random.default_rng([self.seed, 11])
+        known = [photos.load(name) for name in photos.TRAINING]
         return [random_pair(rng, known) for _ in range(self.count)]
 
-    @functools.cached_property
+    @property
     def captions(self) -> Sequence[str]:
         return [pair.caption for pair in self.pairs]
 
@@ -73,10 +75,12 @@ class Pairs:
 
     def __getitem__(self, number: int, /) -> Any:
         pair = self.pairs[number]
-        shown, painted = scenes.render(pair.reference), scenes.render(pair.painted)
+        shown = scenes.render(pair.reference)
+        painted = scenes.render(pair.painted)
         image, reference = (torch.from_numpy(one.image.copy()).float() / 255 for one in (painted, shown))
-        example = importlib.import_module("maskprompt.training.mask_controlnet_samples").Example
-        return example(image, torch.from_numpy(shown.masks[pair.chosen : pair.chosen + 1]), pair.caption, reference)
+        from maskprompt.training.mask_controlnet.examples import Example
+
+        return Example(image, torch.from_numpy(shown.masks[pair.chosen : pair.chosen + 1]), pair.caption, reference)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.count} {self.seed}".encode()).hexdigest()[:16]
@@ -86,7 +90,8 @@ class NarrowEncoder:
     """The tiny VAE's encoder without the zeros that fill its layers up to TAESD's width: the same latents, several times as fast."""
 
     def __init__(self, autoencoder: NarrowAutoencoder, scale: float) -> None:
-        self.network, self.scale = autoencoder.requires_grad_(False), scale
+        self.network = autoencoder.requires_grad_(False)
+        self.scale = scale
 
     def to(self, device: torch.device) -> NarrowEncoder:
         self.network.to(device)
@@ -147,14 +152,18 @@ def random_paint(rng: np.random.Generator) -> scenes.Paint:
 
 def train(options: argparse.Namespace) -> Path:
     """Trains, or goes on; gives the file."""
-    room, samples, learners, loops, texts = (
-        importlib.import_module(f"maskprompt.training.{name}")
-        for name in ("mask_controlnet", "mask_controlnet_samples", "learner", "loop", "meca_samples")
-    )
-    work, steps = options.work, options.steps
+    from maskprompt.training.engine import learner as learners
+    from maskprompt.training.engine import loop as loops
+    from maskprompt.training.mask_controlnet import examples as samples
+    from maskprompt.training.mask_controlnet import loss as room
+    from maskprompt.training.meca import examples as texts
+
+    work = options.work
+    steps = options.steps
     work.mkdir(parents=True, exist_ok=True)
     name = BARE if options.bare else FILE.name
-    log, painter = Log(work / Path(name).with_suffix(".log")), Painter()
+    log = Log(work / Path(name).with_suffix(".log"))
+    painter = Painter()
     how = room.Options(
         steps=steps, rate=options.rate, batch=options.batch, size=subjects.SIZE, masked=not options.bare, text_dropout=0.1,
         seed=options.seed, average=0.998, checkpointing=False,

@@ -1,4 +1,4 @@
-"""Trains the tiny model's MECA adapter on renders, by the pack's own training (`training/meca.py`).
+"""Trains the tiny model's MECA adapter on renders, by the pack's own training (`training/meca/loss.py`).
 
 python -m demo.train_meca --steps 2000
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.pack import load_pack
+from demo.pack import load_pack
 
 from . import photos, scenes, tiny_model
 from .painter import Painter
@@ -47,14 +46,15 @@ class Renders:
 
     @functools.cached_property
     def scenes(self) -> list[scenes.Scene]:
-        rng, known = np.random.default_rng([self.seed, 7]), [photos.load(name) for name in photos.TRAINING]
+        rng = np.random.default_rng([self.seed, 7])
+        known = [photos.load(name) for name in photos.TRAINING]
         made = []
         for _ in range(self.count):
             photo = photos.crop(known[rng.integers(len(known))], rng) if rng.random() < 0.25 else None
             made.append(scenes.random_scene(rng, photo, two=0.2))
         return made
 
-    @functools.cached_property
+    @property
     def captions(self) -> Sequence[str]:
         return [scene.caption() for scene in self.scenes]
 
@@ -66,10 +66,11 @@ class Renders:
         return self.count
 
     def __getitem__(self, number: int, /) -> Any:
-        picture = importlib.import_module("maskprompt.training.captions").Picture
+        from maskprompt.training.data.captions import Picture
+
         rendered = scenes.render(self.scenes[number])
         mask = None if number % 2 else boxed(rendered)
-        return picture(torch.from_numpy(rendered.image.copy()).float() / 255, self.captions[number], mask)
+        return Picture(torch.from_numpy(rendered.image.copy()).float() / 255, self.captions[number], mask)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.count} {self.seed}".encode()).hexdigest()[:16]
@@ -86,15 +87,16 @@ def boxed(rendered: scenes.Rendered, margin: int = 4) -> Tensor:
 def train(work: Path, steps: int, seed: int, count: int, batch: int, rate: float) -> None:
     """All of the samples are encoded once and stay in memory: `count` of them, 200 kB each."""
     import comfy.clip_vision
+    from maskprompt.models.ip_adapter import file as files
+    from maskprompt.training.engine import learner as learners
+    from maskprompt.training.meca import examples as samples
+    from maskprompt.training.meca import loss as meca
 
     from . import vision
 
-    meca, samples, learners, files = (
-        importlib.import_module(f"maskprompt.{name}")
-        for name in ("training.meca", "training.meca_samples", "training.learner", "models.meca_file")
-    )
     work.mkdir(parents=True, exist_ok=True)
-    log, painter = Log(work / "meca.log"), Painter()
+    log = Log(work / "meca.log")
+    painter = Painter()
     clip_vision: Any = comfy.clip_vision.load(str(vision.FILE))
     options = meca.Options(
         steps=steps, rate=rate, batch=batch, size=128, tokens=TOKENS, masked=0.6, blank=0.1, seed=seed, average=0.998, checkpointing=False

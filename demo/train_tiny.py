@@ -95,7 +95,11 @@ def encode(work: Path, count: int, seed: int) -> dict[str, Tensor | list[str]]:
     autoencoder.to(device).to(memory_format=torch.channels_last).eval()
     pictures = [photos.load(name) for name in photos.TRAINING]
     rng = np.random.default_rng(seed)
-    latents, masked, masks, weights, captions = [], [], [], [], []
+    latents = []
+    masked = []
+    masks = []
+    weights = []
+    captions = []
     log = Log(work / "training.log")
     for start in range(0, count, 64):
         batch = [random_example(rng, pictures) for _ in range(min(64, count - start))]
@@ -130,10 +134,12 @@ class Set:
                 raise TypeError(f"{name} is not a tensor")
             return found.to(device).float()
 
-        self.latents, self.masked = tensor("latents"), tensor("masked")
+        self.latents = tensor("latents")
+        self.masked = tensor("masked")
         self.deviation = self.latents.std().item()
         # Silhouettes are what is hard to learn: the object's cells count most, and those around it as much.
-        self.masks, self.weights = tensor("masks"), 0.4 + 3 * F.max_pool2d(tensor("weights"), 3, 1, 1)
+        self.masks = tensor("masks")
+        self.weights = 0.4 + 3 * F.max_pool2d(tensor("weights"), 3, 1, 1)
         words = tiny_model.tokenizer()
         captions = [str(caption) for caption in data["captions"]]
         # Whole pictures of one object are drawn more often than boxes, two objects less often: shapes are learned from them.
@@ -154,12 +160,14 @@ class Set:
     def set_deviation(self, deviation: float) -> None:
         """Divides the latents by this."""
         self.deviation = deviation
-        self.latents, self.masked = self.latents / deviation, self.masked / deviation
+        self.latents = self.latents / deviation
+        self.masked = self.masked / deviation
 
     def batch(self, generator: torch.Generator, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Latents [B, 4, h, w], conditions [B, 5, h, w] (mask, masked picture), loss weights [B, 1, h, w], tokens [B, 77]."""
         index = torch.multinomial(self.chance, size, replacement=True, generator=generator).to(self.device)
-        masks, masked = self.masks[index], self.masked[index].clone()
+        masks = self.masks[index]
+        masked = self.masked[index].clone()
         whole = masks.flatten(1).min(1).values > 0
         blank = whole & (torch.rand(size, generator=generator) < 0.5).to(self.device)
         masked[blank] = torch.tensor(tiny_model.BLANK, device=self.device)[:, None, None]
@@ -178,7 +186,8 @@ def loss_of(
     The noise has a random offset for each picture and channel, so that a picture's mean colour is learned too.
     """
     latents, conditions, weights, tokens = batch
-    size, device = len(latents), latents.device
+    size = len(latents)
+    device = latents.device
     high = torch.rand(size, generator=generator) < 0.7
     steps = torch.where(high, torch.randint(500, 1000, (size,), generator=generator), torch.randint(500, (size,), generator=generator)).to(
         device
@@ -198,7 +207,8 @@ class Group:
     """The training processes: on a CPU one for each core, each with its own share of the scenes, one thread, and the mean gradient."""
 
     def __init__(self, rank: int, size: int, meet: str) -> None:
-        self.rank, self.size = rank, size
+        self.rank = rank
+        self.size = size
         if size > 1:
             torch.set_num_threads(1)
             torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=size)
@@ -214,14 +224,18 @@ class Group:
 
 
 def train(rank: int, size: int, meet: str, options: argparse.Namespace) -> None:
-    work, minutes, rate = options.work, options.minutes, options.rate
-    group, device = Group(rank, size, meet), device_of()
+    work = options.work
+    minutes = options.minutes
+    rate = options.rate
+    group = Group(rank, size, meet)
+    device = device_of()
     torch.manual_seed(options.seed)
     data = Set(encode(work, options.scenes // size, options.seed + rank), device)
     deviation = torch.tensor(data.deviation)
     group.mean([deviation])
     data.set_deviation(deviation.item())
-    unet, text = tiny_model.build_unet().to(device), tiny_model.TextEncoder().to(device)
+    unet = tiny_model.build_unet().to(device)
+    text = tiny_model.TextEncoder().to(device)
     networks = torch.nn.ModuleDict({"unet": unet, "text": text})
     parameters = list(networks.requires_grad_(True).parameters())
     if options.start is not None:
@@ -230,19 +244,26 @@ def train(rank: int, size: int, meet: str, options: argparse.Namespace) -> None:
         text.load_comfyui_state(text_state)
     average = {key: value.detach().clone() for key, value in networks.state_dict().items()}
     optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
-    file, log = work / "tiny.pt", Log(work / "training.log") if rank == 0 else None
-    step, spent = 0, 0.0
+    file = work / "tiny.pt"
+    log = Log(work / "training.log") if rank == 0 else None
+    step = 0
+    spent = 0.0
     if file.is_file():
         state = torch.load(file, weights_only=True, map_location=device)
         networks.load_state_dict(state["networks"])
         optimizer.load_state_dict(state["optimizer"])
-        average, step, spent = state["average"], state["step"], state["spent"]
+        average = state["average"]
+        step = state["step"]
+        spent = state["spent"]
         if log:
             log(f"resumed at step {step}, minute {spent:.1f} of {minutes}")
     generator = torch.Generator().manual_seed(options.seed + 1000 * rank + step)
-    alphas, table = tiny_model.alphas(), text.table
+    alphas = tiny_model.alphas()
+    table = text.table
     clock = torch.tensor(spent)
-    last, saved, running = time.monotonic(), spent, 0.0
+    last = time.monotonic()
+    saved = spent
+    running = 0.0
     while (spent := clock.item()) < minutes:
         for settings in optimizer.param_groups:
             settings["lr"] = cosine(spent / minutes, rate, rate / 30, warm=0.01)

@@ -99,7 +99,9 @@ def losses(
     def seen(grid: Tensor) -> Tensor:
         return grid[rows].flatten(1).gather(1, visible)
 
-    shapes, colours, grounds = seen(labels.shapes), seen(labels.colours), labels.grounds[rows]
+    shapes = seen(labels.shapes)
+    colours = seen(labels.colours)
+    grounds = labels.grounds[rows]
     where = shapes > 0
     mean = F.avg_pool2d(pictures, vision.PATCH).flatten(2).movedim(1, 2).gather(1, visible[..., None].expand(-1, -1, 3))
     loss = (
@@ -127,7 +129,8 @@ def accuracy(model: vision.Vision, heads: Heads, seed: int = 4_711, count: int =
     """On fresh renders, half of the batches with hidden patches."""
     rng = np.random.default_rng(seed)
     data = examples(rng, count, photos.HELD_OUT)
-    labels, found = labels_of(data), []
+    labels = labels_of(data)
+    found = []
     for start in range(0, count, 20):
         rows = torch.arange(start, start + 20)
         found.append(losses(model, heads, data.images[rows].float() / 255, labels, rows, random_visible(rng, 20))[1])
@@ -136,22 +139,27 @@ def accuracy(model: vision.Vision, heads: Heads, seed: int = 4_711, count: int =
 
 def train(work: Path, minutes: float, seed: int = 0, count: int = 6000, batch: int = 32, rate: float = 1e-3) -> None:
     work.mkdir(parents=True, exist_ok=True)
-    log, device = Log(work / "vision.log"), device_of()
+    log = Log(work / "vision.log")
+    device = device_of()
     torch.manual_seed(seed)
-    model, heads = vision.Vision().to(device), Heads().to(device)
+    model = vision.Vision().to(device)
+    heads = Heads().to(device)
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, rate, weight_decay=0.02)
-    step, spent = 0, 0.0
+    step = 0
+    spent = 0.0
     if (work / STATE).is_file():
         kept: dict[str, Any] = torch.load(work / STATE, weights_only=True)
         model.load_state_dict(kept["model"])
         heads.load_state_dict(kept["heads"])
         optimizer.load_state_dict(kept["optimizer"])
-        step, spent = kept["step"], kept["spent"]
+        step = kept["step"]
+        spent = kept["spent"]
     data = examples(np.random.default_rng(seed + 5), count, photos.TRAINING)
     labels = labels_of(data)
     log(f"vision: {count} scenes rendered, step {step}, {spent / 60:.1f} of {minutes:g} minutes spent")
-    began, written = time.monotonic() - spent, spent
+    began = time.monotonic() - spent
+    written = spent
 
     def keep() -> None:
         states = {"model": model.state_dict(), "heads": heads.state_dict(), "optimizer": optimizer.state_dict()}
@@ -170,7 +178,8 @@ def train(work: Path, minutes: float, seed: int = 0, count: int = 6000, batch: i
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        step, spent = step + 1, time.monotonic() - began
+        step = step + 1
+        spent = time.monotonic() - began
         if step % 100 == 0:
             log(
                 f"vision: step {step}, {spent / 60:.1f} min, loss {loss.item():.3f}, " + ", ".join(f"{k} {v:.3f}" for k, v in right.items())

@@ -15,7 +15,8 @@ from .registration import VISION_CONFIG
 FILE = Path(__file__).resolve().parent / "tiny-clip-vision.safetensors"
 SIZE, PATCH, WIDTH = (int(VISION_CONFIG[name]) for name in ("image_size", "patch_size", "hidden_size"))
 GRID = SIZE // PATCH
-MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's normalisation, which ComfyUI applies to every picture."""
 
 

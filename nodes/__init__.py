@@ -11,11 +11,11 @@ from . import (
     crop,
     depth_hint,
     dreamcom,
-    inspect,
     mask_controlnet,
+    mask_grid,
     mcgm,
     meca,
-    mepa,
+    patch_visibility,
     segment,
     train_dreamcom,
     train_mask_controlnet,
@@ -26,7 +26,7 @@ from . import (
 NODES: list[type[io.ComfyNode]] = [
     *segment.NODES, *dreamcom.NODES, *train_dreamcom.NODES, *crop.NODES,
     *mask_controlnet.NODES, *train_mask_controlnet.NODES, *caption.NODES, *mcgm.NODES, *train_mcgm.NODES,
-    *mepa.NODES, *meca.NODES, *train_meca.NODES, *depth_hint.NODES, *inspect.NODES, *attention_map.NODES,
+    *patch_visibility.NODES, *meca.NODES, *train_meca.NODES, *depth_hint.NODES, *mask_grid.NODES, *attention_map.NODES,
 ]  # fmt: skip
 
 

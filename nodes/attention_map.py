@@ -12,12 +12,14 @@ from comfy_api.latest import io, ui
 from typing_extensions import override
 
 from ..attention import chain, grid, layers, probe
-from ..attention.readings import Readings
-from ..models import heat_map, prompt_words
-from . import where
-from .where import LIST, layers_of
+from ..attention.maps import Readings
+from ..conditioning import prompt_words
+from ..images import heat_map
+from . import inputs
+from .inputs import LIST, layers_of
 
-AUTO, ALL = "auto", "all"
+AUTO = "auto"
+ALL = "all"
 
 
 class AttentionMap(io.ComfyNode):
@@ -79,7 +81,7 @@ class AttentionMap(io.ComfyNode):
                     tooltip="Where to look. auto: the layers whose grid is nearest to 16 x 16, where words and things go together best. "
                     "all: the mean over every layer. list: those named below.",
                 ),
-                where.layer_list("middle 0, output 3, output 4, output 5"),
+                inputs.layer_list("middle 0, output 3, output 4, output 5"),
                 io.Float.Input(
                     "sigma", default=0.0, min=0.0, max=10000.0, step=0.01, optional=True, advanced=True,
                     tooltip="The noise level itself, instead of at_percent. 0: by at_percent.",
@@ -117,7 +119,8 @@ class AttentionMap(io.ComfyNode):
         layers_of(model)
         if clip is None:
             raise ValueError("no text encoder was given (the checkpoint holds none): wire the CLIP of the checkpoint, or Load CLIP.")
-        names, prompt = prompt_words.split(words), prompt_words.read(clip, text)
+        names = prompt_words.split(words)
+        prompt = prompt_words.read(clip, text)
         entries = prompt_words.entries(positive, clip, prompt)
         groups = prompt_words.columns(clip, prompt, names, entries[0][1])
         pictures = latent_of(model, latent, image, vae)

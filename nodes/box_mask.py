@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..models import masks
+from ..images import masks
 
 log = logging.getLogger(__name__)
 

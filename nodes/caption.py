@@ -13,7 +13,7 @@ import torch
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
-from ..models import caption
+from ..models.blip import captioner
 from .progress import TrainingProgress
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ CATEGORY = "MaskPrompt/Mask-ControlNet"
 NO_FOLDERS = "no BLIP folder found: put one into models/blip"
 NO_WORDS = "a picture"
 
-_used: weakref.WeakKeyDictionary[CaptionImage, caption.LoadedBlip | None] = weakref.WeakKeyDictionary()
+_used: weakref.WeakKeyDictionary[CaptionImage, captioner.LoadedBlip | None] = weakref.WeakKeyDictionary()
 """The model that was used last, as long as a Caption Image is in the graph: so long ComfyUI keeps the objects of its nodes."""
 
 
@@ -48,7 +48,7 @@ class CaptionImage(io.ComfyNode):
             inputs=[
                 io.Image.Input("image", tooltip="The picture, a batch of pictures, or a list of pictures of any sizes."),
                 io.Combo.Input(
-                    "blip_name", options=list(caption.folders()) or [NO_FOLDERS],
+                    "blip_name", options=list(captioner.folders()) or [NO_FOLDERS],
                     tooltip="A folder in ComfyUI/models/blip with all files of a BLIP captioning model.",
                 ),
                 io.String.Input(
@@ -77,7 +77,7 @@ class CaptionImage(io.ComfyNode):
     def validate_inputs(cls, blip_name: list[str] | str) -> bool | str:
         try:
             for name in [blip_name] if isinstance(blip_name, str) else blip_name:
-                caption.find(name)
+                captioner.find(name)
         except ValueError as error:
             return str(error)
         return True
@@ -86,11 +86,11 @@ class CaptionImage(io.ComfyNode):
     @override
     def execute(cls, image: list[torch.Tensor], blip_name: list[str], **settings: list[Any]) -> io.NodeOutput:
         given: dict[str, Any] = {name: values[0] for name, values in settings.items()}
-        search = caption.Search(given.get("beams", 3), given.get("min_tokens", 5), given.get("max_tokens", 30))
+        search = captioner.Search(given.get("beams", 3), given.get("min_tokens", 5), given.get("max_tokens", 30))
         pictures = [one for batch in image for one in batch]
         if not pictures:
             raise ValueError("no picture was given: wire a picture, or a batch of them.")
-        model = caption.load(caption.find(blip_name[0]))
+        model = captioner.load(captioner.find(blip_name[0]))
         _used.update(dict.fromkeys(_used, model))
         progress = TrainingProgress(cls.hidden.unique_id, len(pictures), first=False)
 
@@ -98,7 +98,7 @@ class CaptionImage(io.ComfyNode):
             progress.bar.update_absolute(done)
             progress.between(done, len(pictures), "Captions")
 
-        lines = caption.captions(model, pictures, given.get("prefix", ""), search, on_group=after)
+        lines = captioner.captions(model, pictures, given.get("prefix", ""), search, on_group=after)
         for number in (number for number, line in enumerate(lines, 1) if not line):
             log.warning("Caption Image: BLIP has no words for picture %d; its line says '%s'", number, NO_WORDS)
         text = "\n".join(line or NO_WORDS for line in lines)

@@ -11,8 +11,8 @@ import torch
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..models import crops
-from ..models.masks import bounding_box, box_mask, boxes_per_image, clip_box, describe, match_batch, resize, to_mask
+from ..images import crops
+from ..images.masks import bounding_box, box_mask, boxes_per_image, clip_box, describe, match_batch, resize, to_mask
 
 CATEGORY = "MaskPrompt/DreamCom"
 CropType = io.Custom("MASKPROMPT_CROP")

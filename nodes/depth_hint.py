@@ -11,14 +11,15 @@ import torch
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..models import depth_hint
-from ..models.crops import scale
-from ..models.masks import resize, to_mask
+from ..images import depth_hint
+from ..images.crops import scale
+from ..images.masks import resize, to_mask
 from .meca import CATEGORY
 
 log = logging.getLogger(__name__)
 
-SURROUNDINGS, FAR = "surroundings", "far"
+SURROUNDINGS = "surroundings"
+FAR = "far"
 
 
 class DepthHint(io.ComfyNode):

@@ -14,10 +14,10 @@ from typing_extensions import override
 
 from ..attention import chain, layers
 from ..attention.grid import RegionMask
-from ..attention.masked import MaskedCrossAttention, MaskedSelfAttention
-from ..models.masks import to_mask
-from . import where
-from .where import LIST, layers_of
+from ..attention.masked_attention import MaskedCrossAttention, MaskedSelfAttention
+from ..images.masks import to_mask
+from . import inputs
+from .inputs import LIST, layers_of
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ class MaskedAttention(io.ComfyNode):
                     tooltip="Where self-attention is masked. paper: all but the decoder's outer layers, which blend the object in. "
                     "reference code: only those outer layers. all: everywhere. list: those named below.",
                 ),
-                where.layer_list("middle 0, output 3, output 4, output 5"),
-                *where.part_of_sampling("mask"),
+                inputs.layer_list("middle 0, output 3, output 4, output 5"),
+                *inputs.part_of_sampling("mask"),
                 io.Combo.Input(
                     "apply_to", options=["both", "positive", "negative"], default="both", optional=True, advanced=True,
                     tooltip="Which prompt is confined. The paper confines both.",
@@ -88,14 +88,15 @@ class MaskedAttention(io.ComfyNode):
         end_percent: float = 1.0,
         apply_to: chain.Half = "both",
     ) -> io.NodeOutput:
-        known, masks = layers_of(model), to_mask(mask).cpu()
+        known = layers_of(model)
+        masks = to_mask(mask).cpu()
         chosen = chosen_layers(layers, layer_list, known) if self_attention != "off" else None
         if not cross_attention and self_attention == "off":
             return io.NodeOutput(model)
         region = RegionMask(_filled(masks))
         if bool((masks < 0.5).all()):
             return io.NodeOutput(model)
-        start, end = where.noise_levels(model, start_percent, end_percent, "mask")
+        start, end = inputs.noise_levels(model, start_percent, end_percent, "mask")
         patches: list[chain.Patch] = []
         if cross_attention:
             patches.append(MaskedCrossAttention(region, chain.Scope(None, start, end, apply_to)))

@@ -12,8 +12,8 @@ import torch
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
+from ..images.masks import match_batch, resize, to_mask
 from ..models import files
-from ..models.masks import match_batch, resize, to_mask
 from .saving import free_path
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,8 @@ ADVICE = (
     "Put a file from Train Mask-ControlNet, or a control network with a latent hint as `diffusers` saves it (a folder with its "
     "config.json), into ComfyUI/models/controlnet, and press R in the browser to refresh the list."
 )
-ONE_FILE, DIFFUSERS = "one file", "diffusers folder"
+ONE_FILE = "one file"
+DIFFUSERS = "diffusers folder"
 AdapterType = io.Custom("MASKPROMPT_MASK_ADAPTER")
 
 
@@ -67,7 +68,7 @@ class LoadMaskControlNet(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, mask_controlnet_name: str) -> io.NodeOutput:
-        from ..models import mask_controlnet
+        from ..models.mask_controlnet import control as mask_controlnet
 
         control, adapter = mask_controlnet.load(files.find_file(FOLDER, mask_controlnet_name, ADVICE))
         return io.NodeOutput(control, adapter)
@@ -140,7 +141,8 @@ class SaveMaskControlNet(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, control_net: Any, adapter: Any, filename_prefix: str, layout: str) -> io.NodeOutput:
-        from ..models import mask_controlnet, mask_controlnet_file
+        from ..models.mask_controlnet import control as mask_controlnet
+        from ..models.mask_controlnet import file as mask_controlnet_file
 
         if not isinstance(control_net, mask_controlnet.MaskControl):
             raise ValueError("this control_net is no Mask-ControlNet: wire Train Mask-ControlNet or Load Mask-ControlNet.")

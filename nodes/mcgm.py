@@ -12,10 +12,13 @@ import torch
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..models import files, mask_encoder_file, mask_tokens, mcgm
-from ..models.mask_encoder_file import FOLDER, LoadedEncoder
-from ..models.masks import to_mask
-from .where import layers_of
+from ..conditioning import mask_tokens
+from ..images.masks import to_mask
+from ..models import files
+from ..models.mcgm import bundle
+from ..models.mcgm import file as mask_encoder_file
+from ..models.mcgm.file import FOLDER, LoadedEncoder
+from .inputs import layers_of
 
 log = logging.getLogger(__name__)
 
@@ -76,20 +79,20 @@ class LoadMCGM(io.ComfyNode):
     @override
     def fingerprint_inputs(cls, mcgm_name: str, **_others: Any) -> str:
         """Another text when one of the files was written anew, as a training under the same name does."""
-        return mcgm.stamp(files.find_file(FOLDER, mcgm_name, ADVICE))
+        return bundle.stamp(files.find_file(FOLDER, mcgm_name, ADVICE))
 
     @classmethod
     @override
     def execute(cls, model: Any, clip: Any, mcgm_name: str, lora_strength: float = 1.0) -> io.NodeOutput:
-        from ..attention import numbering
+        from ..attention import ip_adapter_layers
 
         encoder = mask_encoder_file.load(files.find_file(FOLDER, mcgm_name, ADVICE))
         layers_of(model)
-        mcgm.check_model(encoder, numbering.widths(model.get_model_object("diffusion_model"))[1])
-        mcgm.check_handles(encoder, clip)
+        bundle.check_model(encoder, ip_adapter_layers.widths(model.get_model_object("diffusion_model"))[1])
+        bundle.check_handles(encoder, clip)
         if encoder.about.lora and lora_strength:
-            model, clip = mcgm.with_lora(encoder, model, clip, lora_strength)
-        return io.NodeOutput(model, clip, encoder, mcgm.words(encoder))
+            model, clip = bundle.with_lora(encoder, model, clip, lora_strength)
+        return io.NodeOutput(model, clip, encoder, bundle.words(encoder))
 
 
 class EncodeMasks(io.ComfyNode):
@@ -149,11 +152,11 @@ class EncodeMasks(io.ComfyNode):
                 "node."
             )
         drawn = to_mask(masks, "masks").cpu()
-        owners = mcgm.owners(mask_encoder, len(drawn), prompt)
-        mcgm.warn_of(drawn)
-        unit = mask_tokens.unit_of([mcgm.length(text, mask_encoder) for text, _ in [*positive, *negative]])
+        owners = bundle.owners(mask_encoder, len(drawn), prompt)
+        bundle.warn_of(drawn)
+        unit = mask_tokens.unit_of([bundle.length(text, mask_encoder) for text, _ in [*positive, *negative]])
         return io.NodeOutput(
-            mask_tokens.with_tokens(positive, lambda options: mcgm.tokens(mask_encoder, drawn, owners, options, strength), unit),
+            mask_tokens.with_tokens(positive, lambda options: bundle.tokens(mask_encoder, drawn, owners, options, strength), unit),
             mask_tokens.with_tokens(negative, lambda _options: torch.zeros(len(drawn), mask_encoder.network.width), unit),
         )
 

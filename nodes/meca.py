@@ -12,12 +12,14 @@ import torch
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..attention import chain, layers, meca, numbering
+from ..attention import chain, ip_adapter_layers, layers, meca
 from ..attention.grid import RegionMask
-from ..models import files, meca_adapter, meca_file
-from ..models.masks import to_mask
-from . import where
-from .where import LIST, layers_of
+from ..images.masks import to_mask
+from ..models import files
+from ..models.ip_adapter import adapter as meca_adapter
+from ..models.ip_adapter import file as meca_file
+from . import inputs
+from .inputs import LIST, layers_of
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,10 @@ ADVICE = (
     "Put an IP-Adapter file into ComfyUI/models/ipadapter, for example ip-adapter_sd15.safetensors, ip-adapter-plus_sd15.safetensors or "
     "ip-adapter-plus_sdxl_vit-h.safetensors, or one from Train MECA Adapter, and press R in the browser to refresh the list."
 )
-AUTO, ALL, ENCODER, DECODER = "auto", "all", "encoder", "decoder"
+AUTO = "auto"
+ALL = "all"
+ENCODER = "encoder"
+DECODER = "decoder"
 AdapterType = io.Custom("MASKPROMPT_MECA")
 
 
@@ -126,8 +131,8 @@ class ApplyMECA(io.ComfyNode):
                     tooltip="Where the image acts. all: as trained. encoder: with the middle, rather the layout. decoder: rather colours "
                     "and texture. list: those named below.",
                 ),
-                where.layer_list("output 3, output 4, output 5"),
-                *where.part_of_sampling("image"),
+                inputs.layer_list("output 3, output 4, output 5"),
+                *inputs.part_of_sampling("image"),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model with the image prompt; the given one stays as it is.")],
         )  # fmt: skip
@@ -150,7 +155,7 @@ class ApplyMECA(io.ComfyNode):
     ) -> io.NodeOutput:
         known = layers_of(model)
         numbers = fitted(adapter, model)
-        scope = chain.Scope(chosen_layers(layers, layer_list, known), *where.noise_levels(model, start_percent, end_percent, "image"))
+        scope = chain.Scope(chosen_layers(layers, layer_list, known), *inputs.noise_levels(model, start_percent, end_percent, "image"))
         place = _region(region)
         if weight == 0 or (place is not None and bool((place.masks < 0.5).all())):
             return io.NodeOutput(model)
@@ -162,8 +167,8 @@ class ApplyMECA(io.ComfyNode):
 def fitted(adapter: meca_adapter.LoadedAdapter, model: Any) -> dict[int, layers.Layer]:
     """IP-Adapter's number of each of the MODEL's layers. ValueError if the adapter is for another model."""
     unet = model.get_model_object("diffusion_model")
-    meca_adapter.check_fit(adapter, *numbering.widths(unet))
-    return numbering.numbered(unet)
+    meca_adapter.check_fit(adapter, *ip_adapter_layers.widths(unet))
+    return ip_adapter_layers.numbered(unet)
 
 
 def chosen_mode(mode: str, adapter: meca_adapter.LoadedAdapter, region: RegionMask | None) -> meca.Mode:

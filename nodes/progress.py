@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from ..training.loop import Progress
+    from ..training.engine.loop import Progress
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,8 @@ class TrainingProgress:
     def __init__(self, node: str | None, steps: int, first: bool = True) -> None:
         from comfy.utils import ProgressBar
 
-        self.node, self.steps = node, steps
+        self.node = node
+        self.steps = steps
         self.ahead = max(1, steps // 10) if first else 0
         self.bar = ProgressBar(self.ahead + steps, node_id=node)
 
@@ -86,7 +87,7 @@ def state_file(method: str, fingerprint: str, keep: bool) -> Path:
     """Where this training's state lies, in ComfyUI's output folder; without `keep` an old one is taken away."""
     import folder_paths
 
-    from ..training.state import StateFile
+    from ..training.engine.checkpoint import StateFile
 
     name = f"{method}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:12]}.pt"
     path = Path(folder_paths.get_output_directory()) / "maskprompt" / "training" / name

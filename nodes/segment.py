@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..models import files, masks, sam_prompts
-from ..models import sam as sam_models
+from ..images import masks
+from ..models import files
+from ..models.sam import model as sam_models
+from ..models.sam import prompts
 from .box_mask import MaskPromptBoxMask
 
 log = logging.getLogger(__name__)
@@ -100,8 +102,8 @@ class MaskPromptSAMMask(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "choice",
-                    options=list(sam_prompts.CHOICES),
-                    default=sam_prompts.BEST,
+                    options=list(prompts.CHOICES),
+                    default=prompts.BEST,
                     optional=True,
                     tooltip="SAM offers three masks, often a part, the object, and all of it. Best score: the one SAM trusts most (with a "
                     "painting: that fits it best). Largest, smallest: by area. All: the three as a batch, from small to large.",
@@ -150,7 +152,7 @@ class MaskPromptSAMMask(io.ComfyNode):
         image: torch.Tensor,
         positive_coords: str = "",
         negative_coords: str = "",
-        choice: str = sam_prompts.BEST,
+        choice: str = prompts.BEST,
         fill: str = "white",
         min_score: float = 0.0,
         bboxes: Any = None,
@@ -159,11 +161,13 @@ class MaskPromptSAMMask(io.ComfyNode):
         from comfy.model_management import intermediate_device, throw_exception_if_processing_interrupted
         from comfy.utils import ProgressBar
 
-        requests = sam_prompts.requests(image, positive_coords, negative_coords, bboxes, rough_mask)
-        found, scores, progress = [], [], ProgressBar(len(requests))
+        requests = prompts.requests(image, positive_coords, negative_coords, bboxes, rough_mask)
+        found = []
+        scores = []
+        progress = ProgressBar(len(requests))
         for index, request in enumerate(requests):
             throw_exception_if_processing_interrupted()
-            mask, score = sam_prompts.segment(sam, image[index], request, choice, min_score)
+            mask, score = prompts.segment(sam, image[index], request, choice, min_score)
             if not mask.any():
                 log.warning("SAM Mask: nothing was found on picture %d of %d, its mask is empty", index + 1, len(requests))
             found.append(mask)

@@ -18,9 +18,9 @@ from .dreamcom import CATEGORY
 from .progress import TrainingProgress, state_file
 
 if TYPE_CHECKING:
-    from ..training.dreamcom import Options
-    from ..training.loop import Progress
-    from ..training.references import Reference
+    from ..training.data.references import Reference
+    from ..training.dreamcom.loss import Options
+    from ..training.engine.loop import Progress
 
 LoraModel = io.Custom("LORA_MODEL")
 AUTO = "auto"
@@ -105,10 +105,14 @@ class TrainDreamCom(io.ComfyNode):
     def execute(cls, images: list[torch.Tensor], masks: list[torch.Tensor], **settings: list[Any]) -> io.NodeOutput:
         from comfy.sd import load_lora_for_models
 
-        from ..training import dreamcom, memory, references
+        from ..training.data import references
+        from ..training.dreamcom import loss as dreamcom
+        from ..training.engine import memory
 
         given: dict[str, Any] = {name: values[0] for name, values in settings.items()}
-        model, clip, vae = given["model"], given["clip"], given["vae"]
+        model = given["model"]
+        clip = given["clip"]
+        vae = given["vae"]
         pictures = references.pair(images, masks)
         options = dreamcom.Options(
             token=given["token"].strip(), noun=given["noun"].strip(), steps=given["steps"], rate=given["learning_rate"] or None,
@@ -130,9 +134,10 @@ class TrainDreamCom(io.ComfyNode):
         cls, model: Any, clip: Any, vae: Any, options: Options, pictures: list[Reference], preview_every: int, resume: bool
     ) -> tuple[Progress, dict[str, torch.Tensor]]:
         """How it went, and what was learned."""
-        from ..training import dreamcom, memory
-        from ..training.learner import Learner
-        from ..training.state import signature
+        from ..training.dreamcom import loss as dreamcom
+        from ..training.engine import memory
+        from ..training.engine.checkpoint import signature
+        from ..training.engine.learner import Learner
 
         progress = TrainingProgress(cls.hidden.unique_id, options.steps)
         learner = Learner(model, options.method, options.rank, options.seed, options.checkpointing)

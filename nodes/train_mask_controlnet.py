@@ -18,7 +18,7 @@ from .mask_controlnet import CATEGORY, AdapterType
 from .progress import TrainingProgress, state_file
 
 if TYPE_CHECKING:
-    from ..training.mask_controlnet import Options, Source
+    from ..training.mask_controlnet.loss import Options, Source
 
 
 class TrainMaskControlNet(io.ComfyNode):
@@ -89,8 +89,8 @@ class TrainMaskControlNet(io.ComfyNode):
     @classmethod
     @override
     def execute(cls, images: list[torch.Tensor], masks: list[torch.Tensor], captions: list[str], **settings: list[Any]) -> io.NodeOutput:
-        from ..training import mask_controlnet
-        from ..training.mask_controlnet_samples import Source, pair
+        from ..training.mask_controlnet import loss as mask_controlnet
+        from ..training.mask_controlnet.examples import Source, pair
 
         given: dict[str, Any] = {name: values[0] for name, values in settings.items()}
         examples = pair(images, captions, masks)
@@ -111,11 +111,11 @@ class TrainMaskControlNet(io.ComfyNode):
     def _trained(
         cls, model: Any, clip: Any, vae: Any, options: Options, source: Source, preview_every: int, resume: bool
     ) -> tuple[Any, Any, list[float]]:
-        from ..training import mask_controlnet
-        from ..training.checks import check_text
-        from ..training.learner import Learner
-        from ..training.loop import random_numbers
-        from ..training.state import signature, signature_of
+        from ..training.engine.checkpoint import signature, signature_of
+        from ..training.engine.checks import check_text
+        from ..training.engine.learner import Learner
+        from ..training.engine.loop import random_numbers
+        from ..training.mask_controlnet import loss as mask_controlnet
 
         progress = TrainingProgress(cls.hidden.unique_id, options.steps, first=False)
         learner = Learner(model, "frozen", checkpointing=options.checkpointing)

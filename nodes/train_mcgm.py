@@ -15,15 +15,15 @@ import torch
 from comfy_api.latest import io
 from typing_extensions import override
 
-from ..models import mcgm_store
+from ..models.mcgm import store as mcgm_store
 from . import train_inputs
 from .mcgm import CATEGORY, MaskEncoderType
 from .progress import TrainingProgress, state_file
 from .train_dreamcom import AUTO, LoraModel
 
 if TYPE_CHECKING:
-    from ..training.mcgm_options import Options
-    from ..training.mcgm_samples import Scene
+    from ..training.mcgm.examples import Scene
+    from ..training.mcgm.options import Options
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,8 @@ class TrainMCGM(io.ComfyNode):
     ) -> io.NodeOutput:
         from comfy.sd import load_lora_for_models
 
-        from ..training import mcgm_options, memory
+        from ..training.engine import memory
+        from ..training.mcgm import options as mcgm_options
 
         tokens = given.get("mask_tokens", "bound")
         options = mcgm_options.Options(
@@ -177,10 +178,13 @@ class TrainMCGM(io.ComfyNode):
         cls, model: Any, clip: Any, vae: Any, scene: Scene, options: Options, name: str, preview_every: int, resume: bool
     ) -> tuple[dict[str, torch.Tensor], Any, Any, list[float]]:
         """What was learned, what was saved of it, the mask encoder, and how the loss went."""
-        from ..training import mcgm, mcgm_samples, memory, prior
-        from ..training.learner import Learner
-        from ..training.state import signature
-        from ..training.text_learner import TextLearner
+        from ..training.engine import memory
+        from ..training.engine.checkpoint import signature
+        from ..training.engine.learner import Learner
+        from ..training.engine.text_learner import TextLearner
+        from ..training.mcgm import examples as mcgm_samples
+        from ..training.mcgm import loss as mcgm
+        from ..training.mcgm import prior
 
         progress = TrainingProgress(cls.hidden.unique_id, options.steps + options.weight_steps)
         text = TextLearner(clip, options.words, options.method, options.rank, options.seed)
@@ -195,7 +199,8 @@ class TrainMCGM(io.ComfyNode):
         whole = mcgm_samples.whole(scene, vae)
         ordinary = None
         if options.prior_weight:
-            pictures, painting = (options.prior_pictures, *shape[1:]), partial(progress.between, what="Painting ordinary pictures")
+            pictures = (options.prior_pictures, *shape[1:])
+            painting = partial(progress.between, what="Painting ordinary pictures")
             latents = prior.painted(model, clip, options.prior_prompt, pictures, options.seed, painting)
             ordinary = mcgm.Prior(latents, options.prior_prompt)
         prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(word)) for word in options.words]

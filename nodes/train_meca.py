@@ -14,15 +14,16 @@ from comfy_api.latest import io, ui
 from typing_extensions import override
 
 from ..attention import meca as attention
-from ..models import meca_adapter, meca_file
+from ..models.ip_adapter import adapter as meca_adapter
+from ..models.ip_adapter import file as meca_file
 from . import train_inputs
 from .meca import CATEGORY, FOLDER, AdapterType
 from .progress import TrainingProgress, state_file
 from .saving import free_path
 
 if TYPE_CHECKING:
-    from ..training.captions import Given
-    from ..training.meca_options import Options
+    from ..training.data.captions import Given
+    from ..training.meca.options import Options
 
 log = logging.getLogger(__name__)
 
@@ -108,9 +109,9 @@ class TrainMECA(io.ComfyNode):
     def execute(
         cls, images: list[torch.Tensor], captions: list[str], masks: list[torch.Tensor] | None = None, **settings: list[Any]
     ) -> io.NodeOutput:
-        from ..training import meca
-        from ..training.captions import pair
-        from ..training.meca_options import Options
+        from ..training.data.captions import pair
+        from ..training.meca import loss as meca
+        from ..training.meca.options import Options
 
         given: dict[str, Any] = {name: values[0] for name, values in settings.items()}
         pictures = pair(images, captions, masks or ())
@@ -130,13 +131,16 @@ class TrainMECA(io.ComfyNode):
     def _trained(
         cls, model: Any, clip: Any, vae: Any, clip_vision: Any, options: Options, pictures: Given, preview_every: int, resume: bool
     ) -> tuple[meca_adapter.LoadedAdapter, list[float]]:
-        from ..training import meca, meca_samples, memory
-        from ..training.checks import check_text
-        from ..training.learner import Learner
-        from ..training.state import signature, signature_of
+        from ..training.engine import memory
+        from ..training.engine.checkpoint import signature, signature_of
+        from ..training.engine.checks import check_text
+        from ..training.engine.learner import Learner
+        from ..training.meca import examples as meca_samples
+        from ..training.meca import loss as meca
 
         progress = TrainingProgress(cls.hidden.unique_id, options.steps, first=False)
-        learner, features = Learner(model, "frozen", checkpointing=options.checkpointing), meca_samples.width_of(clip_vision)
+        learner = Learner(model, "frozen", checkpointing=options.checkpointing)
+        features = meca_samples.width_of(clip_vision)
         weights = meca.size(learner, features, options)
         needed = memory.estimate(learner, options.latents, options.checkpointing, options.average > 0, weights)
         memory.check(needed, learner.device, learner.method)

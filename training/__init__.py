@@ -1,1 +1,1 @@
-"""Where models learn: data, noise, what learns, the loop, and one file for each method. Called by the Train nodes and by train.py."""
+"""Where models learn: engine, data, a folder for each method, and the command line. Called by the Train nodes and by train.py."""

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from maskprompt.models import handles, mask_encoder, mask_encoder_file
-from maskprompt.models.handles import Handle
-from maskprompt.models.mask_encoder_file import About
+from maskprompt.conditioning import handles
+from maskprompt.conditioning.handles import Handle
+from maskprompt.models.mcgm import file as mask_encoder_file
+from maskprompt.models.mcgm import mask_encoder
+from maskprompt.models.mcgm.file import About
 from playwright.sync_api import Page, sync_playwright
 from safetensors.torch import save_file
 

@@ -73,7 +73,10 @@ class Interrupt:
     """Interrupts a server once, when the node of class `train` has got so far on its progress bar."""
 
     def __init__(self, server: Server, train: str, value: int) -> None:
-        self.server, self.train, self.value, self.done = server, train, value, False
+        self.server = server
+        self.train = train
+        self.value = value
+        self.done = False
 
     def __call__(self, step: Step) -> None:
         if not self.done and step.name == self.train and step.value >= self.value:

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from maskprompt.models import handles, mask_encoder, mask_encoder_file
-from maskprompt.models.handles import Handle
-from maskprompt.models.mask_encoder_file import About
+from maskprompt.conditioning import handles
+from maskprompt.conditioning.handles import Handle
+from maskprompt.models.mcgm import file as mask_encoder_file
+from maskprompt.models.mcgm import mask_encoder
+from maskprompt.models.mcgm.file import About
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -103,7 +105,8 @@ def looked_at(words: str, model: dict[str, Any] = CHECKPOINT) -> Prompt:
 
 
 Box = tuple[int, int, int, int]
-LEFT, RIGHT = (8, 16, 48, 96), (72, 32, 48, 64)
+LEFT = (8, 16, 48, 96)
+RIGHT = (72, 32, 48, 64)
 """Two boxes (x, y, width, height) beside each other on 128 x 128 pixels."""
 SUBJECTS = "embedding:live-ball and embedding:live-star"
 
@@ -245,7 +248,8 @@ class Evil:
 @pytest.fixture(scope="module", autouse=True)
 def broken_files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model files of REFUSED; returns the folder that the pickle would make."""
-    folder, marker = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("marker") / "made-by-evil"
+    folder = tmp_path_factory.mktemp("files")
+    marker = tmp_path_factory.mktemp("marker") / "made-by-evil"
     (folder / "cut-off.pt").write_bytes(setup.mobile_sam_path().read_bytes()[:1_000_000])
     save_file({"conv.weight": torch.zeros(64, 64)}, folder / "other.safetensors")
     (folder / "cut-off.safetensors").write_bytes((folder / "other.safetensors").read_bytes()[:-100])
@@ -264,7 +268,8 @@ def broken_files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module", autouse=True)
 def mcgm_files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Two handles, and a mask encoder with them; one for SDXL, a LoRA, and a part of a file, all where mask encoders lie."""
-    folder, known = tmp_path_factory.mktemp("mcgm"), []
+    folder = tmp_path_factory.mktemp("mcgm")
+    known = []
     for number, word in enumerate(("ball", "star")):
         vectors = {"l": torch.randn(1, 128, generator=torch.Generator().manual_seed(number)) * 0.05}
         server.add_model("embeddings", Path(handles.save(str(folder), f"live-{word}", vectors, word)))
@@ -281,7 +286,8 @@ def mcgm_files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None
 
 def without_inpainting() -> dict[str, torch.Tensor]:
     """The tiny model's checkpoint with a UNet that sees the noisy latents only, as one for plain text to image does."""
-    weights, key = load_file(run.TINY_MODEL), "model.diffusion_model.input_blocks.0.0.weight"
+    weights = load_file(run.TINY_MODEL)
+    key = "model.diffusion_model.input_blocks.0.0.weight"
     return {**weights, key: weights[key][:, :4].contiguous()}
 
 
@@ -313,7 +319,9 @@ def test_an_empty_painting_finds_nothing(server: Server) -> None:
 
 def test_a_box_over_the_edge_is_cut_off(server: Server) -> None:
     pixels = saved(server, box_mask(x=-20, y=-20, width=50, height=50))
-    assert np.array_equal(pixels, np.pad(np.full((30, 30), 255), ((0, 370), (0, 570))))
+    wanted = np.zeros((400, 600))
+    wanted[:30, :30] = 255
+    assert np.array_equal(pixels, wanted)
 
 
 def test_a_mask_of_another_size_but_the_same_shape_is_taken(server: Server) -> None:

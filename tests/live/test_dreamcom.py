@@ -19,7 +19,8 @@ from demo.server import Prompt, Result, Server, WorkflowError
 from .graphs import CHECKPOINT, PICTURES, Interrupt, node, painting, training
 
 TRAIN = "MaskPromptTrainDreamCom"
-PREVIEW, TEXT = 1, 3
+PREVIEW = 1
+TEXT = 3
 """ComfyUI's numbers of its binary messages (`protocol.BinaryEventTypes`)."""
 TRAINED = {"learning_rate": 0.01, "steps": 6}
 """Learns quickly, and badly, so that a few steps can be seen."""
@@ -33,7 +34,8 @@ class Shown:
         self.previews: list[bytes] = []
 
     def __call__(self, message: bytes) -> None:
-        kind, body = int.from_bytes(message[:4], "big"), message[4:]
+        kind = int.from_bytes(message[:4], "big")
+        body = message[4:]
         if kind == TEXT:
             self.lines.append(body[4 + int.from_bytes(body[:4], "big") :].decode())
         elif kind == PREVIEW:
@@ -100,7 +102,8 @@ def test_it_tells_and_shows_how_far_it_is(server: Server) -> None:
 
 
 def test_the_saved_lora_paints_the_same_in_a_new_server(server: Server, tmp_path: Path) -> None:
-    before, plain = lora_files(server), latent(server, server.run(base()))
+    before = lora_files(server)
+    plain = latent(server, server.run(base()))
     graph = {**training(seed=11, **TRAINED), **painting(["train", 0])}
     trained = latent(server, server.run(graph))
     (saved,) = lora_files(server) - before

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from maskprompt.models import control_layout, mask_controlnet_file
-from maskprompt.models.mask_concat import MaskConcat
-from maskprompt.models.mask_controlnet_file import About, Content
+from maskprompt.models.mask_controlnet import diffusers_layout
+from maskprompt.models.mask_controlnet import file as mask_controlnet_file
+from maskprompt.models.mask_controlnet.adapter import MaskConcat
+from maskprompt.models.mask_controlnet.file import About, Content
 from PIL import Image
 
 from demo import judge, run, scenes, subject_pictures, train_captioner
@@ -22,7 +23,9 @@ from .test_dreamcom import Shown, interrupt_and_go_on, latent
 from .test_meca_workflows import pictures, titled, with_inputs
 
 TRAIN = "MaskPromptTrainMaskControlNet"
-ONE, FIRST, SECOND = "Painted anew", "The first alone", "The second alone"
+ONE = "Painted anew"
+FIRST = "The first alone"
+SECOND = "The second alone"
 SAMPLER = {"steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "seed": 1}
 SMALL: dict[str, Any] = {
     "captions": "a heart\na heart\na heart", "steps": 3, "learning_rate": 0.001, "batch_size": 1, "size": 64, "seed": 0, "accumulate": 1,
@@ -114,7 +117,8 @@ def test_without_strength_it_is_the_picture_without_it(server: Server, product: 
     plain: Prompt = json.loads(json.dumps(product))
     applied = plain.pop(titled(plain, "Apply ControlNet"))
     sampler = plain[titled(plain, "KSampler")]["inputs"]
-    sampler["positive"], sampler["negative"] = applied["inputs"]["positive"], applied["inputs"]["negative"]
+    sampler["positive"] = applied["inputs"]["positive"]
+    sampler["negative"] = applied["inputs"]["negative"]
     assert np.array_equal(pictures(server, off)[ONE], pictures(server, plain)[ONE])
 
 
@@ -178,10 +182,10 @@ def files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
         server.add_model("controlnet", folder / f"{name}.safetensors")
 
 
-def sizes(shape: control_layout.Shape) -> dict[str, torch.Size]:
+def sizes(shape: diffusers_layout.Shape) -> dict[str, torch.Size]:
     """Of a control network's weights."""
     import comfy.ops
-    from maskprompt.models.latent_control import LatentControlNet
+    from maskprompt.models.mask_controlnet.network import LatentControlNet
 
     network = LatentControlNet(shape, torch.float32, "meta", comfy.ops.disable_weight_init)
     return {name: value.shape for name, value in network.state_dict().items()}

@@ -21,13 +21,15 @@ NAME = "moved"
 SUBJECTS = f"embedding:{NAME}-ball and embedding:{NAME}-fish"
 FILES = {f"embeddings/{NAME}-ball", f"embeddings/{NAME}-fish", f"loras/{NAME}", f"mcgm/{NAME}"}
 SIZE = 64
-PICTURE, POSES = "ball-and-fish.png", ("place-ball.png", "place-fish.png")
+PICTURE = "ball-and-fish.png"
+POSES = ("place-ball.png", "place-fish.png")
 SETTINGS: dict[str, Any] = {
     "words": "ball, fish", "name": NAME, "steps": 4, "weight_steps": 2, "method": "lora", "learning_rate": 0.0002, "rank": 4,
     "batch_size": 1, "size": SIZE, "seed": 3, "preview_every": 0, "gradient_checkpointing": False,
 }  # fmt: skip
 """Seconds; at a rate at which a few steps change the picture and leave it one."""
-SAME, SEEN = 1e-3, 1e-2
+SAME = 1e-3
+SEEN = 1e-2
 """The largest difference of two latents that are the same picture, and the smallest that is a change of it."""
 LOAD = node("MaskPromptLoadMCGM", model=["checkpoint", 0], clip=["checkpoint", 1], mcgm_name=f"{NAME}.safetensors", lora_strength=1.0)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from maskprompt.models import mask_encoder_file
+from maskprompt.models.mcgm import file as mask_encoder_file
 from PIL import Image
 
 from demo import run, scenes, subject_pictures
@@ -22,7 +22,10 @@ from .test_meca_workflows import pictures, titled, with_inputs
 FEW = {"steps": 2, "weight_steps": 2, "batch_size": 1}
 WORDS = "embedding:scene-ball and embedding:scene-fish"
 STRONG = "strong.safetensors"
-POSED, BLANK, EACH, ONE = "Posed by the mask", "Without a pose", "A mask for each", "One mask"
+POSED = "Posed by the mask"
+BLANK = "Without a pose"
+EACH = "A mask for each"
+ONE = "One mask"
 
 
 def bundled(server: Server, name: str) -> Prompt:
@@ -179,7 +182,8 @@ def test_what_a_workflow_made_is_handed_on(tmp_path: Path) -> None:
     for workflow in ("mcgm_train", "dreamcom_train"):
         with pytest.raises(RuntimeError, match=f"workflow {workflow} left no"):
             run.hand_on(server, workflow)
-    encoder, lora = server.folder / "models/mcgm/scene.safetensors", server.output / "loras/now.safetensors"
+    encoder = server.folder / "models/mcgm/scene.safetensors"
+    lora = server.output / "loras/now.safetensors"
     for file in (encoder, lora):
         file.parent.mkdir(parents=True)
         file.write_bytes(file.name.encode())

@@ -21,7 +21,8 @@ from .test_bad_input import CHECKPOINT, VIDEO_MODEL, Evil, node, solid, video_mo
 
 PHOTO = node("LoadImage", image="coffee.png")
 SAMPLER: dict[str, Any] = {"steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "seed": 1}
-POOLED, PATCHES = 768, 1024
+POOLED = 768
+PATCHES = 1024
 """ViT-L's widths: the smallest CLIP vision model that ComfyUI's loader knows."""
 
 
@@ -91,11 +92,12 @@ def vit_l() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module", autouse=True)
 def model_files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Adapters for the tiny model and ViT-L, broken files, and ViT-L itself; returns the folder that the pickle would make."""
-    from maskprompt.attention import numbering
+    from maskprompt.attention import ip_adapter_layers
 
-    folder, marker = tmp_path_factory.mktemp("adapters"), tmp_path_factory.mktemp("marker") / "made-by-evil"
+    folder = tmp_path_factory.mktemp("adapters")
+    marker = tmp_path_factory.mktemp("marker") / "made-by-evil"
     tiny_model.comfyui_on_path()
-    widths, context = numbering.widths(tiny_model.build_unet())
+    widths, context = ip_adapter_layers.widths(tiny_model.build_unet())
     torch.save(adapters.nested(adapters.base(widths, context, POOLED)), folder / "base.bin")
     save_file(adapters.plus(widths, context, PATCHES), folder / "plus.safetensors")
     save_file(adapters.base({number: 320 for number in range(1, 33, 2)}, 768, POOLED), folder / "sd15.safetensors")
@@ -161,7 +163,8 @@ def changed(prompt: Prompt, name: str, **inputs: Any) -> Prompt:
 
 def on_video_model() -> Prompt:
     prompt = painted()
-    prompt["clip"], prompt["model"] = CHECKPOINT, VIDEO_MODEL
+    prompt["clip"] = CHECKPOINT
+    prompt["model"] = VIDEO_MODEL
     changed(prompt, "text", clip=["clip", 1])
     return changed(prompt, "decoded", vae=["clip", 2])
 

@@ -80,7 +80,8 @@ def covered(prompt: Prompt, x: int, y: int) -> Prompt:
 
 def test_the_product_is_kept_to_the_bit_and_all_else_is_new(server: Server, background: Prompt) -> None:
     shown = pictures(server, background)
-    photograph, product = photos.load("coffee"), shown["mask saved"][..., 0] == 255
+    photograph = photos.load("coffee")
+    product = shown["mask saved"][..., 0] == 255
     assert 0.4 < product.mean() < 0.55
     assert np.array_equal(shown["Result"][product], photograph[product])
     assert change(shown["Result"], photograph, ~product) > 20
@@ -105,7 +106,8 @@ def test_another_reference_changes_all_but_the_product(server: Server, backgroun
 
 def test_the_hint_has_the_product_before_a_floor(server: Server, background: Prompt) -> None:
     shown = pictures(server, background)
-    hint, product = shown["The hint"][..., 0], shown["mask saved"][..., 0] == 255
+    hint = shown["The hint"][..., 0]
+    product = shown["mask saved"][..., 0] == 255
     columns = ~product.any(0)
     assert columns.sum() > 50
     floor = hint[:, columns].mean(1)
@@ -141,7 +143,8 @@ def parts(picture: np.ndarray) -> dict[str, np.ndarray]:
 
 def changes(server: Server, prompt: Prompt, other: Prompt) -> dict[str, float]:
     """How much the result of one workflow differs from another's, by region."""
-    one, two = pictures(server, prompt)["Result"], pictures(server, other)["Result"]
+    one = pictures(server, prompt)["Result"]
+    two = pictures(server, other)["Result"]
     return {name: change(one, two, where) for name, where in parts(one).items()}
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import sam
-from maskprompt.models.masks import bounding_box
-from maskprompt.training import annotate, masked_folder, picture_records
-from maskprompt.training.annotate import Choice, make_captions, make_masks, objects
-from maskprompt.training.masked_folder import lacking, masked
-from maskprompt.training.survey import Entry, survey
+from maskprompt.images.masks import bounding_box
+from maskprompt.models.sam import model as sam
+from maskprompt.training.data import annotate, object_folder, scan_cache
+from maskprompt.training.data.annotate import Choice, make_captions, make_masks, objects
+from maskprompt.training.data.folder_scan import Entry, survey
+from maskprompt.training.data.object_folder import lacking, masked
 from PIL import Image
 from torch import Tensor
 
@@ -59,10 +59,12 @@ class Scripted(Sam):
 
     def __init__(self, offers: Sequence[tuple[Tensor, float]], soft: Sequence[Tensor] = ()) -> None:
         super().__init__()
-        self.offers, self.soft = list(offers), soft
+        self.offers = list(offers)
+        self.soft = soft
 
     def ask(self, image: Tensor, prompt: sam.Prompt) -> sam.Answer:
-        logits, scores = torch.full((3, SQUARE // 4, SQUARE // 4), -SURE), torch.zeros(3)
+        logits = torch.full((3, SQUARE // 4, SQUARE // 4), -SURE)
+        scores = torch.zeros(3)
         for place in range(3):
             if self.offers:
                 mask, scores[place] = self.offers.pop(0)
@@ -84,11 +86,14 @@ def box(left: int, top: int, across: int, down: int, height: int = 48, width: in
     return mask
 
 
-ONE, TWO, STRIP = (8, 8, 24, 24), (40, 8, 16, 32), (0, 45, 64, 3)
+ONE = (8, 8, 24, 24)
+TWO = (40, 8, 16, 32)
+STRIP = (0, 45, 64, 3)
 
 
 def test_each_object_of_a_picture_is_found_once_the_largest_first() -> None:
-    model, image = Sam(), scene(TWO, ONE)
+    model = Sam()
+    image = scene(TWO, ONE)
     found = objects(model, image)
     assert torch.equal(found, torch.stack([box(*ONE), box(*TWO)]))
     assert len(model.asked) == 64
@@ -129,7 +134,8 @@ def dense(offers: Sequence[tuple[Tensor, float]], how: Choice) -> list[int]:
         height, width = mask.shape
         inside = {(y, x) for y in range(height) for x in range(width) if mask[y, x]}
         edge = {(y, x) for y in range(height) for x in range(width) if y in (0, height - 1) or x in (0, width - 1)}
-        part, border = len(inside) / (height * width), len(inside & edge) / len(edge)
+        part = len(inside) / (height * width)
+        border = len(inside & edge) / len(edge)
         if score >= how.score and how.smallest <= part <= how.largest and border <= how.border:
             ranked.append((-score * part**0.5 * (1 - border), number))
     kept: list[tuple[int, set[tuple[int, int]]]] = []
@@ -235,7 +241,7 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache(place: Path) -> Path:
-    return place / masked_folder.CACHE
+    return place / object_folder.CACHE
 
 
 def nothing(done: int, of: int) -> None:
@@ -249,12 +255,14 @@ def everything(place: Path, cache: Path, model: Any, write: Any, told: Callable[
 
 
 def files(cache: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in cache.iterdir() if path.name != picture_records.NAME}
+    return {path.name: path.read_bytes() for path in cache.iterdir() if path.name != scan_cache.NAME}
 
 
 def test_what_is_missing_is_made_once(place: Path, cache: Path) -> None:
     (place / "c.txt").write_text("by hand", "utf-8")
-    model, write, told = Sam(), Writer(), list[tuple[int, int]]()
+    model = Sam()
+    write = Writer()
+    told = list[tuple[int, int]]()
     everything(place, cache, model, write, lambda *count: told.append(count))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4), (2, 2)]
     assert sorted(files(cache)) == [
@@ -284,7 +292,8 @@ def test_an_interrupted_work_goes_on_where_it_stopped(place: Path, cache: Path, 
 
         return told
 
-    model, write = Sam(), Writer()
+    model = Sam()
+    write = Writer()
     with pytest.raises(KeyboardInterrupt):
         make_masks(lacking(survey(place, cache))[0], cache, model, stop_at(2))
     assert sorted(files(cache)) == ["a.mask.png", "b.mask-2.png", "b.mask.png"]
@@ -300,7 +309,8 @@ def test_an_interrupted_work_goes_on_where_it_stopped(place: Path, cache: Path, 
 
 def test_captions_are_written_group_by_group(tmp_path: Path) -> None:
     place = draw(tmp_path / "pictures", "abcdefghijk")
-    cache, write = tmp_path / "cache", Writer()
+    cache = tmp_path / "cache"
+    write = Writer()
     make_masks(survey(place, cache), cache, Sam(), nothing)
 
     def stop(done: int, of: int) -> None:
@@ -318,7 +328,8 @@ def test_captions_are_written_group_by_group(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["write_bytes", "replace"])
 def test_a_file_is_there_wholly_or_not_at_all(place: Path, cache: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk fills up with the second picture's second mask."""
-    plain, left = getattr(Path, method), [2]
+    plain = getattr(Path, method)
+    left = [2]
 
     def failing(self: Path, *given: Any) -> Any:
         if "mask" in self.name:

@@ -17,7 +17,8 @@ from comfy.ldm.modules.attention import CrossAttention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskprompt.attention import layers
-from maskprompt.models import heat_map, mask_tokens, prompt_words
+from maskprompt.conditioning import mask_tokens, prompt_words
+from maskprompt.images import heat_map
 from maskprompt.nodes.attention_map import AUTO, NODES, AttentionMap, noise_level
 from safetensors.torch import save_file
 from torch import Tensor
@@ -39,7 +40,8 @@ def _previews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Painter:
     """The tiny model of demo/, its CLIP with two embeddings: `one` of a vector, `three` of three, `other` of another model's width."""
-    painter, folder = Painter(), tmp_path_factory.mktemp("embeddings")
+    painter = Painter()
+    folder = tmp_path_factory.mktemp("embeddings")
     generator = torch.Generator().manual_seed(0)
     for name, shape in (("one", (1, 128)), ("three", (3, 128)), ("other", (2, 768))):
         save_file({"emb_params": torch.randn(shape, generator=generator)}, folder / f"{name}.safetensors")
@@ -62,7 +64,8 @@ def tokens(tiny: Painter, text: str) -> list[str]:
 
 @pytest.mark.parametrize("word", ["ball", "red", "grass", "sky", "Blue", ",", "red ball", "the sky", "a", "ball on  grass"])
 def test_a_word_stands_where_the_tokenizer_puts_it(tiny: Painter, word: str) -> None:
-    text, sought = tokens(tiny, PROMPT), tokens(tiny, word)
+    text = tokens(tiny, PROMPT)
+    sought = tokens(tiny, word)
     starts = [start for start in range(len(text)) if text[start : start + len(sought)] == sought]
     assert starts
     wanted = tuple(1 + start + step for start in starts for step in range(len(sought)))  # 1: the prompt's beginning
@@ -193,7 +196,8 @@ def test_maps_are_the_dense_softmax_of_the_layers_q_and_k(tiny: Painter, monkeyp
         return forward(self, x, context, *args, **kwargs)
 
     monkeypatch.setattr(CrossAttention, "forward", written_out)
-    positive, latent = encoded(tiny, PROMPT), torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    positive = encoded(tiny, PROMPT)
+    latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     noise = comfy.sample.prepare_noise(latent, 3)
     sigmas = torch.tensor([float(tiny.model.get_model_object("model_sampling").percent_to_sigma(0.4)), 0.0])
     euler = comfy.samplers.sampler_object("euler")

@@ -22,10 +22,11 @@ import transformers
 from comfy_api.latest import io
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import caption, files
-from maskprompt.models.caption import LoadedBlip, Search
+from maskprompt.models import files
+from maskprompt.models.blip import captioner
+from maskprompt.models.blip.captioner import LoadedBlip, Search
 from maskprompt.nodes.caption import NO_FOLDERS, CaptionImage
-from maskprompt.training import captions as training_captions
+from maskprompt.training.data import captions as training_captions
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -90,7 +91,7 @@ def folder(blips: Path, original: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def blip(original: Path) -> LoadedBlip:
-    return caption.load(original)
+    return captioner.load(original)
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_captions_equal_those_of_transformers(original: Path, blip: LoadedBlip, 
     images = [
         *pictures(3), *pictures(2, 90, 33, seed=1), *pictures(1, 32, 32, seed=2), *pictures(1, 50, 50, 1, 3), *pictures(1, 20, 70, 4, 4),
     ]  # fmt: skip
-    lines = caption.captions(blip, images, prefix, search, batch=3)
+    lines = captioner.captions(blip, images, prefix, search, batch=3)
     assert lines == expected(original, images, prefix, search)
     assert len(set(lines)) >= 5  # the pictures are told apart, so a mixed-up order would be seen
     assert all(line.startswith(prefix) for line in lines)
@@ -145,7 +146,7 @@ def test_captions_equal_those_of_transformers(original: Path, blip: LoadedBlip, 
 
 def test_lengths_and_beams_count(original: Path, blip: LoadedBlip) -> None:
     images = list(pictures(4))
-    found = {search: caption.captions(blip, images, "", search) for search in (BRIEF, Search(1, 2, 9), Search(3, 2, 3), Search(3, 9, 9))}
+    found = {search: captioner.captions(blip, images, "", search) for search in (BRIEF, Search(1, 2, 9), Search(3, 2, 3), Search(3, 9, 9))}
     for search, lines in found.items():
         assert lines == expected(original, images, "", search)
     assert len({tuple(lines) for lines in found.values()}) == 4
@@ -156,8 +157,8 @@ def test_lengths_and_beams_count(original: Path, blip: LoadedBlip) -> None:
 def test_any_size_gives_the_pixels_that_transformers_takes(blip: LoadedBlip, height: int, width: int, channels: int, seed: int) -> None:
     image = pictures(1, height, width, channels, seed)[0]
     rows = (image[..., :3].expand(-1, -1, 3).numpy() * 255).round().astype(np.uint8)
-    assert np.array_equal(np.asarray(caption.picture(image)), rows)
-    assert caption.captions(blip, [image], "", BRIEF) == caption.captions(blip, [image[..., :3]], "", BRIEF)
+    assert np.array_equal(np.asarray(captioner.picture(image)), rows)
+    assert captioner.captions(blip, [image], "", BRIEF) == captioner.captions(blip, [image[..., :3]], "", BRIEF)
 
 
 @pytest.mark.parametrize("size", [(1, 500), (3, 500), (500, 3), (1, 1), (2, 3)])
@@ -169,11 +170,13 @@ def test_the_thinnest_pictures_are_what_they_are_when_enlarged(blip: LoadedBlip,
         if size[axis] < 4:  # the same picture in 4 rows: each takes the row that its middle lies in
             middle = ((torch.arange(4) + 0.5) * size[axis] / 4).long() * 4
             thick = thick.index_select(axis, middle)
-    assert caption.captions(blip, [image], "", BRIEF) == caption.captions(blip, [thick], "", BRIEF)
+    assert captioner.captions(blip, [image], "", BRIEF) == captioner.captions(blip, [thick], "", BRIEF)
 
 
 def test_a_batch_equals_one_by_one_and_is_read_as_it_goes(blip: LoadedBlip) -> None:
-    images, taken, done = pictures(7), [], []
+    images = pictures(7)
+    taken = []
+    done = []
 
     def source() -> Iterator[Tensor]:
         for number, image in enumerate(images):
@@ -183,24 +186,24 @@ def test_a_batch_equals_one_by_one_and_is_read_as_it_goes(blip: LoadedBlip) -> N
     def after(count: int) -> None:
         done.append((count, len(taken)))
 
-    single = [caption.captions(blip, [image], "a", BRIEF)[0] for image in images]
-    assert caption.captions(blip, source(), "a", BRIEF, batch=3, on_group=after) == single
+    single = [captioner.captions(blip, [image], "a", BRIEF)[0] for image in images]
+    assert captioner.captions(blip, source(), "a", BRIEF, batch=3, on_group=after) == single
     assert done == [(3, 3), (6, 6), (7, 7)]
     assert len(set(single)) > 4
-    assert caption.captions(blip, []) == []
+    assert captioner.captions(blip, []) == []
 
 
 def test_alpha_is_ignored(blip: LoadedBlip) -> None:
     images = pictures(3, channels=4)
     other = images.clone()
     other[..., 3] = 1 - other[..., 3]
-    assert caption.captions(blip, list(images), "", BRIEF) == caption.captions(blip, list(other), "", BRIEF)
+    assert captioner.captions(blip, list(images), "", BRIEF) == captioner.captions(blip, list(other), "", BRIEF)
 
 
 def test_the_prefix_is_one_line_in_any_spacing_and_case(blip: LoadedBlip) -> None:
     images = list(pictures(3))
-    assert caption.captions(blip, images, "  A photo\n\tof ", BRIEF) == caption.captions(blip, images, "a photo of", BRIEF)
-    assert caption.captions(blip, images, " \n ", BRIEF) == caption.captions(blip, images, "", BRIEF)
+    assert captioner.captions(blip, images, "  A photo\n\tof ", BRIEF) == captioner.captions(blip, images, "a photo of", BRIEF)
+    assert captioner.captions(blip, images, " \n ", BRIEF) == captioner.captions(blip, images, "", BRIEF)
 
 
 def test_the_folders_own_way_of_searching_has_no_say(blip: LoadedBlip, original: Path, folder: Path) -> None:
@@ -209,10 +212,11 @@ def test_the_folders_own_way_of_searching_has_no_say(blip: LoadedBlip, original:
     config["text_config"] |= {"do_sample": True, "temperature": 30.0, "max_length": 4, "num_beams": 2, "repetition_penalty": 9.0}
     write(folder, config)
     write(folder, {"do_sample": True, "top_k": 3, "max_length": 4, "repetition_penalty": 9.0}, "generation_config.json")
-    images, model = list(pictures(4)), caption.load(folder)
+    images = list(pictures(4))
+    model = captioner.load(folder)
     assert model.blip.text_decoder.generation_config.eos_token_id == 3  # ours; transformers makes one of the folder's, where it is 2
-    first, second = (caption.captions(model, images, "", BRIEF) for _ in range(2))
-    assert first == second == caption.captions(blip, images, "", BRIEF) == expected(original, images, "", BRIEF)
+    first, second = (captioner.captions(model, images, "", BRIEF) for _ in range(2))
+    assert first == second == captioner.captions(blip, images, "", BRIEF) == expected(original, images, "", BRIEF)
 
 
 def test_settings_of_the_first_files_are_understood(blip: LoadedBlip, folder: Path) -> None:
@@ -231,7 +235,7 @@ def test_settings_of_the_first_files_are_understood(blip: LoadedBlip, folder: Pa
     write(folder, config)
     write(folder, settings_of(folder, "preprocessor_config.json") | {"size_divisor": 32}, "preprocessor_config.json")
     images = list(pictures(3))
-    assert caption.captions(caption.load(caption.find("tiny")), images, "", BRIEF) == caption.captions(blip, images, "", BRIEF)
+    assert captioner.captions(captioner.load(captioner.find("tiny")), images, "", BRIEF) == captioner.captions(blip, images, "", BRIEF)
 
 
 def test_a_pickle_of_weights_gives_the_same_and_safetensors_come_first(blip: LoadedBlip, folder: Path) -> None:
@@ -239,18 +243,19 @@ def test_a_pickle_of_weights_gives_the_same_and_safetensors_come_first(blip: Loa
     weights = load_file(folder / "model.safetensors")
     assert weights, "nothing would be compared"
     torch.save({name: torch.zeros_like(value) for name, value in weights.items()}, folder / "pytorch_model.bin")
-    model = caption.load(caption.find("tiny"))
-    assert caption.captions(model, images, "", BRIEF) == caption.captions(blip, images, "", BRIEF)
+    model = captioner.load(captioner.find("tiny"))
+    assert captioner.captions(model, images, "", BRIEF) == captioner.captions(blip, images, "", BRIEF)
     (folder / "model.safetensors").unlink()
     # What old files have besides: a buffer, and the shared weights under their second name.
-    embeddings, bias = "text_decoder.bert.embeddings.", "text_decoder.cls.predictions.bias"
+    embeddings = "text_decoder.bert.embeddings."
+    bias = "text_decoder.cls.predictions.bias"
     more = {f"{embeddings}position_ids": torch.arange(40)[None], bias.replace(".bias", ".decoder.bias"): weights[bias]}
     shared = {"text_decoder.cls.predictions.decoder.weight": weights[f"{embeddings}word_embeddings.weight"]}
     torch.save(more | shared | weights, folder / "pytorch_model.bin")
-    model = caption.load(caption.find("tiny"))
+    model = captioner.load(captioner.find("tiny"))
     for name, value in blip.blip.state_dict().items():
         assert torch.equal(value, model.blip.state_dict()[name]), name
-    assert caption.captions(model, images, "", BRIEF) == caption.captions(blip, images, "", BRIEF)
+    assert captioner.captions(model, images, "", BRIEF) == captioner.captions(blip, images, "", BRIEF)
 
 
 def test_a_folder_with_processor_config_and_tokenizer_json_works(blip: LoadedBlip, folder: Path) -> None:
@@ -263,7 +268,7 @@ def test_a_folder_with_processor_config_and_tokenizer_json_works(blip: LoadedBli
     write(folder, {"image_processor": processor, "processor_class": "BlipProcessor"}, "processor_config.json")
     (folder / "vocab.txt").unlink(missing_ok=True)
     images = list(pictures(3))
-    assert caption.captions(caption.load(caption.find("tiny")), images, "", BRIEF) == caption.captions(blip, images, "", BRIEF)
+    assert captioner.captions(captioner.load(captioner.find("tiny")), images, "", BRIEF) == captioner.captions(blip, images, "", BRIEF)
 
 
 def test_nothing_is_looked_for_outside_and_no_code_of_the_folder_runs(
@@ -286,7 +291,7 @@ def test_nothing_is_looked_for_outside_and_no_code_of_the_folder_runs(
 
     monkeypatch.setattr(tokenizer, "from_pretrained", watched)
     images = list(pictures(2))
-    assert caption.captions(caption.load(caption.find("tiny")), images, "", BRIEF) == caption.captions(blip, images, "", BRIEF)
+    assert captioner.captions(captioner.load(captioner.find("tiny")), images, "", BRIEF) == captioner.captions(blip, images, "", BRIEF)
     assert called == [True]
     assert no_network == []
     assert not flag.exists()
@@ -298,7 +303,7 @@ def test_a_missing_file_is_named_with_what_to_do_and_not_looked_for(folder: Path
     (folder / "tokenizer.json").unlink(missing_ok=True)
     wanted = "There is no BLIP folder 'tiny'" if name == "config.json" else f"tiny is not complete: it lacks .*{name}"
     with pytest.raises(ValueError, match=f"(?s){wanted}.*Download all files of Salesforce/blip-image-captioning-base.*models/blip"):
-        caption.find("tiny")
+        captioner.find("tiny")
     assert no_network == []
 
 
@@ -307,12 +312,12 @@ def test_all_that_is_missing_is_named_at_once(folder: Path) -> None:
         if one.name != "config.json":
             one.unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors or pytorch_model\.bin; tokenizer\.json or vocab\.txt; preprocessor_config"):
-        caption.find("tiny")
+        captioner.find("tiny")
 
 
 def test_folders_are_listed_at_any_usual_place(blips: Path, original: Path, tmp_path: Path) -> None:
     """Below a publisher's name, in a copy of the Hub's cache, through a link, and files put straight into `blip`."""
-    assert caption.folders() == {}
+    assert captioner.folders() == {}
     assert CaptionImage.GET_SCHEMA().inputs[1].as_dict()["options"] == [NO_FOLDERS]  # pyright: ignore[reportAttributeAccessIssue]
     hub = "models--Salesforce--base/snapshots/82a37760"
     for place in ("b", "Salesforce/base", hub, "a/b/c/d/too-deep"):
@@ -323,20 +328,20 @@ def test_folders_are_listed_at_any_usual_place(blips: Path, original: Path, tmp_
     (blips / "b" / "onnx").mkdir()
     shutil.copy(original / "config.json", blips / "b" / "onnx")
     os.symlink(original, blips / "link")
-    assert list(caption.folders()) == ["Salesforce/base", "b", "link", hub]
-    assert caption.find("link") == blips / "link"
+    assert list(captioner.folders()) == ["Salesforce/base", "b", "link", hub]
+    assert captioner.find("link") == blips / "link"
     shutil.copytree(original, blips, dirs_exist_ok=True)
-    assert list(caption.folders()) == [".", "Salesforce/base", "b", "link", hub]
-    assert caption.find(".") == blips
+    assert list(captioner.folders()) == [".", "Salesforce/base", "b", "link", hub]
+    assert captioner.find(".") == blips
     extra = Path(shutil.copytree(original, tmp_path / "extra" / "mine"))
     folder_paths.add_model_folder_path("blip", str(extra.parent))
-    assert caption.find("mine") == extra
+    assert captioner.find("mine") == extra
 
 
 @pytest.mark.parametrize("name", ["x", "../tiny-blip", "/", "", NO_FOLDERS])
 def test_an_unknown_name_lists_the_known_ones(folder: Path, name: str) -> None:
     with pytest.raises(ValueError, match=r"There is no BLIP folder '.*' in .*blip \(found there: tiny\)\. Download all files"):
-        caption.find(name)
+        captioner.find(name)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +355,7 @@ def test_an_unknown_name_lists_the_known_ones(folder: Path, name: str) -> None:
 def test_another_model_is_named_before_anything_is_read(folder: Path, changed: dict[str, Any], message: str) -> None:
     write(folder, settings_of(folder) | changed)
     with pytest.raises(ValueError, match=message):
-        caption.find("tiny")
+        captioner.find("tiny")
     assert message.split(r" \(")[0].replace("\\", "") in str(CaptionImage.validate_inputs(["tiny"]))
 
 
@@ -358,7 +363,7 @@ def test_another_model_is_named_before_anything_is_read(folder: Path, changed: d
 def test_a_damaged_config_is_named(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"config\.json (cannot be read .*download it again|says model_type None)"):
-        caption.find("tiny")
+        captioner.find("tiny")
 
 
 def test_a_config_of_wrong_values_is_named(folder: Path) -> None:
@@ -366,14 +371,14 @@ def test_a_config_of_wrong_values_is_named(folder: Path) -> None:
     config["text_config"]["hidden_size"] = "large"
     write(folder, config)
     with pytest.raises(ValueError, match=r"tiny"):
-        caption.load(caption.find("tiny"))
+        captioner.load(captioner.find("tiny"))
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json"])
 def test_damaged_small_files_are_named(folder: Path, name: str) -> None:
     (folder / name).write_text('{"version": "1.0", "model": {')
     with pytest.raises(ValueError, match=r"The settings or the tokenizer in .*tiny cannot be read .*Download its small files again"):
-        caption.load(caption.find("tiny"))
+        captioner.load(captioner.find("tiny"))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
@@ -384,7 +389,7 @@ def test_a_truncated_file_of_weights_is_named(folder: Path, name: str) -> None:
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=rf"{name}' .*damaged or not complete.*download it again"):
-        caption.load(caption.find("tiny"))
+        captioner.load(captioner.find("tiny"))
 
 
 class Evil:
@@ -402,7 +407,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(folder: Path) -> None:
     torch.save({**load_file(folder / "model.safetensors"), "x": Evil(flag)}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"pytorch_model\.bin' was refused.*run any program"):
-        caption.load(caption.find("tiny"))
+        captioner.load(captioner.find("tiny"))
     assert not flag.exists()
 
 
@@ -412,20 +417,20 @@ def test_weights_that_are_missing_or_too_large_are_named(folder: Path) -> None:
     fewer = {name: value for name, value in weights.items() if "text_decoder.bert.encoder.layer.1" not in name}
     save_file(fewer, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks \d+ weights of a BLIP captioning model, such as text_decoder\.bert\.encoder\.layer\.1"):
-        caption.load(folder)
+        captioner.load(folder)
     larger = {
         name: torch.zeros(*value.shape[:-1], value.shape[-1] + 1) if "qkv.weight" in name else value for name, value in weights.items()
     }
     save_file(larger, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"'model\.safetensors' in .*tiny does not fit its config\.json"):
-        caption.load(folder)
+        captioner.load(folder)
 
 
 def test_a_tokenizer_of_another_model_is_named(folder: Path) -> None:
     (folder / "tokenizer.json").unlink(missing_ok=True)
     (folder / "vocab.txt").write_text("\n".join([*WORDS, "three", "four", "five"]))
     with pytest.raises(ValueError, match=rf"has {len(WORDS) + 3} words, its BLIP {len(WORDS) + 2}: they are of different models"):
-        caption.load(folder)
+        captioner.load(folder)
 
 
 def test_weights_that_are_no_numbers_are_an_error_and_no_caption(folder: Path) -> None:
@@ -434,19 +439,19 @@ def test_weights_that_are_no_numbers_are_an_error_and_no_caption(folder: Path) -
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     for beams in (1, 3):
         with pytest.raises(RuntimeError, match=r"'tiny' gives no usable numbers in torch\.float32"):
-            caption.captions(caption.load(folder), list(pictures(2)), "", Search(beams, 2, 9))
+            captioner.captions(captioner.load(folder), list(pictures(2)), "", Search(beams, 2, 9))
 
 
 def test_transformers_that_is_missing_or_too_old_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "transformers", None)
         with pytest.raises(RuntimeError, match=r"need the Python package transformers.*pip install"):
-            caption.load(folder)
+            captioner.load(folder)
         assert CaptionImage.validate_inputs(["tiny"]) is True  # ComfyUI still starts, and the node is still there
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "transformers", type(sys)("transformers"))
         with pytest.raises(RuntimeError, match=r"need the Python package transformers"):
-            caption.load(folder)
+            captioner.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -462,16 +467,17 @@ def test_transformers_that_is_missing_or_too_old_says_what_to_install(folder: Pa
 def test_what_is_no_picture_is_named_by_its_number(blip: LoadedBlip, image: Tensor, message: str) -> None:
     for batch in (1, 8):
         with pytest.raises(ValueError, match=message):
-            caption.captions(blip, [pictures(1)[0], image], "", BRIEF, batch=batch)
+            captioner.captions(blip, [pictures(1)[0], image], "", BRIEF, batch=batch)
 
 
 def test_a_long_prefix_leaves_no_room_and_one_less_does(blip: LoadedBlip) -> None:
     """40 positions, the first of which is BLIP's own beginning."""
-    image, search = pictures(1)[0], Search(1, 0, 9)
-    (line,) = caption.captions(blip, [image], "dog " * 30, search)
+    image = pictures(1)[0]
+    search = Search(1, 0, 9)
+    (line,) = captioner.captions(blip, [image], "dog " * 30, search)
     assert line.startswith(("dog " * 30).strip())
     with pytest.raises(ValueError, match=r"the prefix has 31 tokens and max_tokens is 9, but this BLIP reads 39 in all"):
-        caption.captions(blip, [image], "dog " * 31, search)
+        captioner.captions(blip, [image], "dog " * 31, search)
 
 
 @pytest.mark.parametrize(
@@ -492,7 +498,7 @@ def test_an_interrupt_is_obeyed_at_the_next_token(blip: LoadedBlip, monkeypatch:
 
     monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", count)
     with pytest.raises(management.InterruptProcessingException):
-        caption.captions(blip, list(pictures(2)), "", Search(3, 9, 9))
+        captioner.captions(blip, list(pictures(2)), "", Search(3, 9, 9))
     assert len(tokens) == 3
 
 
@@ -506,7 +512,7 @@ def test_comfyui_loads_and_keeps_account_of_the_weights(original: Path, blip: Lo
 
     monkeypatch.setattr(management, "load_models_gpu", watched)
     for count in (1, 2):
-        caption.captions(blip, list(pictures(count)), "", BRIEF)
+        captioner.captions(blip, list(pictures(count)), "", BRIEF)
     assert [models for models, *_ in asked] == [[blip.patcher]] * 2
     assert asked[1][1] == 2 * asked[0][1] > 0
     assert any(one.model is blip.patcher for one in management.current_loaded_models)
@@ -517,15 +523,15 @@ def test_comfyui_loads_and_keeps_account_of_the_weights(original: Path, blip: Lo
 def test_half_precision_where_the_device_computes_in_it(folder: Path, blip: LoadedBlip, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights and pixels alike; and a file in half precision is taken where the device does not."""
     monkeypatch.setattr(management, "should_use_fp16", lambda *_, **__: True)
-    model = caption.load(folder)
+    model = captioner.load(folder)
     assert {weight.dtype for weight in model.patcher.model.parameters()} == {torch.float16}
     images = list(pictures(4))
-    lines = caption.captions(model, images, "a photo of", BRIEF)
-    assert sum(a == b for a, b in zip(lines, caption.captions(blip, images, "a photo of", BRIEF), strict=True)) >= 3
+    lines = captioner.captions(model, images, "a photo of", BRIEF)
+    assert sum(a == b for a, b in zip(lines, captioner.captions(blip, images, "a photo of", BRIEF), strict=True)) >= 3
     monkeypatch.undo()
     weights = {name: value.half() for name, value in load_file(folder / "model.safetensors").items()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    model = caption.load(folder)
+    model = captioner.load(folder)
     assert {weight.dtype for weight in model.patcher.model.parameters()} == {torch.float32}
     assert torch.equal(model.blip.vision_model.post_layernorm.weight, weights["vision_model.post_layernorm.weight"].float())
 
@@ -534,19 +540,19 @@ def test_one_that_was_loaded_in_inference_mode_works_outside_of_it(folder: Path,
     """ComfyUI runs nodes in inference mode, training code leaves it."""
     images = list(pictures(2))
     with torch.inference_mode():
-        model = caption.load(folder)
-        first = caption.captions(model, images, "", BRIEF)
+        model = captioner.load(folder)
+        first = captioner.captions(model, images, "", BRIEF)
     assert not any(weight.is_inference() for weight in model.patcher.model.parameters())
-    assert caption.captions(model, images, "", BRIEF) == first == caption.captions(blip, images, "", BRIEF)
+    assert captioner.captions(model, images, "", BRIEF) == first == captioner.captions(blip, images, "", BRIEF)
 
 
 def test_it_is_loaded_once_as_long_as_it_is_held_and_anew_for_other_files(folder: Path) -> None:
-    first = caption.load(folder)
-    assert caption.load(folder) is first
+    first = captioner.load(folder)
+    assert captioner.load(folder) is first
     weights = load_file(folder / "model.safetensors")
     save_file({name: value * 0.5 for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
     os.utime(folder / "model.safetensors", (1, 1))
-    assert caption.load(folder) is not first
+    assert captioner.load(folder) is not first
     gone = weakref.ref(first)
     del first
     assert gone() is None
@@ -571,7 +577,7 @@ def test_the_node_gives_a_line_for_each_picture_as_train_meca_takes_it(
     images = [pictures(5), pictures(4, 20, 30, seed=1), pictures(1, 33, 90, 4, seed=2)]
     result = ran(images, prefix="a photo of")
     flat = [one for batch in images for one in batch]
-    lines = caption.captions(blip, flat, "a photo of", BRIEF)
+    lines = captioner.captions(blip, flat, "a photo of", BRIEF)
     assert result.args == ("\n".join(lines),)
     assert result.ui.as_dict() == {"text": ("\n".join(lines),)}
     assert training_captions.lines(list(result.args), 10) == lines
@@ -583,7 +589,7 @@ def test_the_node_has_defaults_for_what_is_optional(folder: Path, blip: LoadedBl
     inputs = {part.id: part for part in CaptionImage.GET_SCHEMA().inputs}
     usual = {name: [inputs[name].as_dict()["default"]] for name in ("prefix", "max_tokens", "beams", "min_tokens")}
     given = {"image": [pictures(1)], "blip_name": ["tiny"]}
-    assert prepared.execute(**given).args == prepared.execute(**given, **usual).args == (caption.captions(blip, list(pictures(1)))[0],)
+    assert prepared.execute(**given).args == prepared.execute(**given, **usual).args == (captioner.captions(blip, list(pictures(1)))[0],)
 
 
 def test_the_node_keeps_its_lines_where_blip_has_no_words(
@@ -600,7 +606,7 @@ def test_the_node_keeps_its_lines_where_blip_has_no_words(
 
 def test_the_model_stays_between_runs_as_long_as_a_node_is_in_the_graph(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ComfyUI makes an object of a node's class, and keeps it until a graph comes without that node."""
-    loader = caption._loaded  # pyright: ignore[reportPrivateUsage]
+    loader = captioner._loaded  # pyright: ignore[reportPrivateUsage]
     used: list[weakref.ref[LoadedBlip]] = []
 
     def watched(place: Path, weights: Path) -> LoadedBlip:
@@ -608,7 +614,7 @@ def test_the_model_stays_between_runs_as_long_as_a_node_is_in_the_graph(folder: 
         used.append(weakref.ref(found))
         return found
 
-    monkeypatch.setattr(caption, "_loaded", watched)
+    monkeypatch.setattr(captioner, "_loaded", watched)
     in_graph = CaptionImage()
     for seed in range(3):
         ran([pictures(1, seed=seed)])
@@ -624,7 +630,7 @@ def test_validation_says_what_execution_would_say(blips: Path, original: Path) -
     message = CaptionImage.validate_inputs([NO_FOLDERS])
     assert isinstance(message, str)
     assert str(blips) in message
-    assert caption.ADVICE in message
+    assert captioner.ADVICE in message
     with pytest.raises(ValueError, match="There is no BLIP folder"):
         ran([pictures(1)], NO_FOLDERS)
     shutil.copytree(original, blips / "tiny")
@@ -641,6 +647,6 @@ def test_the_folder_is_registered_beside_other_packs(folders: Path) -> None:
     (folders / "models" / "blip").mkdir()
     (folders / "models" / "blip" / "model_base_caption_capfilt_large.pth").touch()
     folder_paths.folder_names_and_paths["blip"] = ([str(folders / "models" / "blip")], {".pth"})
-    assert caption.folders() == {}
+    assert captioner.folders() == {}
     assert folder_paths.get_filename_list("blip") == ["model_base_caption_capfilt_large.pth"]
     assert files.list_files("blip", frozenset({".pth"})) == ["model_base_caption_capfilt_large.pth"]

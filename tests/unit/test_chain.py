@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from maskprompt.attention import chain, grid, layers
-from maskprompt.attention.masked import MaskedCrossAttention, MaskedSelfAttention
+from maskprompt.attention.masked_attention import MaskedCrossAttention, MaskedSelfAttention
 
 from .conftest import Sample, random_model
 
@@ -101,7 +101,8 @@ def test_another_packs_replacement_on_the_same_layer_still_acts(model: Any, samp
 
 def test_our_patches_run_in_the_graphs_order(model: Any, sample: Sample) -> None:
     order: list[Any] = []
-    one, two = Spy("cross", calls=order), Spy("cross", chain.Scope(frozenset({("middle", 0, 0)})), calls=order)
+    one = Spy("cross", calls=order)
+    two = Spy("cross", chain.Scope(frozenset({("middle", 0, 0)})), calls=order)
     sample(chain.install(chain.install(model, one), two), steps=1)
     middle = [index for index, (call, _) in enumerate(order) if call.layer == ("middle", 0, 0)]
     assert len(middle) == 2
@@ -148,7 +149,8 @@ def test_a_full_mask_is_no_mask_to_the_bit(model: Any, sample: Sample) -> None:
 def test_masks_of_two_nodes_meet_in_their_overlap(model: Any) -> None:
     """Two masked self-attentions on one layer: a token sees what both let it see."""
     left, top = torch.zeros(1, 4, 4), torch.zeros(1, 4, 4)
-    left[:, :, :2], top[:, :2] = 1, 1
+    left[:, :, :2] = 1
+    top[:, :2] = 1
     patches = tuple(MaskedSelfAttention(grid.RegionMask(mask)) for mask in (left, top))
     options = {"sigmas": torch.tensor([1.0]), "cond_or_uncond": [0]}
     composed = chain.Chain(patches).composed(model.get_model_object("diffusion_model"), torch.zeros(1, 9, 4, 4), options)
@@ -218,7 +220,9 @@ def test_half_precision_weights(sample: Sample) -> None:
 def test_a_batch_with_a_mask_for_each_picture(model: Any, sample: Sample, cfg: float) -> None:
     """Each picture of a batch is what it would be alone with its own mask."""
     masks = torch.zeros(3, 128, 128)
-    masks[0, :64], masks[1, :, 64:], masks[2] = 1, 1, 1
+    masks[0, :64] = 1
+    masks[1, :, 64:] = 1
+    masks[2] = 1
 
     def confined(which: torch.Tensor) -> Any:
         region = grid.RegionMask(which)

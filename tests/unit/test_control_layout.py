@@ -9,9 +9,9 @@ import torch
 from accelerate import init_empty_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import control_layout
-from maskprompt.models.control_layout import Shape
-from maskprompt.models.latent_control import LatentControlNet, weights_of
+from maskprompt.models.mask_controlnet import diffusers_layout
+from maskprompt.models.mask_controlnet.diffusers_layout import Shape
+from maskprompt.models.mask_controlnet.network import LatentControlNet, weights_of
 
 from demo import registration, tiny_model
 
@@ -19,7 +19,7 @@ from .test_layers import KOALA, SD15, SD21, SDXL, SSD1B
 
 registration.register()
 
-TINY: Shape = control_layout.shape_of(tiny_model.UNET)
+TINY: Shape = diffusers_layout.shape_of(tiny_model.UNET)
 SMALL: dict[str, Shape] = {
     "tiny": TINY,
     "like SD 1.5": {
@@ -69,7 +69,7 @@ def witness(shape: Shape) -> Any:
     from diffusers.models.controlnets.controlnet import ControlNetModel
 
     with init_empty_weights():
-        return ControlNetModel.from_config(control_layout.config_of(shape))
+        return ControlNetModel.from_config(diffusers_layout.config_of(shape))
 
 
 def sizes(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
@@ -81,12 +81,12 @@ def check(shape: Shape) -> None:
     import comfy.ops
 
     ours = LatentControlNet(shape, torch.float32, "meta", comfy.ops.disable_weight_init).state_dict()
-    given = control_layout.to_diffusers(ours, shape)
+    given = diffusers_layout.to_diffusers(ours, shape)
     assert len(given) == len(ours)
     assert sizes(given) == sizes(witness(shape).state_dict())
     assert weights_of(shape) == sum(value.numel() for value in given.values())
-    assert control_layout.shape_of_config(control_layout.config_of(shape)) == shape
-    back = control_layout.from_diffusers(given, shape)
+    assert diffusers_layout.shape_of_config(diffusers_layout.config_of(shape)) == shape
+    back = diffusers_layout.from_diffusers(given, shape)
     assert back.keys() == ours.keys()
     assert all(back[name] is ours[name] for name in ours)
 
@@ -106,7 +106,7 @@ def test_every_weight_of_every_base_has_its_place(unet: dict[str, Any], channels
     """Also for an inpainting UNet, whose control network is the same."""
     found = unet_config({**unet, "in_channels": channels})
     assert found["in_channels"] == channels
-    shape = control_layout.shape_of(found)
+    shape = diffusers_layout.shape_of(found)
     common = ("model_channels", "num_res_blocks", "channel_mult", "transformer_depth", "transformer_depth_middle", "context_dim")
     assert shape == {
         **{name: list(unet[name]) if isinstance(unet[name], tuple) else unet[name] for name in common},
@@ -117,7 +117,8 @@ def test_every_weight_of_every_base_has_its_place(unet: dict[str, Any], channels
 
 @st.composite
 def shapes(draw: Any) -> Shape:
-    levels, count = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    levels = draw(st.integers(1, 3))
+    count = draw(st.integers(1, 2))
     depths = [draw(st.integers(0, 3)) for _ in range(levels)]
     multiples = [1, *(draw(st.integers(1, 3)) for _ in range(levels - 1))]
     return {
@@ -135,7 +136,7 @@ def shapes(draw: Any) -> Shape:
 @settings(max_examples=10, deadline=None)
 def test_so_has_every_weight_of_any_shape(shape: Shape) -> None:
     check(shape)
-    assert control_layout.shape_of(shape) == shape
+    assert diffusers_layout.shape_of(shape) == shape
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -147,16 +148,18 @@ def test_it_computes_what_diffusers_computes(name: str, size: tuple[int, int]) -
 
     shape = SMALL[name]
     ours = random_network(shape)
-    made: Any = ControlNetModel.from_config(control_layout.config_of(shape))
+    made: Any = ControlNetModel.from_config(diffusers_layout.config_of(shape))
     theirs = made.eval()
-    theirs.load_state_dict(control_layout.to_diffusers(ours.state_dict(), shape), strict=True)
+    theirs.load_state_dict(diffusers_layout.to_diffusers(ours.state_dict(), shape), strict=True)
     generator = torch.Generator().manual_seed(1)
     x, hint = torch.randn(2, 2, 4, *size, generator=generator)
-    context, steps = torch.randn(2, 7, shape["context_dim"], generator=generator), torch.tensor([901.0, 12.0])
+    context = torch.randn(2, 7, shape["context_dim"], generator=generator)
+    steps = torch.tensor([901.0, 12.0])
     more: dict[str, Any] = {}
     adm = None
     if "adm_in_channels" in shape:
-        pooled, numbers = torch.randn(2, 16, generator=generator), torch.randint(0, 2000, (2, 6), generator=generator)
+        pooled = torch.randn(2, 16, generator=generator)
+        numbers = torch.randint(0, 2000, (2, 6), generator=generator)
         more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": numbers}}
         adm = torch.cat([pooled, Timestep(256)(numbers.flatten().float()).reshape(2, -1)], 1)
     with torch.no_grad():
@@ -184,24 +187,24 @@ def test_it_computes_what_diffusers_computes(name: str, size: tuple[int, int]) -
 )
 def test_other_models_are_refused_in_words(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        control_layout.shape_of(config)
+        diffusers_layout.shape_of(config)
 
 
 def test_other_ways_to_write_a_configuration_are_read() -> None:
     """A single depth for all levels, heads under their newer name, heads as a list that is the same everywhere."""
     wanted = SMALL["like SD 1.5"]
-    config = control_layout.config_of(wanted)
+    config = diffusers_layout.config_of(wanted)
     assert config["attention_head_dim"] == 4
     for change in (
         {"transformer_layers_per_block": 1}, {"num_attention_heads": 4, "attention_head_dim": 9}, {"attention_head_dim": [4, 4, 4]},
         {"upcast_attention": None}, {"addition_embed_type": None, "projection_class_embeddings_input_dim": None},
     ):  # fmt: skip
-        assert control_layout.shape_of_config({**config, **change}) == wanted
+        assert diffusers_layout.shape_of_config({**config, **change}) == wanted
     with pytest.raises(KeyError, match="heads"):
-        control_layout.shape_of_config({**config, "attention_head_dim": [4, 4, 2]})
+        diffusers_layout.shape_of_config({**config, "attention_head_dim": [4, 4, 2]})
 
 
 @pytest.mark.parametrize("change", [{"conditioning_channels": 3}, {"conditioning_embedding_out_channels": [16, 32, 96, 256]}])
 def test_a_pictures_control_network_is_told_from_a_latents(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"its hint is a picture.*Load ControlNet Model"):
-        control_layout.shape_of_config({**control_layout.config_of(TINY), **change})
+        diffusers_layout.shape_of_config({**diffusers_layout.config_of(TINY), **change})

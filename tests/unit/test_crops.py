@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import crops
-from maskprompt.models.masks import Box
+from maskprompt.images import crops
+from maskprompt.images.masks import Box
 from PIL import Image
 from scipy import ndimage
 
@@ -117,7 +117,9 @@ def test_scaling_is_pillows_bicubic(size: tuple[int, int]) -> None:
 @given(pasted())
 @settings(max_examples=80, deadline=None)
 def test_outside_the_mask_every_pixel_is_the_originals(case: dict[str, Any]) -> None:
-    original, crop, count = case["original"], case["crop"], case["count"]
+    original = case["original"]
+    crop = case["crop"]
+    count = case["count"]
     before = original.clone()
     result = crops.paste(original, case["painted"], crop, case["feather"])
     assert torch.equal(original, before)
@@ -149,7 +151,8 @@ def test_without_a_feather_the_inside_is_the_painted_piece(size: tuple[int, int]
 
 
 def test_a_masks_values_blend() -> None:
-    original, painted = random(1, 20, 30, 3), random(1, 20, 30, 3, seed=1)
+    original = random(1, 20, 30, 3)
+    painted = random(1, 20, 30, 3, seed=1)
     mask = random(1, 20, 30, seed=2)
     result = crops.paste(original, painted, crops.Crop(box_of(0, 0, 30, 20), 20, 30, mask))
     torch.testing.assert_close(result, original * (1 - mask[..., None]) + painted * mask[..., None])
@@ -167,14 +170,16 @@ def test_what_is_cut_and_pasted_unchanged_is_the_picture_to_the_bit(feather: int
 
 
 def test_a_piece_with_alpha_leaves_its_colours_only() -> None:
-    original, painted = random(1, 16, 16, 3), random(1, 16, 16, 4, seed=1)
+    original = random(1, 16, 16, 3)
+    painted = random(1, 16, 16, 4, seed=1)
     result = crops.paste(original, painted, crops.Crop(box_of(0, 0, 16, 16), 16, 16, torch.ones(1, 16, 16)))
     assert torch.equal(result, painted[..., :3])
 
 
 def test_a_piece_of_no_numbers_stays_inside_the_mask() -> None:
     """A half-precision VAE may answer NaN."""
-    original, mask = random(1, 16, 16, 3), torch.zeros(1, 16, 16)
+    original = random(1, 16, 16, 3)
+    mask = torch.zeros(1, 16, 16)
     mask[:, 4:9, 4:9] = 1
     painted = torch.full((1, 16, 16, 3), float("nan"))
     result = crops.paste(original, painted, crops.Crop(box_of(0, 0, 16, 16), 16, 16, mask), 2)
@@ -182,7 +187,8 @@ def test_a_piece_of_no_numbers_stays_inside_the_mask() -> None:
 
 
 def test_a_half_precision_picture_is_served_too() -> None:
-    original, painted = random(1, 32, 32, 3).half(), random(1, 64, 64, 3, seed=1)
+    original = random(1, 32, 32, 3).half()
+    painted = random(1, 64, 64, 3, seed=1)
     mask = torch.zeros(1, 32, 32)
     mask[:, 8:24, 8:24] = 1
     result = crops.paste(original, painted, crops.Crop(box_of(0, 0, 32, 32), 32, 32, mask), 4)
@@ -194,7 +200,8 @@ def test_a_half_precision_picture_is_served_too() -> None:
 @given(pasted())
 @settings(max_examples=60, deadline=None)
 def test_a_feather_never_leaves_the_mask(case: dict[str, Any]) -> None:
-    mask, feather = case["crop"].mask, case["feather"]
+    mask = case["crop"].mask
+    feather = case["feather"]
     soft = crops.feathered(mask, feather)
     assert soft.shape == mask.shape
     assert (soft[mask == 0] == 0).all()
@@ -220,7 +227,8 @@ def test_a_thin_mask_does_not_vanish(thickness: int) -> None:
 
 def test_a_piece_is_soft_where_it_ends_and_hard_on_the_pictures_border() -> None:
     """A mask that fills its crop (no context) has its soft edge at the crop's sides, but for those on the picture's border."""
-    original, painted = torch.zeros(1, 40, 60, 3), torch.ones(1, 20, 30, 3)
+    original = torch.zeros(1, 40, 60, 3)
+    painted = torch.ones(1, 20, 30, 3)
     crop = crops.Crop(box_of(0, 10, 30, 20), 40, 60, torch.ones(1, 20, 30))
     result = crops.paste(original, painted, crop, 5)[0, ..., 0]
     ramp = (torch.arange(5) + 0.5) / 5

@@ -73,7 +73,8 @@ def test_no_two_shapes_are_alike() -> None:
 @pytest.mark.parametrize("ground", scenes.GROUNDS)
 def test_a_scene_is_the_same_every_time(ground: str) -> None:
     scene = Scene((thing(),), ground, seed=5)
-    one, two = scenes.render(scene, 64), scenes.render(scene, 64)
+    one = scenes.render(scene, 64)
+    two = scenes.render(scene, 64)
     assert one.image.dtype == np.uint8
     assert one.image.shape == (64, 64, 3)
     assert np.array_equal(one.image, two.image)
@@ -104,7 +105,8 @@ def test_far_from_an_object_the_ground_is_untouched() -> None:
 
 
 def test_a_later_object_hides_an_earlier_one() -> None:
-    first, second = thing("ball", "red", 0.4), thing("box", "blue", 0.6)
+    first = thing("ball", "red", 0.4)
+    second = thing("box", "blue", 0.6)
     alone = [scenes.render(Scene((one,), "snow", seed=1)).masks[0] for one in (first, second)]
     both = scenes.render(Scene((first, second), "snow", seed=1))
     assert np.array_equal(both.masks[1], alone[1])
@@ -143,7 +145,8 @@ def test_a_photograph_is_the_ground() -> None:
 
 
 def test_captions() -> None:
-    star, ball = thing(), thing("ball", "red")
+    star = thing()
+    ball = thing("ball", "red")
     assert Scene((star,), "grass").caption() == "an orange star on grass"
     assert Scene((ball,), "water").caption(prefix="a photo of ") == "a photo of a red ball on water"
     assert Scene((star, ball), "sky").caption() == "an orange star and a red ball on sky"
@@ -169,7 +172,8 @@ def test_a_third_of_the_combinations_is_held_out_and_stays_so() -> None:
 def test_training_never_shows_what_is_held_out() -> None:
     rng = np.random.default_rng(0)
     photo = np.zeros((8, 8, 3), np.uint8)
-    shown, counts = set(), []
+    shown = set()
+    counts = []
     for number in range(3000):
         scene = scenes.random_scene(rng, photo if number % 4 == 0 else None)
         assert (scene.ground == scenes.PHOTO) == (number % 4 == 0)
@@ -220,7 +224,8 @@ def test_the_padded_autoencoder_encodes_as_the_narrow_one(autoencoders: tuple[Na
     narrow, stock = autoencoders
     pictures = torch.rand(2, 3, *size).double()
     with torch.no_grad():
-        wanted, found = narrow.encode(pictures), stock.encode(pictures * 2 - 1)
+        wanted = narrow.encode(pictures)
+        found = stock.encode(pictures * 2 - 1)
     assert wanted.shape == (2, 4, size[0] // 8, size[1] // 8)
     assert wanted.std() > 0.1
     torch.testing.assert_close(found, wanted / 0.75, atol=1e-8, rtol=0)
@@ -230,7 +235,8 @@ def test_the_padded_autoencoder_decodes_as_the_narrow_one(autoencoders: tuple[Na
     narrow, stock = autoencoders
     latents = torch.randn(2, 4, 9, 5).double()
     with torch.no_grad():
-        wanted, found = narrow.decode(latents), stock.decode(latents / 0.75)
+        wanted = narrow.decode(latents)
+        found = stock.decode(latents / 0.75)
     assert wanted.shape == (2, 3, 72, 40)
     assert wanted.std() > 0.1
     torch.testing.assert_close(found, wanted * 2 - 1, atol=1e-8, rtol=0)
@@ -250,7 +256,8 @@ def test_the_registration_is_made_once_and_takes_only_the_tiny_model(model: Any)
     registration.register()
     registration.register()
     assert [known.__name__ for known in comfy.supported_models.models].count("TinySD") == 1
-    tiny, sd15 = tiny_model.UNET, comfy.supported_models.SD15.unet_config
+    tiny = tiny_model.UNET
+    sd15 = comfy.supported_models.SD15.unet_config
     shared = {"adm_in_channels": None, "use_temporal_attention": False}
 
     def takers(config: dict[str, Any]) -> list[str]:
@@ -268,11 +275,14 @@ def test_a_checkpoint_file_comes_back_as_what_learned_it(tmp_path: Path) -> None
     from comfy.taesd.taesd import TAESD
 
     torch.manual_seed(0)
-    unet, text, narrow = tiny_model.build_unet(), tiny_model.TextEncoder(), autoencoder.NarrowAutoencoder()
+    unet = tiny_model.build_unet()
+    text = tiny_model.TextEncoder()
+    narrow = autoencoder.NarrowAutoencoder()
     saved = autoencoder.padded(narrow, 1.0, TAESD(latent_channels=4).state_dict())
     tiny_model.save_checkpoint(tmp_path / "tiny.safetensors", unet.state_dict(), text.comfyui_state(), saved, {})
     unet_state, text_state, autoencoder_state = tiny_model.load_checkpoint(tmp_path / "tiny.safetensors")
-    fresh, tokens = tiny_model.TextEncoder(), torch.randint(0, 49408, (2, 77))
+    fresh = tiny_model.TextEncoder()
+    tokens = torch.randint(0, 49408, (2, 77))
     fresh.load_comfyui_state(text_state)
     torch.testing.assert_close(fresh(tokens), text(tokens), atol=2e-2, rtol=1e-2)
     assert all(torch.equal(unet_state[key], value.half()) for key, value in unet.state_dict().items())
@@ -301,7 +311,8 @@ class Watch:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.photographs: set[str] = set()
         self.drawn: list[tuple[Scene, Rendered]] = []
-        load, render = photos.load, scenes.render
+        load = photos.load
+        render = scenes.render
 
         def watched_load(name: str) -> np.ndarray:
             self.photographs.add(name)
@@ -336,7 +347,8 @@ def test_references_show_the_whole_subject(subject: Subject, monkeypatch: pytest
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda one: one.shape)
 def test_backgrounds_leave_the_box_to_the_subject(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(monkeypatch)
-    shown, again = subjects.backgrounds(subject), subjects.backgrounds(subject, 20, 0)
+    shown = subjects.backgrounds(subject)
+    again = subjects.backgrounds(subject, 20, 0)
     assert watch.photographs == set(photos.HELD_OUT)
     assert len(shown) == 20
     assert sum(one.similar for one in shown) == 7
@@ -387,8 +399,10 @@ def test_the_judge_tells_how_much_of_a_subject_has_which_colour(eye: judge.Judge
 
 def test_the_judge_can_look_at_a_box_only(eye: judge.Judge) -> None:
     rendered = scenes.render(Scene((thing("ball", "red", 0.25, size=0.4), thing("ball", "blue", 0.75, size=0.4)), "sand"))
-    pictures, masks = torch.from_numpy(rendered.image).expand(3, -1, -1, -1).float() / 255, torch.zeros(3, 128, 128)
-    masks[1, :, :64], masks[2, :, :96] = 1, 1
+    pictures = torch.from_numpy(rendered.image).expand(3, -1, -1, -1).float() / 255
+    masks = torch.zeros(3, 128, 128)
+    masks[1, :, :64] = 1
+    masks[2, :, :96] = 1
     nothing, left, half = judge.look(eye, pictures, masks)
     whole = judge.look(eye, pictures[:1])[0]
     assert [one.colour for one in whole.objects] == ["red", "blue"]
@@ -422,7 +436,8 @@ def test_two_colours_count_when_they_are_the_main_ones() -> None:
 
 
 def test_the_training_of_the_judge_labels_both_colours() -> None:
-    ball, box = Thing("ball", Paint("red", "white", "halves"), 0.25, 0.5, 0.4), thing("box", "blue", 0.75, 0.5, 0.4)
+    ball = Thing("ball", Paint("red", "white", "halves"), 0.25, 0.5, 0.4)
+    box = thing("box", "blue", 0.75, 0.5, 0.4)
     scene = Scene((ball, box), "grass", 1)
     objects, colours, ground = train_judge.labels_of(scene, scenes.render(scene))
     assert judge.GROUND_NAMES[ground] == "grass"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import depth_hint
+from maskprompt.images import depth_hint
 from maskprompt.nodes.depth_hint import DepthHint
 from scipy import ndimage
 
@@ -36,8 +36,10 @@ def made(reference: torch.Tensor, foreground: torch.Tensor, mask: torch.Tensor, 
 
 
 def test_normalising_counts_only_what_is_seen() -> None:
-    depth, where = ramp(), square(0, 40, 15, 45) > 0
-    depth[0, 0, 0], depth[0, 39, 59] = 0.0, 1.0
+    depth = ramp()
+    where = square(0, 40, 15, 45) > 0
+    depth[0, 0, 0] = 0.0
+    depth[0, 39, 59] = 1.0
     found = depth_hint.normalised(depth, where)
     seen = depth[where]
     torch.testing.assert_close(found[where], (seen - seen.min()) / (seen.max() - seen.min()))
@@ -62,7 +64,8 @@ def test_each_picture_of_a_batch_has_its_own_range() -> None:
 @settings(max_examples=60, deadline=None)
 def test_filling_keeps_what_is_known_and_invents_no_extremes(height: int, width: int, density: float, seed: int) -> None:
     torch.manual_seed(seed)
-    depth, known = torch.rand(2, height, width), torch.rand(2, height, width) < density
+    depth = torch.rand(2, height, width)
+    known = torch.rand(2, height, width) < density
     found = depth_hint.filled(depth, known)
     assert torch.equal(found[known], depth[known])
     for one, place, result in zip(depth, known, found, strict=True):
@@ -73,7 +76,8 @@ def test_filling_keeps_what_is_known_and_invents_no_extremes(height: int, width:
 
 def test_a_hole_in_a_plane_is_filled_smoothly() -> None:
     """On a slope the fill lies near the slope; no edge is as high as that of the black hole which the paper's masking leaves."""
-    depth, hole = ramp(64, 64, 0.0, 1.0), square(20, 44, 20, 44, 64, 64) > 0
+    depth = ramp(64, 64, 0.0, 1.0)
+    hole = square(20, 44, 20, 44, 64, 64) > 0
     found = depth_hint.filled(torch.where(hole, torch.rand(1, 64, 64), depth), ~hole)
     nearest: Any = ndimage.distance_transform_edt(hole[0].numpy(), return_distances=False, return_indices=True)
     by_nearest = depth[0].numpy()[tuple(nearest)]
@@ -86,10 +90,13 @@ def test_a_hole_in_a_plane_is_filled_smoothly() -> None:
 
 @pytest.mark.parametrize("fill", [True, False])
 def test_the_hint_is_the_product_before_the_reference(fill: bool) -> None:
-    reference, foreground = ramp(), ramp(low=0.9, high=0.1)
-    product, visible = square(10, 30, 20, 40), square(5, 35, 5, 45) < 0.5
+    reference = ramp()
+    foreground = ramp(low=0.9, high=0.1)
+    product = square(10, 30, 20, 40)
+    visible = square(5, 35, 5, 45) < 0.5
     found = depth_hint.hint(reference, visible, foreground, product, (0.4, 0.9), fill)
-    inside, hidden = product > 0, ~visible
+    inside = product > 0
+    hidden = ~visible
     own = foreground[inside]
     torch.testing.assert_close(found[inside], 0.4 + 0.5 * (own - own.min()) / (own.max() - own.min()), atol=1e-6, rtol=1e-6)
     seen = visible & ~inside
@@ -100,7 +107,9 @@ def test_the_hint_is_the_product_before_the_reference(fill: bool) -> None:
 
 
 def test_without_normalising_the_maps_are_taken_as_they_are() -> None:
-    reference, foreground, product = ramp(), ramp(low=0.9, high=0.1), square(10, 30, 20, 40)
+    reference = ramp()
+    foreground = ramp(low=0.9, high=0.1)
+    product = square(10, 30, 20, 40)
     found = depth_hint.hint(reference, torch.ones_like(product) > 0, foreground, product, None)
     assert torch.equal(found, torch.where(product > 0, foreground, reference))
 
@@ -108,7 +117,9 @@ def test_without_normalising_the_maps_are_taken_as_they_are() -> None:
 @pytest.mark.parametrize("feather", [0, 1, 6, 50])
 def test_the_feather_lies_inside_the_product(feather: int) -> None:
     """Outside of the mask the reference stays bit by bit; inside, the product's share rises with the distance to the edge."""
-    reference, foreground, product = torch.zeros(1, 40, 60), torch.ones(1, 40, 60), square(10, 30, 20, 40)
+    reference = torch.zeros(1, 40, 60)
+    foreground = torch.ones(1, 40, 60)
+    product = square(10, 30, 20, 40)
     found = depth_hint.hint(reference, torch.ones_like(product) > 0, foreground, product, None, feather=feather)
     assert torch.equal(found[product == 0], reference[product == 0])
     assert (found[product > 0] > 0).all()
@@ -121,7 +132,9 @@ def test_the_feather_lies_inside_the_product(feather: int) -> None:
 
 
 def test_black_that_is_near_is_turned_round() -> None:
-    reference, foreground, product = ramp(), ramp(low=0.9, high=0.1), square(10, 30, 20, 40)
+    reference = ramp()
+    foreground = ramp(low=0.9, high=0.1)
+    product = square(10, 30, 20, 40)
     one = made(image(reference), image(foreground), product)
     other = made(image(1 - reference), image(1 - foreground), product, near="black")
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
@@ -163,7 +176,8 @@ def test_empty_masks_are_defined_and_warned_of(caplog: pytest.LogCaptureFixture)
 
 def test_numbers_that_are_none_do_no_harm() -> None:
     broken = ramp()
-    broken[0, 3, 3], broken[0, 20, 30] = torch.nan, torch.nan
+    broken[0, 3, 3] = torch.nan
+    broken[0, 20, 30] = torch.nan
     assert torch.isfinite(made(image(broken), image(broken), square(10, 30, 20, 40))).all()
 
 

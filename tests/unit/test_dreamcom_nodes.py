@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from maskprompt.attention import chain, layers, masked
-from maskprompt.models import crops
+from maskprompt.attention import chain, layers, masked_attention
+from maskprompt.images import crops
 from maskprompt.nodes.crop import CropAroundBox, PasteBack
 from maskprompt.nodes.dreamcom import MaskedAttention
 
@@ -73,7 +73,8 @@ def test_a_full_mask_is_plain_sampling(model: Any, sample: Sample, caplog: pytes
 
 def test_an_empty_mask_in_a_batch_leaves_its_picture_as_it_is(model: Any, sample: Sample, caplog: pytest.LogCaptureFixture) -> None:
     masks = torch.cat([corner(), torch.zeros(1, 128, 128)])
-    result, plain = sample(confined(model, masks), batch=2), sample(model, batch=2)
+    result = sample(confined(model, masks), batch=2)
+    plain = sample(model, batch=2)
     torch.testing.assert_close(result[1], plain[1], atol=1e-5, rtol=1e-5)
     assert (result[0] - plain[0]).abs().max() > 1e-3
     assert "1 of 2 masks are empty" in caplog.text
@@ -130,7 +131,7 @@ def test_each_choice_makes_a_picture_of_its_own(model: Any, sample: Sample) -> N
 def test_which_layers_each_choice_masks(model: Any, sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cross-attention everywhere (section 4.2), self-attention where it was asked for (section 4.3)."""
     seen: dict[str, set[layers.Layer]] = {}
-    for kind in (masked.MaskedCrossAttention, masked.MaskedSelfAttention):
+    for kind in (masked_attention.MaskedCrossAttention, masked_attention.MaskedSelfAttention):
 
         def attend(self: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: chain.Call, inner: chain.Inner) -> torch.Tensor:
             seen.setdefault(call.kind, set()).add(call.layer)
@@ -162,7 +163,7 @@ def test_start_and_end_are_parts_of_the_sampling(
         seen.append(call.sigma)
         return inner(q, k, v)
 
-    monkeypatch.setattr(masked.MaskedCrossAttention, "attend", attend)
+    monkeypatch.setattr(masked_attention.MaskedCrossAttention, "attend", attend)
     result = sample(confined(model, corner(), self_attention="off", start_percent=start, end_percent=end), steps=4)
     sampling = model.get_model_object("model_sampling")
     wanted = [float(sampling.sigma(torch.tensor(999 * (1 - step / 3)))) for step in steps]
@@ -172,7 +173,8 @@ def test_start_and_end_are_parts_of_the_sampling(
 
 def test_the_half_that_does_not_run_changes_nothing(model: Any, sample: Sample) -> None:
     """At CFG 1 only the positive prompt runs."""
-    plain, both = sample(model, cfg=1.0), sample(confined(model, corner()), cfg=1.0)
+    plain = sample(model, cfg=1.0)
+    both = sample(confined(model, corner()), cfg=1.0)
     assert torch.equal(sample(confined(model, corner(), apply_to="negative"), cfg=1.0), plain)
     assert torch.equal(sample(confined(model, corner(), apply_to="positive"), cfg=1.0), both)
     assert not torch.equal(both, plain)
@@ -206,27 +208,30 @@ def small_sdxl() -> Any:
 
 def test_sdxls_blocks_are_served(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[chain.Call] = []
-    attend = masked.MaskedSelfAttention.attend
+    attend = masked_attention.MaskedSelfAttention.attend
 
     def noted(self: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: chain.Call, inner: chain.Inner) -> torch.Tensor:
         seen.append(call)
         return attend(self, q, k, v, call, inner)
 
-    monkeypatch.setattr(masked.MaskedSelfAttention, "attend", noted)
-    model, pooled = small_sdxl(), {"pooled_output": torch.randn(1, 16)}
+    monkeypatch.setattr(masked_attention.MaskedSelfAttention, "attend", noted)
+    model = small_sdxl()
+    pooled = {"pooled_output": torch.randn(1, 16)}
     plain = sample(model, size=(13, 22), steps=2, positive=pooled, negative=pooled)
     result = sample(confined(model, corner(104, 176)), size=(13, 22), steps=2, positive=pooled, negative=pooled)
     assert torch.isfinite(result).all()
     assert (result - plain).abs().max() > 1e-4
     names = {f"{call.layer[0]} {call.layer[1]}": call.grid for call in seen}
-    wide, narrow = dict.fromkeys(("input 4", "input 5"), (7, 11)), ("input 7", "input 8", "middle 0", "output 0", "output 1")
+    wide = dict.fromkeys(("input 4", "input 5"), (7, 11))
+    narrow = ("input 7", "input 8", "middle 0", "output 0", "output 1")
     assert names == wide | dict.fromkeys(narrow, (4, 6))
     again = sample(model, size=(13, 22), steps=2, positive=pooled, negative=pooled)
     assert torch.equal(again, plain)
 
 
 def test_the_crop_is_the_masks_box_with_its_surroundings() -> None:
-    image, mask = pictures(1, 200, 300, 3), torch.zeros(1, 200, 300)
+    image = pictures(1, 200, 300, 3)
+    mask = torch.zeros(1, 200, 300)
     mask[:, 80:110, 100:140] = 1
     piece, cut_mask, crop = cropped(image, mask, 0.5, 0)
     assert crop.place == box(80, 55, 80, 80)
@@ -240,7 +245,8 @@ def test_the_crop_is_the_masks_box_with_its_surroundings() -> None:
 
 
 def test_a_box_is_cropped_around_instead_of_the_mask() -> None:
-    image, mask = pictures(2, 200, 300, 3), torch.zeros(1, 200, 300)
+    image = pictures(2, 200, 300, 3)
+    mask = torch.zeros(1, 200, 300)
     mask[:, 80:110, 100:140] = 1
     around = box(100, 80, 60, 30)
     for boxes in (around, [around], [[around], [around]], [box(100, 80, 10, 10), box(150, 100, 10, 10)]):
@@ -249,7 +255,8 @@ def test_a_box_is_cropped_around_instead_of_the_mask() -> None:
 
 
 def test_a_box_over_the_edge_is_cut_off_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    image, mask = pictures(1, 64, 64, 3), torch.ones(1, 64, 64)
+    image = pictures(1, 64, 64, 3)
+    mask = torch.ones(1, 64, 64)
     with caplog.at_level(logging.WARNING):
         assert cropped(image, mask, 0.0, 0, bboxes=box(-10, 40, 26, 100))[2].place["x"] == 0
     assert "reaches over the edge" in caplog.text
@@ -275,11 +282,13 @@ def test_what_cannot_be_cropped_is_refused_in_words(mask: torch.Tensor, boxes: A
 
 
 def test_a_mask_of_another_size_but_the_same_shape_is_taken() -> None:
-    image, mask = pictures(1, 200, 300, 3), torch.zeros(1, 200, 300)
+    image = pictures(1, 200, 300, 3)
+    mask = torch.zeros(1, 200, 300)
     mask[:, 80:120, 100:140] = 1
     for size in ((400, 600), (100, 150), (25, 37)):
         scaled = torch.nn.functional.interpolate(mask[None], size=size, mode="area")[0]
-        found, wanted = cropped(image, scaled, 0.5, 0)[2].place, cropped(image, mask, 0.5, 0)[2].place
+        found = cropped(image, scaled, 0.5, 0)[2].place
+        wanted = cropped(image, mask, 0.5, 0)[2].place
         assert all(abs(found[key] - wanted[key]) <= 24 for key in ("x", "y", "width", "height"))
 
 
@@ -295,7 +304,9 @@ def test_small_boxes_only_leaves_large_ones_in_the_whole_picture() -> None:
 
 def test_more_masks_than_pictures_and_fewer(caplog: pytest.LogCaptureFixture) -> None:
     masks = torch.zeros(3, 64, 64)
-    masks[0, :16, :16], masks[1, 40:, :16], masks[2, :16, 40:] = 1, 1, 1
+    masks[0, :16, :16] = 1
+    masks[1, 40:, :16] = 1
+    masks[2, :16, 40:] = 1
     with caplog.at_level(logging.WARNING):
         piece, cut_mask, crop = cropped(pictures(1, 64, 64, 3), masks, 0.0, 0)
     assert "3 masks for 1 images" in caplog.text
@@ -313,7 +324,8 @@ def test_more_masks_than_pictures_and_fewer(caplog: pytest.LogCaptureFixture) ->
 @pytest.mark.parametrize("channels", [3, 4])
 @pytest.mark.parametrize("feather", [0, 4, 50])
 def test_cropped_painted_and_pasted_back(size: tuple[int, int], channels: int, feather: int) -> None:
-    image, mask = pictures(2, *size, channels), torch.zeros(1, *size)
+    image = pictures(2, *size, channels)
+    mask = torch.zeros(1, *size)
     mask[:, 20:37, 30:51] = 1
     before = image.clone()
     piece, _, crop = cropped(image, mask, 0.5, 64)

@@ -18,9 +18,11 @@ import torch
 from comfy_api.latest import io
 from maskprompt.nodes import progress as node_progress
 from maskprompt.nodes.train_dreamcom import TrainDreamCom
-from maskprompt.training import dreamcom, loop, references, state
-from maskprompt.training.dreamcom import Examples, Loss, Options
-from maskprompt.training.learner import Learner
+from maskprompt.training.data import references
+from maskprompt.training.dreamcom import loss as dreamcom
+from maskprompt.training.dreamcom.loss import Examples, Loss, Options
+from maskprompt.training.engine import checkpoint, loop
+from maskprompt.training.engine.learner import Learner
 from torch import Tensor
 
 from demo.painter import Painter
@@ -48,7 +50,8 @@ class DenseMaskedAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any], **_: Any) -> Tensor:
         heads, (height, width) = extra_options["n_heads"], extra_options["activations_shape"][2:]
-        result, depth = torch.zeros_like(q), q.shape[-1] // heads
+        result = torch.zeros_like(q)
+        depth = q.shape[-1] // heads
         for row in range(len(q)):
             step = self.boxes.shape[-1] // width
             inside = self.boxes[row, ::step, ::step].flatten()
@@ -64,9 +67,11 @@ class DenseMaskedAttention:
 @pytest.mark.parametrize("rows", [[1], [1, 0]], ids=["one", "a batch of two"])
 def test_the_loss_is_equation_1(model: Any, sample: Sample, masked: bool, rows: list[int]) -> None:
     """Written out on the given model's own network: noise and what was predicted of it, where there is no padding."""
-    pictures, text = quarter(), conditioning()
+    pictures = quarter()
+    text = conditioning()
     generator = torch.Generator().manual_seed(3)
-    noise, steps = torch.randn(len(rows), 4, 16, 16, generator=generator), torch.tensor([700, 40])[: len(rows)]
+    noise = torch.randn(len(rows), 4, 16, 16, generator=generator)
+    steps = torch.tensor([700, 40])[: len(rows)]
     learner = Learner(model, "lora", 4)
     with learner.loaded():
         loss = Loss(learner, pictures, text, Options(size=128, batch=len(rows), masked_attention=masked))
@@ -95,7 +100,8 @@ def test_the_loss_is_equation_1(model: Any, sample: Sample, masked: bool, rows: 
 
 def test_padding_takes_no_part(model: Any) -> None:
     """Whatever stands there. With no padding it does; all padding is no error."""
-    first, learner = quarter(1), Learner(model, "lora", 4)
+    first = quarter(1)
+    learner = Learner(model, "lora", 4)
     given = torch.tensor([0]), torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([2.0])
 
     def value(pictures: Examples) -> float:
@@ -111,7 +117,8 @@ def test_padding_takes_no_part(model: Any) -> None:
 
 def test_text_reaches_the_box_only(model: Any) -> None:
     """What every cross-attention hands to its output layer, for two prompts: the same (nothing) outside, different inside."""
-    pictures, found = quarter(1), []
+    pictures = quarter(1)
+    found = []
     learner = Learner(model, "lora", 4, checkpointing=False)
     with learner.loaded(), torch.no_grad():
         unet = learner.network.diffusion_model
@@ -140,8 +147,10 @@ def test_text_reaches_the_box_only(model: Any) -> None:
 
 def test_a_batch_takes_each_crop_with_its_own_box(model: Any) -> None:
     """Two crops at once are the mean of both alone: no row sees the other's mask or text."""
-    pictures, learner = examples(2, 16), Learner(model, "lora", 4)
-    noise, sigmas = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([0.5, 3.0])
+    pictures = examples(2, 16)
+    learner = Learner(model, "lora", 4)
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    sigmas = torch.tensor([0.5, 3.0])
     with learner.loaded(), torch.no_grad():
         loss = Loss(learner, pictures, conditioning(), Options(size=128))
         alone = [loss.of(torch.tensor([row]), noise[row : row + 1], sigmas[row : row + 1]).item() for row in range(2)]
@@ -177,21 +186,22 @@ def test_a_models_signature_tells_weights_loras_and_texts_and_not_whether_it_is_
 
     base = random_model()
     patched = with_another_lora(base)
-    first, second = state.signature(base), state.signature(patched)
+    first = checkpoint.signature(base)
+    second = checkpoint.signature(patched)
     comfy.model_management.load_models_gpu([patched])
-    assert state.signature(patched) == second
-    assert state.signature(base) == first
+    assert checkpoint.signature(patched) == second
+    assert checkpoint.signature(base) == first
     stronger = patched.clone()
     stronger.patches = {key: [(2.0, *patch[1:]) for patch in patches] for key, patches in patched.patches.items()}
     plain = base.clone()
     plain.add_patches({"diffusion_model.out.2.weight": (torch.ones(4, 32, 3, 3),)})
-    found = [first, second, state.signature(stronger), state.signature(plain), state.signature(random_model(seed=1)),
-             state.signature(base, [conditioning()]), state.signature(base, [conditioning(1)]),
-             state.signature(base, [conditioning(pooled_output=torch.ones(1, 4))])]  # fmt: skip
+    found = [first, second, checkpoint.signature(stronger), checkpoint.signature(plain), checkpoint.signature(random_model(seed=1)),
+             checkpoint.signature(base, [conditioning()]), checkpoint.signature(base, [conditioning(1)]),
+             checkpoint.signature(base, [conditioning(pooled_output=torch.ones(1, 4))])]  # fmt: skip
     assert len(set(found)) == len(found)
     assert all(len(one) == 16 for one in found)
     comfy.model_management.load_models_gpu([plain])
-    assert (state.signature(plain), state.signature(base)) == (found[3], first)
+    assert (checkpoint.signature(plain), checkpoint.signature(base)) == (found[3], first)
 
 
 def box_masks(count: int, side: int = 64) -> Tensor:
@@ -208,7 +218,7 @@ def reference_pictures(count: int, side: int = 64) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def quick_previews(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskprompt.training.preview.STEPS", 2)
+    monkeypatch.setattr("maskprompt.training.engine.preview.STEPS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +239,7 @@ def test_crops_are_encoded_as_inpainting_shows_them(tiny: Painter) -> None:
     assert (found.latents.shape, found.masked.shape) == ((10, 4, 8, 8), (10, 4, 8, 8))
     assert (found.boxes.shape, found.valid.shape, found.boxes.dtype) == ((10, 64, 64), (10, 1, 8, 8), torch.bool)
     import numpy as np
-    from maskprompt.training.augment import Augmentation
+    from maskprompt.training.dreamcom.augment import Augmentation
 
     crop = Augmentation()(pictures[0], SIZE, np.random.default_rng(5))
     inpaint = nodes.InpaintModelConditioning()
@@ -439,7 +449,7 @@ def test_bad_input_is_refused_before_anything_is_encoded_or_trained(
 
     monkeypatch.setattr(tiny.vae, "encode", fail)
     monkeypatch.setattr(tiny.clip, "encode_from_tokens_scheduled", fail)
-    monkeypatch.setattr("maskprompt.training.learner.twin", fail)
+    monkeypatch.setattr("maskprompt.training.engine.learner.twin", fail)
     if inputs.get("model") == 4:
         inputs = {"model": random_model(in_channels=4)}
     with pytest.raises(ValueError, match=message):
@@ -449,7 +459,7 @@ def test_bad_input_is_refused_before_anything_is_encoded_or_trained(
 def test_too_little_memory_is_said_before_anything_is_encoded(
     tiny: Painter, node: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maskprompt.training.memory.total_memory", lambda device: 1024**2)
+    monkeypatch.setattr("maskprompt.training.engine.memory.total_memory", lambda device: 1024**2)
     monkeypatch.setattr(tiny.vae, "encode", lambda *given: pytest.fail("too early"))
     with pytest.raises(ValueError, match=r"this training needs about .* What would do: `method` lora"):
         node(tiny, method="full")

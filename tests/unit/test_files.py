@@ -72,7 +72,8 @@ def test_a_truncated_file_is_named_as_such(weights: dict[str, torch.Tensor], tmp
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "plain"])
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, form: str) -> None:
-    path, flag = tmp_path / "evil.pth", tmp_path / "was-run"
+    path = tmp_path / "evil.pth"
+    flag = tmp_path / "was-run"
     if form == "plain":
         path.write_bytes(pickle.dumps({"layer.weight": Evil(flag)}))
     else:

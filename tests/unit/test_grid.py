@@ -52,8 +52,10 @@ def test_a_window_sees_its_own_part() -> None:
 
 
 def test_a_mask_of_another_size_lands_in_the_same_place() -> None:
-    small, large = torch.zeros(32, 48), torch.zeros(320, 480)
-    small[8:16, 12:24], large[80:160, 120:240] = 1, 1
+    small = torch.zeros(32, 48)
+    large = torch.zeros(320, 480)
+    small[8:16, 12:24] = 1
+    large[80:160, 120:240] = 1
     one, two = (grid.to_grid(m, (16, 24), (0, 0, 16, 24), (16, 24)) for m in (small, large))
     torch.testing.assert_close(one, two)
 
@@ -81,7 +83,8 @@ def test_an_almost_full_mask_is_full_and_an_almost_empty_one_empty() -> None:
 
 def test_cells_are_remembered_by_everything_they_depend_on() -> None:
     masks = torch.zeros(2, 64, 64)
-    masks[0, :32], masks[1, 32:] = 1, 1
+    masks[0, :32] = 1
+    masks[1, 32:] = 1
     region = grid.RegionMask(masks)
     first = region.cells(0, (8, 8), (0, 0, 8, 8), (8, 8), CPU)
     assert region.cells(0, (8, 8), (0, 0, 8, 8), (8, 8), CPU) is first

@@ -9,7 +9,7 @@ import folder_paths
 import pytest
 import torch
 from maskprompt.attention import grid, layers
-from maskprompt.nodes.inspect import INSIDE, NODES, PANEL, TITLE, MaskGrid
+from maskprompt.nodes.mask_grid import INSIDE, NODES, PANEL, TITLE, MaskGrid
 
 from .test_layers import unet
 
@@ -39,7 +39,8 @@ def drawn(model: Any, mask: torch.Tensor, latent: tuple[int, ...] | None = None)
 
 def panels(image: torch.Tensor, grids: list[tuple[int, int]]) -> list[torch.Tensor]:
     """The panels' cells as colours [h, w, 3], read at the middle of every cell; checks that each cell is one colour."""
-    found, left = [], 0
+    found = []
+    left = 0
     for height, width in grids:
         scale = max(1, PANEL // max(height, width))
         pixels = image[TITLE : TITLE + height * scale, left : left + width * scale]
@@ -81,7 +82,8 @@ def test_partly_covered_cells_are_neither_white_nor_dark(model: Any) -> None:
     mask[:, :64, 64:67] = 1
     fine = panels(drawn(model, mask), [(16, 16), (8, 8), (4, 4), (2, 2)])[0]
     assert white(fine[:8, :8]).all()
-    edge, dark = fine[0, 8], fine[0, 12]
+    edge = fine[0, 8]
+    dark = fine[0, 12]
     assert not white(fine[:, 8:]).any()
     assert (edge > dark + 0.05).any()
     assert torch.equal(fine[9, 9], dark)

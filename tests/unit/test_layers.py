@@ -100,7 +100,8 @@ def test_an_unknown_choice_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["SD 1.5", "SD 2.1"])
 def test_levels_of_sd_1_5(name: str) -> None:
-    inputs, outputs = {1: 0, 2: 0, 4: 1, 5: 1, 7: 2, 8: 2}, {3: 2, 4: 2, 5: 2, 6: 1, 7: 1, 8: 1, 9: 0, 10: 0, 11: 0}
+    inputs = {1: 0, 2: 0, 4: 1, 5: 1, 7: 2, 8: 2}
+    outputs = {3: 2, 4: 2, 5: 2, 6: 1, 7: 1, 8: 1, 9: 0, 10: 0, 11: 0}
     wanted = {("input", block, 0): level for block, level in inputs.items()} | {("output", block, 0): n for block, n in outputs.items()}
     assert layers.levels_of(unet(name)) == wanted | {("middle", 0, 0): 3}
 

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import control_layout, mask_controlnet
-from maskprompt.models.latent_control import ADDED, LatentControlNet, started
-from maskprompt.models.mask_concat import MaskConcat
-from maskprompt.models.mask_controlnet import Adapter, MaskControl
-from maskprompt.models.mask_controlnet_file import About, Content
+from maskprompt.models.mask_controlnet import control as mask_controlnet
+from maskprompt.models.mask_controlnet import diffusers_layout
+from maskprompt.models.mask_controlnet.adapter import MaskConcat
+from maskprompt.models.mask_controlnet.control import Adapter, MaskControl
+from maskprompt.models.mask_controlnet.file import About, Content
+from maskprompt.models.mask_controlnet.network import ADDED, LatentControlNet, started
 from torch import Tensor
 
 from demo import tiny_model, train_control
@@ -40,7 +41,7 @@ def control_of(network: LatentControlNet, about: About | None = None) -> MaskCon
 
 def untrained(model: Any) -> MaskControl:
     """Of the control network that a training begins with."""
-    shape = control_layout.shape_of(model.model.model_config.unet_config)
+    shape = diffusers_layout.shape_of(model.model.model_config.unet_config)
     return control_of(started(shape, weights(model), PADDING))
 
 
@@ -102,7 +103,8 @@ def apart(one: Tensor, other: Tensor) -> float:
 def test_an_untrained_hint_is_the_object_over_its_darkened_reference(height: int, width: int, batch: int, seed: int) -> None:
     """Half of the object plus half of the reference, exactly; a trained layer is a convolution whose borders go on, kept in 0..1."""
     generator = torch.Generator().manual_seed(seed)
-    image, mask = torch.rand(batch, 3, height, width, generator=generator), torch.rand(batch, 1, height, width, generator=generator)
+    image = torch.rand(batch, 3, height, width, generator=generator)
+    mask = torch.rand(batch, 1, height, width, generator=generator)
     adapter = MaskConcat()
     with torch.no_grad():
         assert torch.equal(adapter(image, mask), 0.5 * (image * mask) + 0.5 * image)
@@ -124,7 +126,8 @@ def test_an_untrained_hint_is_the_object_over_its_darkened_reference(height: int
 
 def test_an_adapter_that_was_trained_without_masks_reads_the_bare_reference() -> None:
     """So that it sees what it learned from (the paper's ablation), whatever mask there is."""
-    image, mask = reference(2, 24, 16), torch.rand(2, 24, 16)
+    image = reference(2, 24, 16)
+    mask = torch.rand(2, 24, 16)
     assert torch.equal(Adapter(MaskConcat(), masked=False).hint(image, mask), image)
     assert not torch.equal(Adapter(MaskConcat()).hint(image, mask), image)
 
@@ -258,7 +261,8 @@ def test_it_is_fed_the_latents_of_the_hint(model: Any, vae: Any, scale: float) -
     """Written out: the hint's latents times the scale, the noisy latents over their deviation, the noise level's step, times strength."""
     network = random_network(TINY, 2)
     x, context = fed(height=13, width=17)
-    hint, sigma = reference(height=104, width=136), 2.5
+    hint = reference(height=104, width=136)
+    sigma = 2.5
     control = control_of(network, About(scale)).set_cond_hint(hint.movedim(-1, 1), 0.7, vae=vae)
     found = features(control, model, x, sigma, context)
     alphas = tiny_model.alphas()
@@ -285,7 +289,8 @@ def test_a_large_reference_is_shrunk_and_not_thinned_out(model: Any, vae: Any, c
 
 
 def test_start_and_end_percent(model: Any, sample: Sample, vae: Any, control: MaskControl) -> None:
-    hint, plain = reference(), sample(model)
+    hint = reference()
+    plain = sample(model)
     parts = [sample(model, **applied(control, hint, vae, start=start, end=end)) for start, end in ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0))]
     for index, one in enumerate(parts):
         assert all(apart(one, other) > 1e-3 for other in [plain, *parts[:index]])
@@ -321,7 +326,7 @@ def test_a_control_network_of_another_base_is_refused_before_sampling(model: Any
     message = rf"made for {base} whose (\w+) is (.+), and the model is {base} whose \1 is (?!\2:)"
     with pytest.raises(ValueError, match=message):
         sample(never(other), **given)
-    wrong = control_of(random_network(control_layout.shape_of(other.model.model_config.unet_config)))
+    wrong = control_of(random_network(diffusers_layout.shape_of(other.model.model_config.unet_config)))
     with pytest.raises(ValueError, match=r"load a Mask-ControlNet for this model, or the checkpoint that it was trained on"):
         sample(never(model), **applied(wrong, reference(), vae))
 
@@ -338,7 +343,7 @@ def test_a_control_network_of_another_base_is_refused_before_sampling(model: Any
     ],
 )
 def test_families_are_told_apart(made_for: dict[str, Any], model: dict[str, Any] | None, message: str) -> None:
-    shape = control_layout.shape_of(made_for)
+    shape = diffusers_layout.shape_of(made_for)
     with pytest.raises(ValueError, match=message):
         mask_controlnet.check_base(shape, SimpleNamespace(model_config=SimpleNamespace(unet_config=model)))
     mask_controlnet.check_base(shape, SimpleNamespace(model_config=SimpleNamespace(unet_config={**made_for, "in_channels": 9})))
@@ -346,7 +351,8 @@ def test_families_are_told_apart(made_for: dict[str, Any], model: dict[str, Any]
 
 def test_chained_with_a_stock_control_network(model: Any, sample: Sample, vae: Any, control: MaskControl, depth: Any) -> None:
     """In both orders the sum of the two, each with a hint and a strength of its own."""
-    own, picture = reference(seed=1), reference(seed=2)
+    own = reference(seed=1)
+    picture = reference(seed=2)
     x, context = fed()
     alone = [
         features(one.copy().set_cond_hint(hint.movedim(-1, 1), strength, vae=given), model, x, 1.5, context)
@@ -386,7 +392,8 @@ def test_chained_with_a_stock_control_network(model: Any, sample: Sample, vae: A
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_a_reference_for_each_picture(model: Any, sample: Sample, vae: Any, control: MaskControl, cfg: float) -> None:
     """Of two, each picture has its own; one serves for all; of two for three pictures the first comes again."""
-    one, other = reference(seed=1), reference(seed=2)
+    one = reference(seed=1)
+    other = reference(seed=2)
 
     def painted(hint: Tensor, batch: int) -> Tensor:
         return sample(model, batch=batch, cfg=cfg, steps=1, **applied(control, hint, vae))
@@ -394,7 +401,9 @@ def test_a_reference_for_each_picture(model: Any, sample: Sample, vae: Any, cont
     def alike(found: Tensor, wanted: Tensor) -> bool:
         return apart(found, wanted) < 1e-3 * float(wanted.abs().max())
 
-    both, first, second = painted(torch.cat([one, other]), 2), painted(one, 2), painted(other, 2)
+    both = painted(torch.cat([one, other]), 2)
+    first = painted(one, 2)
+    second = painted(other, 2)
     assert alike(both[0], first[0])
     assert alike(both[1], second[1])
     assert apart(first[1], second[1]) > 1e-2
@@ -488,7 +497,8 @@ def test_a_file_in_half_precision(model: Any, sample: Sample, vae: Any, control:
 
 def test_sdxl_is_served(sample: Sample, vae: Any) -> None:
     """With its pooled text and sizes, which the control network reads too."""
-    model, pooled = small_sdxl(), {"pooled_output": torch.randn(1, 16)}
+    model = small_sdxl()
+    pooled = {"pooled_output": torch.randn(1, 16)}
     plain = sample(model, size=(13, 22), steps=2, positive=pooled, negative=pooled)
 
     def painted(control: MaskControl, pooled: dict[str, Any]) -> Tensor:
@@ -496,7 +506,7 @@ def test_sdxl_is_served(sample: Sample, vae: Any) -> None:
         return sample(model, size=(13, 22), steps=2, **given)
 
     assert torch.equal(painted(untrained(model), pooled), plain)
-    network = random_network(control_layout.shape_of(model.model.model_config.unet_config))
+    network = random_network(diffusers_layout.shape_of(model.model.model_config.unet_config))
     trained = control_of(network, About(0.13025))
     assert trained.network.shape["adm_in_channels"] == 6 * 256 + 16
     result = painted(trained, pooled)

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from maskprompt.models import control_layout, mask_controlnet, mask_controlnet_file
-from maskprompt.models.mask_concat import MaskConcat
-from maskprompt.models.mask_controlnet_file import About, Content
+from maskprompt.models.mask_controlnet import control as mask_controlnet
+from maskprompt.models.mask_controlnet import diffusers_layout
+from maskprompt.models.mask_controlnet import file as mask_controlnet_file
+from maskprompt.models.mask_controlnet.adapter import MaskConcat
+from maskprompt.models.mask_controlnet.file import About, Content
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -24,7 +26,7 @@ SHAPE = SMALL["like SD 1.5"]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def content(shape: control_layout.Shape = SHAPE, dtype: torch.dtype = torch.float32, about: About | None = None) -> Content:
+def content(shape: diffusers_layout.Shape = SHAPE, dtype: torch.dtype = torch.float32, about: About | None = None) -> Content:
     """Of random weights; the adapter too is none of the untrained ones."""
     control = {name: value.to(dtype) for name, value in random_network(shape).state_dict().items()}
     generator = torch.Generator().manual_seed(5)
@@ -84,7 +86,7 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     mask_controlnet_file.save(content(), path, {"steps": "400", "format": "mine", "base": "another"})
     assert metadata(path) == {
-        "format": "maskprompt-mask-controlnet", "format_version": "1", "config": json.dumps(control_layout.config_of(SHAPE)),
+        "format": "maskprompt-mask-controlnet", "format_version": "1", "config": json.dumps(diffusers_layout.config_of(SHAPE)),
         "latent_scale": "0.25", "base": "a base, in words", "masked": "false", "steps": "400",
     }  # fmt: skip
     names = set(load_file(path))
@@ -100,7 +102,7 @@ def test_a_folder_for_diffusers(name: str, tmp_path: Path) -> None:
     given = content(SMALL[name])
     mask_controlnet_file.save_diffusers(given, tmp_path / "new" / "mine")
     theirs = ControlNetModel.from_pretrained(tmp_path / "new" / "mine")
-    assert same(theirs.state_dict(), control_layout.to_diffusers(given.control, given.shape))
+    assert same(theirs.state_dict(), diffusers_layout.to_diffusers(given.control, given.shape))
     assert {name: theirs.config[name] for name in ("conditioning_channels", "cross_attention_dim")} == {
         "conditioning_channels": 4, "cross_attention_dim": given.shape["context_dim"]
     }  # fmt: skip
@@ -119,8 +121,8 @@ def test_what_diffusers_itself_saved(name: str, scale: float, tmp_path: Path) ->
     from diffusers.models.controlnets.controlnet import ControlNetModel
 
     given = content(SMALL[name])
-    theirs: Any = ControlNetModel.from_config(control_layout.config_of(given.shape))
-    theirs.load_state_dict(control_layout.to_diffusers(given.control, given.shape))
+    theirs: Any = ControlNetModel.from_config(diffusers_layout.config_of(given.shape))
+    theirs.load_state_dict(diffusers_layout.to_diffusers(given.control, given.shape))
     theirs.save_pretrained(tmp_path)
     save_file({"layer.weight": torch.zeros(1)}, tmp_path / "adapter.safetensors")  # somebody else's
     found = mask_controlnet_file.read(str(tmp_path / WEIGHTS))
@@ -162,7 +164,7 @@ def test_control_networks_for_pictures_are_sent_to_their_own_loader(tmp_path: Pa
     refused(
         str(train_control.FILE), r"'tiny-depth-control\.safetensors' is no Mask-ControlNet file but a ControlNet for pictures, for Load"
     )
-    config = {**control_layout.config_of(SHAPE), "conditioning_channels": 3, "conditioning_embedding_out_channels": [16, 32]}
+    config = {**diffusers_layout.config_of(SHAPE), "conditioning_channels": 3, "conditioning_embedding_out_channels": [16, 32]}
     theirs: Any = ControlNetModel.from_config(config)
     theirs.save_pretrained(tmp_path)
     refused(str(tmp_path / WEIGHTS), "a ControlNet for pictures, for Load ControlNet Model")
@@ -205,11 +207,11 @@ def test_versions_and_metadata_that_cannot_be_read(changed: Any) -> None:
     refused(changed(format="another"), "no Mask-ControlNet file but another kind")
 
 
-@pytest.mark.parametrize("key", sorted(control_layout.config_of(SHAPE).keys() - {"_class_name", "in_channels", "upcast_attention",
+@pytest.mark.parametrize("key", sorted(diffusers_layout.config_of(SHAPE).keys() - {"_class_name", "in_channels", "upcast_attention",
                                                                                 "use_linear_projection"}))  # fmt: skip
 def test_a_configuration_that_is_broken_anywhere_is_refused(changed: Any, key: str) -> None:
     """Whatever stands in its place: never an error that only a programmer understands."""
-    config = control_layout.config_of(SHAPE)
+    config = diffusers_layout.config_of(SHAPE)
     for value in (None, "x", -1, 0, 7, [], [0], ["x"], {}, [3, 3, 3], [None] * 3):
         path = changed(config=json.dumps({**config, key: value}))
         with pytest.raises(ValueError, match=r"'changed\.safetensors'.*(damaged|Load ControlNet Model)"):
@@ -225,7 +227,7 @@ def test_weights_that_are_missing_too_many_or_of_another_shape(changed: Any) -> 
     refused(changed({"adapter.layer.bias": None}), r"lacks layer\.bias")
     refused(changed({"adapter.layer.bias": None, "adapter.layer.weight": None}), r"lacks layer\.bias, layer\.weight \(2 in all\)")
     refused(changed({"adapter.layer.bias": torch.zeros(4)}), r"layer\.bias has the shape \[4\] where \[3\] is needed")
-    without = {f"control_net.{name}": None for name in control_layout.to_diffusers(content().control, SHAPE)}
+    without = {f"control_net.{name}": None for name in diffusers_layout.to_diffusers(content().control, SHAPE)}
     refused(changed(without), r"lacks input_blocks")
 
 

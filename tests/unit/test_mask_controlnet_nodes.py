@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import files, mask_controlnet
-from maskprompt.models.mask_concat import MaskConcat as Layer
-from maskprompt.models.mask_controlnet import Adapter, MaskControl
-from maskprompt.models.mask_controlnet_file import About
+from maskprompt.models import files
+from maskprompt.models.mask_controlnet import control as mask_controlnet
+from maskprompt.models.mask_controlnet.adapter import MaskConcat as Layer
+from maskprompt.models.mask_controlnet.control import Adapter, MaskControl
+from maskprompt.models.mask_controlnet.file import About
 from maskprompt.nodes import mask_controlnet as nodes
 from maskprompt.nodes.mask_controlnet import LoadMaskControlNet, MaskConcat, SaveMaskControlNet
 from torch import Tensor
@@ -32,7 +33,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def learned(seed: int = 5) -> Adapter:
     """An adapter that is not the untrained one."""
-    layer, generator = Layer().requires_grad_(False), torch.Generator().manual_seed(seed)
+    layer = Layer().requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
     for value in layer.parameters():
         value.copy_(torch.randn(value.shape, generator=generator) * 0.5)
     return Adapter(layer)
@@ -72,7 +74,8 @@ def test_they_explain_themselves(node: Any) -> None:
 
 
 def test_the_hint_is_half_object_half_reference() -> None:
-    image, mask = reference(2, 40, 56), masks(2, 40, 56)
+    image = reference(2, 40, 56)
+    mask = masks(2, 40, 56)
     hint, object_image = concat(image, mask)
     assert torch.equal(object_image, image * mask[..., None])
     assert torch.equal(hint, 0.5 * object_image + 0.5 * image)
@@ -80,7 +83,8 @@ def test_the_hint_is_half_object_half_reference() -> None:
 
 def test_a_learned_adapter_makes_the_hint() -> None:
     """Always a picture; the object's image is what the mask cuts out, whatever was learned."""
-    image, mask = reference(1, 40, 56), masks(1, 40, 56)
+    image = reference(1, 40, 56)
+    mask = masks(1, 40, 56)
     mine = learned()
     hint, object_image = concat(image, mask, mine)
     assert torch.equal(hint, mine.hint(image, mask))
@@ -92,7 +96,8 @@ def test_a_learned_adapter_makes_the_hint() -> None:
 
 
 def test_every_form_of_image_and_mask_is_taken() -> None:
-    image, mask = reference(1, 40, 56), masks(1, 40, 56).round()
+    image = reference(1, 40, 56)
+    mask = masks(1, 40, 56).round()
     hint, object_image = concat(image, mask)
     forms = [mask[0], mask[None], mask[..., None], mask.bool(), (mask * 255).byte(), mask.half()]
     assert all(torch.equal(concat(image, form)[0], hint) for form in forms)
@@ -180,7 +185,8 @@ def test_which_of_a_batch_is_empty(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_batches(caplog: pytest.LogCaptureFixture) -> None:
     """One mask for all, one for each, fewer in turn; of too many the first are used, with a warning."""
-    image, mask = torch.cat([reference(3, 24, 16, seed=seed)[:1] for seed in (1, 2, 3)]), masks(3, 24, 16)
+    image = torch.cat([reference(3, 24, 16, seed=seed)[:1] for seed in (1, 2, 3)])
+    mask = masks(3, 24, 16)
     single = [[concat(image[i : i + 1], mask[j : j + 1])[0] for j in range(3)] for i in range(3)]
     assert torch.equal(concat(image, mask[:1])[0], torch.cat([single[i][0] for i in range(3)]))
     assert torch.equal(concat(image, mask)[0], torch.cat([single[i][i] for i in range(3)]))
@@ -222,7 +228,8 @@ def test_saved_files_are_listed_loaded_and_paint_alike(model: Any, sample: Sampl
     choice = LoadMaskControlNet.define_schema().inputs[0]
     names = {"my.product_00001_.safetensors": 1, str(Path("my.product_00002_", WEIGHTS)): 2}
     assert set(names) <= set(choice.options)
-    image, mask = reference(), corner()
+    image = reference()
+    mask = corner()
     wanted = sample(model, **apply_controlnet(given, image, vae))
     assert not torch.equal(wanted, sample(model))
     for name, seed in names.items():
@@ -307,7 +314,8 @@ def test_one_loaded_network_serves_several_apply_nodes(model: Any, sample: Sampl
             )
         return sample(model, steps=1, positive=positive[0][1], negative=negative[0][1])
 
-    both, swapped = painted(0, 1), painted(1, 0)
+    both = painted(0, 1)
+    swapped = painted(1, 0)
     alone = [painted(0), painted(1)]
     assert all((both - one).abs().max() > 1e-2 for one in alone)
     assert (both - swapped).abs().max() < 1e-2 * (both - alone[0]).abs().max()

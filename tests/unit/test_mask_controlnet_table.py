@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import mask_controlnet as table
-from benchmarks.kept import image_of
+from benchmarks.cache import image_of
+from benchmarks.tables import mask_controlnet as table
 from demo import judge, scenes, subjects, train_mask_controlnet
 from demo.subjects import SUBJECTS
 from demo.train_mask_controlnet import Pairs
@@ -35,7 +35,8 @@ def test_what_is_trained_with_shows_no_subject_and_no_held_out_ground(pairs: Pai
 
 def test_a_pair_paints_the_marked_object_alone_in_its_place_on_another_ground(pairs: Pairs) -> None:
     for number in range(40):
-        pair, example = pairs.pairs[number], pairs[number]
+        pair = pairs.pairs[number]
+        example = pairs[number]
         assert pair.painted.things == (pair.reference.things[pair.chosen],)
         assert pair.painted.ground != pair.reference.ground
         assert example.caption == pairs.captions[number]
@@ -44,7 +45,8 @@ def test_a_pair_paints_the_marked_object_alone_in_its_place_on_another_ground(pa
         inside = example.marks[0] > 0.99  # the same pixels in both, but for the grain of the picture
         assert example.reference is not None
         assert (example.image[inside] - example.reference[inside]).abs().mean() < 0.02
-    same, other = Pairs(300, 0), Pairs(300, 1)
+    same = Pairs(300, 0)
+    other = Pairs(300, 1)
     assert torch.equal(same[3].image, pairs[3].image)
     assert same.fingerprint() == pairs.fingerprint() != other.fingerprint()
 
@@ -111,7 +113,8 @@ def test_the_judge_sees_what_is_asked_for_and_what_is_not(eye: judge.Judge) -> N
     assert case.scene.ground == case.ground or both.returned
     other = table.Case(case.subject, case.scene, 1 - case.number, case.ground)
     assert not score(case, table.real(other), eye).chosen
-    marked, away = case.scene.things[case.number], case.scene.things[1 - case.number]
+    marked = case.scene.things[case.number]
+    away = case.scene.things[1 - case.number]
     painted_over = score(case, scenes.Scene((replace(marked, paint=away.paint),), case.ground, 5), eye)
     assert painted_over.overlap > table.SAME
     assert not painted_over.chosen

@@ -18,17 +18,18 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from maskprompt.models import mask_controlnet_file
-from maskprompt.models.control_layout import shape_of
-from maskprompt.models.latent_control import weights_of
-from maskprompt.models.masks import bounding_box
-from maskprompt.training import loop, mask_controlnet, memory
-from maskprompt.training.learner import Learner
-from maskprompt.training.mask_controlnet import Branch, Loss, Options
-from maskprompt.training.mask_controlnet_samples import Batch, Example, Given, Source, bucket, cropped, pair
-from maskprompt.training.meca_samples import Texts
-from maskprompt.training.preview import paint
-from maskprompt.training.vae_encoder import VAEEncoder
+from maskprompt.images.masks import bounding_box
+from maskprompt.models.mask_controlnet import file as mask_controlnet_file
+from maskprompt.models.mask_controlnet.diffusers_layout import shape_of
+from maskprompt.models.mask_controlnet.network import weights_of
+from maskprompt.training.engine import loop, memory
+from maskprompt.training.engine.learner import Learner
+from maskprompt.training.engine.preview import paint
+from maskprompt.training.engine.vae_encoder import VAEEncoder
+from maskprompt.training.mask_controlnet import loss as mask_controlnet
+from maskprompt.training.mask_controlnet.examples import Batch, Example, Given, Source, bucket, cropped, pair
+from maskprompt.training.mask_controlnet.loss import Branch, Loss, Options
+from maskprompt.training.meca.examples import Texts
 from torch import Tensor
 
 from demo.painter import Painter
@@ -45,7 +46,7 @@ BLANK = (0.8223, -0.6876, 0.6364, 0.1380)
 
 @pytest.fixture(autouse=True)
 def quick_previews(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskprompt.training.preview.STEPS", 2)
+    monkeypatch.setattr("maskprompt.training.engine.preview.STEPS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,8 @@ def of_stable_diffusion(dtype: torch.dtype = torch.float32) -> Any:
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
     config: Any = {"params": {"ddconfig": shape, "embed_dim": 4}}
-    generator, state = torch.Generator().manual_seed(4), {}
+    generator = torch.Generator().manual_seed(4)
+    state = {}
     for name, value in AutoencoderKL(**config["params"]).state_dict().items():
         noise = torch.randn(value.shape, generator=generator)
         state[name] = noise / value[0].numel() ** 0.5 if value.ndim > 1 else float(name.endswith("weight")) + 0.1 * noise
@@ -89,9 +91,11 @@ class Clip:
 
 def squares(count: int = 3, height: int = 64, width: int = 64) -> Given:
     """Noise with a bright square in each, somewhere else in each, and its caption."""
-    generator, found = torch.Generator().manual_seed(1), []
+    generator = torch.Generator().manual_seed(1)
+    found = []
     for number in range(count):
-        image, marks = 0.7 * torch.rand(height, width, 3, generator=generator), torch.zeros(1, height, width)
+        image = 0.7 * torch.rand(height, width, 3, generator=generator)
+        marks = torch.zeros(1, height, width)
         marks[0, 8 + 8 * number : 32 + 8 * number, 4 : 28 + 4 * number] = 1
         found.append(Example(torch.where(marks[0, ..., None] > 0, torch.tensor([1.0, 0.5, 0.2]), image), marks, f"square {number}"))
     return Given(found)
@@ -112,7 +116,9 @@ def batch_of(height: int = 32, width: int = 64) -> Batch:
     generator = torch.Generator().manual_seed(2)
     reference, image = (torch.rand(2, 3, height, width, generator=generator) for _ in range(2))
     mask = torch.zeros(2, 1, height, width)
-    mask[0, :, 4:20, 8:50], mask[1, :, 12:, :32], mask[:, :, 15:17] = 1, 1, 0.5
+    mask[0, :, 4:20, 8:50] = 1
+    mask[1, :, 12:, :32] = 1
+    mask[:, :, 15:17] = 0.5
     return Batch(reference, mask, image, ("a red ball", ""))
 
 
@@ -178,8 +184,12 @@ def noise_for(batch: Batch) -> Tensor:
 @pytest.mark.parametrize(("channels", "masked"), [(9, True), (9, False), (4, True)])
 def test_the_loss_is_equation_1(model: Any, vae: Any, channels: int, masked: bool) -> None:
     """A batch of wide pictures; and each alone. With a LoRA on the model, which both sides have."""
-    base, batch, steps = with_another_lora(model) if channels == 9 else random_model(in_channels=4), batch_of(), torch.tensor([700, 40])
-    noise, learner, texts = noise_for(batch), Learner(base, "frozen"), known(*batch_of().texts)
+    base = with_another_lora(model) if channels == 9 else random_model(in_channels=4)
+    batch = batch_of()
+    steps = torch.tensor([700, 40])
+    noise = noise_for(batch)
+    learner = Learner(base, "frozen")
+    texts = known(*batch_of().texts)
     text = torch.cat([texts[caption][0][0] for caption in batch.texts])
     with learner.loaded(), torch.no_grad():
         branch = moved(branch_of(learner, vae, replace(OPTIONS, masked=masked)))
@@ -204,8 +214,12 @@ def test_a_model_that_predicts_velocity_learns_velocity(vae: Any) -> None:
     few = {"num_res_blocks": [1, 1], "channel_mult": (1, 2), "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1]}
     config: Any = comfy.supported_models.SD15({**SD15, **few, "model_channels": 32, "context_dim": 128})
     config.model_type = lambda *_, **__: comfy.model_base.ModelType.V_PREDICTION
-    model, batch, steps = of_random_weights(config), part(batch_of(), slice(0, 1)), torch.tensor([500])
-    noise, learner, texts = noise_for(batch), Learner(model, "frozen"), known(*batch.texts)
+    model = of_random_weights(config)
+    batch = part(batch_of(), slice(0, 1))
+    steps = torch.tensor([500])
+    noise = noise_for(batch)
+    learner = Learner(model, "frozen")
+    texts = known(*batch.texts)
     with learner.loaded(), torch.no_grad():
         branch = moved(branch_of(learner, vae))
         loss = Loss(branch, source_of(), texts)
@@ -219,8 +233,12 @@ def test_sdxls_sizes_and_pooled_texts_reach_the_control_network(vae: Any) -> Non
     """Each sample with its own; and the VAE's latents in SDXL's scale."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep
 
-    model, batch, steps = small_sdxl(), batch_of(), torch.tensor([600, 90])
-    generator, texts, noise = torch.Generator().manual_seed(0), Texts(Clip()), noise_for(batch_of())
+    model = small_sdxl()
+    batch = batch_of()
+    steps = torch.tensor([600, 90])
+    generator = torch.Generator().manual_seed(0)
+    texts = Texts(Clip())
+    noise = noise_for(batch_of())
     pooled = {text: 100 * torch.randn(1, 16, generator=generator) for text in batch.texts}
     texts._known = {text: conditioning(len(text), pooled_output=pooled[text]) for text in batch.texts}
     learner = Learner(model, "frozen")
@@ -244,14 +262,18 @@ def lit(values: dict[str, Any]) -> set[str]:
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_gradients_reach_adapter_and_control_network_and_nothing_else(model: Any, vae: Any, checkpointing: bool) -> None:
     """First the layers that begin at zero, next what is behind them, then also what is behind the hint's zero layer: the adapter."""
-    before, given_vae = fingerprint(model), [value.clone() for value in vae.first_stage_model.state_dict().values()]
-    learner, batch, texts = Learner(model, "frozen", checkpointing=checkpointing), batch_of(), known(*batch_of().texts)
+    before = fingerprint(model)
+    given_vae = [value.clone() for value in vae.first_stage_model.state_dict().values()]
+    learner = Learner(model, "frozen", checkpointing=checkpointing)
+    batch = batch_of()
+    texts = known(*batch_of().texts)
     assert learner.parameters == {}
     with learner.loaded(), torch.enable_grad():
         branch = branch_of(learner, vae, replace(OPTIONS, checkpointing=checkpointing))
         frozen = [learner.network, branch.encoder.network]
         copied = [value.clone() for network in frozen for value in network.state_dict().values()]
-        loss, found = Loss(branch, source_of(), texts), []
+        loss = Loss(branch, source_of(), texts)
+        found = []
         optimizer = torch.optim.AdamW(branch.parameters.values(), 1e-3)
         for _ in range(3):
             optimizer.zero_grad()
@@ -273,12 +295,16 @@ def test_gradients_reach_adapter_and_control_network_and_nothing_else(model: Any
 
 def test_it_begins_as_the_model_without_a_control_network(model: Any, vae: Any) -> None:
     """What it adds is zero; its encoder is the UNet's, with the LoRAs that are on it; the same seed begins the same."""
-    base, batch = with_another_lora(model), batch_of()
-    learner, noise, texts = Learner(base, "frozen"), noise_for(batch), known(*batch.texts)
+    base = with_another_lora(model)
+    batch = batch_of()
+    learner = Learner(base, "frozen")
+    noise = noise_for(batch)
+    texts = known(*batch.texts)
     with learner.loaded(), torch.no_grad():
         branch, again, other = (branch_of(learner, vae, replace(OPTIONS, seed=seed)) for seed in (0, 0, 1))
         loss = Loss(branch, source_of(), texts)
-        latents, sigmas = loss.latents(batch), torch.tensor([2.0, 0.7])
+        latents = loss.latents(batch)
+        sigmas = torch.tensor([2.0, 0.7])
         found = loss.of(batch, latents, noise, sigmas)
         conditions = learner.conditions([[torch.cat([texts[text][0][0] for text in batch.texts]), {}]], latents, {"latent_image": latents})
         plain = learner.denoised(loss.schedule.noisy(latents, noise, sigmas), sigmas, conditions)
@@ -295,7 +321,9 @@ def test_it_begins_as_the_model_without_a_control_network(model: Any, vae: Any) 
 
 
 def test_checkpointing_changes_no_gradient(model: Any, vae: Any) -> None:
-    found, batch, texts = [], batch_of(), known(*batch_of().texts)
+    found = []
+    batch = batch_of()
+    texts = known(*batch_of().texts)
     for checkpointing in (True, False):
         learner = Learner(model, "frozen", checkpointing=checkpointing)
         with learner.loaded(), torch.enable_grad():
@@ -308,11 +336,15 @@ def test_checkpointing_changes_no_gradient(model: Any, vae: Any) -> None:
 
 
 def test_the_loss_on_a_fixed_batch_falls(model: Any, vae: Any) -> None:
-    learner, batch, texts = Learner(model, "frozen", checkpointing=False), batch_of(), known(*batch_of().texts)
+    learner = Learner(model, "frozen", checkpointing=False)
+    batch = batch_of()
+    texts = known(*batch_of().texts)
     with learner.loaded(), torch.enable_grad():
         branch = branch_of(learner, vae, replace(OPTIONS, checkpointing=False))
         loss = Loss(branch, source_of(), texts)
-        latents, noise, sigmas = loss.latents(batch), noise_for(batch), torch.tensor([2.0, 0.7])
+        latents = loss.latents(batch)
+        noise = noise_for(batch)
+        sigmas = torch.tensor([2.0, 0.7])
         progress = loop.run(branch.parameters, lambda step, generator: loss.of(batch, latents, noise, sigmas), loop.Settings(15, 3e-3))
     assert progress.losses[-1] < 0.9 * progress.losses[0]
 
@@ -330,9 +362,12 @@ def trained(
         if progress.step == stop:
             raise StopError
 
-    learner, clip = Learner(model, "frozen", checkpointing=options.checkpointing), Clip()
+    learner = Learner(model, "frozen", checkpointing=options.checkpointing)
+    clip = Clip()
     with learner.loaded():
-        branch, source, done = Branch(learner, vae, options), source_of(options, examples), None
+        branch = Branch(learner, vae, options)
+        source = source_of(options, examples)
+        done = None
         if stop:
             with pytest.raises(StopError):
                 mask_controlnet.train(branch, source, clip, state, "mark", after)
@@ -355,7 +390,8 @@ def test_interrupted_and_resumed_it_ends_to_the_bit_as_if_nothing_had_been(
 ) -> None:
     """Within the steps whose texts are read together, and at their end."""
     monkeypatch.setattr(mask_controlnet, "AHEAD", 2)
-    options, file = replace(OPTIONS, average=average), tmp_path / "state.pt"
+    options = replace(OPTIONS, average=average)
+    file = tmp_path / "state.pt"
     whole, progress, _ = trained(model, vae, options)
     broken, _, _ = trained(model, vae, options, file, stop)
     kept = torch.load(file, weights_only=True)
@@ -378,10 +414,12 @@ def test_more_steps_go_on_where_the_training_ended(model: Any, vae: Any, tmp_pat
 @pytest.mark.parametrize("happens", ["done", "an error", "an interrupt", "a preview"])
 def test_all_that_was_given_stays_to_the_bit(model: Any, vae: Any, monkeypatch: pytest.MonkeyPatch, happens: str) -> None:
     tiny = vae.first_stage_model
-    before, own = fingerprint(model), [value.clone() for value in tiny.state_dict().values()]
+    before = fingerprint(model)
+    own = [value.clone() for value in tiny.state_dict().values()]
     texts = [conditioning(1), conditioning(2)]
     same = [[[entry.clone(), dict(more)] for entry, more in text] for text in texts]
-    learner, options = Learner(model, "frozen"), replace(OPTIONS, steps=2)
+    learner = Learner(model, "frozen")
+    options = replace(OPTIONS, steps=2)
     branch = Branch(learner, vae, options)
 
     def after(progress: loop.Progress) -> None:
@@ -409,7 +447,8 @@ def test_all_that_was_given_stays_to_the_bit(model: Any, vae: Any, monkeypatch: 
 def test_a_step_is_the_mean_of_its_batches(model: Any, vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two batches with random numbers of their own, and other texts, of which both are read before."""
     monkeypatch.setattr(mask_controlnet, "AHEAD", 1)
-    options, examples = replace(OPTIONS, accumulate=2, steps=1, text_dropout=0.0), squares(6, 96, 64)
+    options = replace(OPTIONS, accumulate=2, steps=1, text_dropout=0.0)
+    examples = squares(6, 96, 64)
     _, progress, clip = trained(model, vae, options, examples=examples)
     shared: list[list[Tensor]] = []
     learner = Learner(model, "frozen")
@@ -451,11 +490,14 @@ def test_texts_are_read_some_steps_ahead_and_once(model: Any, vae: Any, monkeypa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_bfloat16_as_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training and a preview in the precision of a GPU, with weights of any: nothing meets a number of another kind."""
-    base, half, found = unet_of(32, small=True, dtype=dtype), of_stable_diffusion(dtype), {}
+    base = unet_of(32, small=True, dtype=dtype)
+    half = of_stable_diffusion(dtype)
+    found = {}
     base.model.manual_cast_dtype = None  # a GPU samples in the weights' own precision
-    batch, texts = batch_of(), known(*batch_of().texts)
+    batch = batch_of()
+    texts = known(*batch_of().texts)
     for compute in (torch.bfloat16, torch.float32):
-        monkeypatch.setattr("maskprompt.training.learner.compute_dtype", lambda model, compute=compute: compute)
+        monkeypatch.setattr("maskprompt.training.engine.learner.compute_dtype", lambda model, compute=compute: compute)
         learner = Learner(base, "frozen", checkpointing=True)
         with learner.loaded(), torch.enable_grad():
             branch = moved(branch_of(learner, half, replace(OPTIONS, checkpointing=True)))
@@ -477,11 +519,14 @@ def test_bfloat16_as_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("masked", [True, False])
 def test_what_paints_is_what_learned(model: Any, vae: Any, masked: bool, tmp_path: Path) -> None:
     """What the finished, and the saved, control network adds in the sampler; the adapter's hint; in the bare variant without the mask."""
-    from maskprompt.models import mask_controlnet as room
+    from maskprompt.models.mask_controlnet import control as room
 
-    batch, learner = batch_of(), Learner(model, "frozen")
+    batch = batch_of()
+    learner = Learner(model, "frozen")
     generator = torch.Generator().manual_seed(8)
-    noisy, sigma, text = torch.randn(2, 4, 4, 8, generator=generator), torch.tensor([1.5, 1.5]), conditioning(3)[0][0].expand(2, -1, -1)
+    noisy = torch.randn(2, 4, 4, 8, generator=generator)
+    sigma = torch.tensor([1.5, 1.5])
+    text = conditioning(3)[0][0].expand(2, -1, -1)
     with learner.loaded(), torch.no_grad():
         branch = moved(branch_of(learner, vae, replace(OPTIONS, masked=masked)))
         hint = branch.hint(batch)
@@ -529,10 +574,13 @@ def test_what_is_saved_is_half_of_what_learned_and_a_copy(model: Any, vae: Any, 
 
 
 def test_a_preview_shows_what_was_learned_and_leaves_nothing(model: Any, vae: Any) -> None:
-    learner, batch, texts = Learner(model, "frozen"), batch_of(), known(*batch_of().texts)
+    learner = Learner(model, "frozen")
+    batch = batch_of()
+    texts = known(*batch_of().texts)
     with learner.loaded():
         branch = branch_of(learner, vae)
-        loss, objects = Loss(branch, source_of(), texts), {name: id(value) for name, value in branch.parameters.items()}
+        loss = Loss(branch, source_of(), texts)
+        objects = {name: id(value) for name, value in branch.parameters.items()}
         before = loss.of(batch, loss.latents(batch), noise_for(batch), torch.tensor([2.0, 0.7]))
         shown = [mask_controlnet.preview(branch, batch, vae, conditioning(1), conditioning(2)) for _ in range(2)]
         assert {name: id(value) for name, value in branch.parameters.items()} == objects
@@ -582,7 +630,8 @@ def test_what_it_will_take(model: Any, vae: Any, monkeypatch: pytest.MonkeyPatch
     """The frozen model once, the control network four or five times, and the larger of UNet's and VAE's share of a step."""
     found: list[Any] = []
     monkeypatch.setattr(memory, "check", lambda needed, device, method: found.append((needed, method)))
-    learner, weights = Learner(model, "frozen"), weights_of(shape_of(model.model.model_config.unet_config))
+    learner = Learner(model, "frozen")
+    weights = weights_of(shape_of(model.model.model_config.unet_config))
     assert weights == sum(value.numel() for value in Branch(learner, vae, OPTIONS).network.parameters())
     plain = memory.estimate(learner, (2, 4, 8, 8), True)
     usual = replace(OPTIONS, batch=2, checkpointing=True)
@@ -599,12 +648,13 @@ def test_what_it_will_take(model: Any, vae: Any, monkeypatch: pytest.MonkeyPatch
 
 def test_stable_diffusions_vae_keeps_as_much_as_is_reckoned() -> None:
     from comfy.ldm.models.autoencoder import AutoencoderKL
-    from maskprompt.training.vae_encoder import KEPT
+    from maskprompt.training.engine.vae_encoder import KEPT
 
     shape = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4],
              "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}  # fmt: skip
     network: Any = AutoencoderKL(ddconfig=shape, embed_dim=4).requires_grad_(False)
-    own, kept = {value.untyped_storage().data_ptr() for value in network.parameters()}, {}
+    own = {value.untyped_storage().data_ptr() for value in network.parameters()}
+    kept = {}
 
     def keep(value: Tensor) -> Tensor:
         storage = value.untyped_storage()
@@ -644,7 +694,8 @@ def test_the_encoder_is_the_vaes(kind: str, checkpointing: bool) -> None:
 def test_its_gradient_is_the_slope(kind: str) -> None:
     """Against differences of the given VAE in double precision; kept or computed twice is the same."""
     given_vae, _, pictures = encoder_and_pictures(kind, True)
-    generator, found = torch.Generator().manual_seed(7), []
+    generator = torch.Generator().manual_seed(7)
+    found = []
     factors = torch.randn(2, 4, 8, 12, generator=generator)
     for checkpointing in (True, False):
         pixels = pictures.clone().requires_grad_()
@@ -653,7 +704,8 @@ def test_its_gradient_is_the_slope(kind: str) -> None:
         assert pixels.grad is not None
         found.append(pixels.grad)
     torch.testing.assert_close(*found, atol=1e-5 * found[0].abs().max().item(), rtol=1e-4)  # one picture at a time sums in another order
-    double, step = copy.deepcopy(given_vae.first_stage_model).double(), 1e-6
+    double = copy.deepcopy(given_vae.first_stage_model).double()
+    step = 1e-6
     for place in ((0, 0, 0, 0), (0, 1, 31, 50), (1, 2, 63, 95), (1, 0, 17, 8)):
         values = []
         for side in (step, -step):
@@ -669,8 +721,10 @@ def test_the_vae_given_is_untouched_and_works_after(kind: str) -> None:
     """Made in inference mode, as in a node."""
     given_vae, _, pictures = encoder_and_pictures(kind, True)
     network = given_vae.first_stage_model
-    before, latents = {name: value.clone() for name, value in network.state_dict().items()}, torch.randn(1, 4, 8, 8)
-    wanted, wants = given_vae.decode(latents), [value.requires_grad for value in network.parameters()]
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    latents = torch.randn(1, 4, 8, 8)
+    wanted = given_vae.decode(latents)
+    wants = [value.requires_grad for value in network.parameters()]
     with torch.inference_mode():
         encoder = VAEEncoder(given_vae)
     with torch.enable_grad():
@@ -688,7 +742,8 @@ def test_the_vae_given_is_untouched_and_works_after(kind: str) -> None:
 
 def test_a_vae_in_half_precision_has_gradients_in_float32() -> None:
     """float16's would overflow; bfloat16 stays as it is."""
-    given_vae, pictures = of_stable_diffusion(torch.float16), torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(6))
+    given_vae = of_stable_diffusion(torch.float16)
+    pictures = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(6))
     assert given_vae.vae_dtype == torch.float16
     encoder = VAEEncoder(given_vae)
     whole = copy.deepcopy(given_vae.first_stage_model).float()
@@ -705,7 +760,8 @@ def test_a_vae_in_half_precision_has_gradients_in_float32() -> None:
 
 def test_a_vae_whose_weights_are_streamed_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """On NVIDIA cards ComfyUI streams weights by default, through layers that cannot be copied."""
-    given_vae, asked = of_stable_diffusion(), []
+    given_vae = of_stable_diffusion()
+    asked = []
 
     def load(path: str, disable_dynamic: bool = False) -> Any:
         asked.append((path, disable_dynamic))
@@ -713,7 +769,8 @@ def test_a_vae_whose_weights_are_streamed_is_read_again(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(given_vae.patcher, "is_dynamic", lambda: True)
     monkeypatch.setattr(given_vae.patcher, "cached_patcher_init", (load, ("vae.safetensors",)))
-    encoder, pictures = VAEEncoder(given_vae), torch.rand(1, 3, 64, 64)
+    encoder = VAEEncoder(given_vae)
+    pictures = torch.rand(1, 3, 64, 64)
     assert asked == [("vae.safetensors", True)]
     assert encoder.network is not given_vae.first_stage_model
     assert given_vae.first_stage_model.decoder is not None
@@ -734,18 +791,22 @@ def test_as_many_texts_are_dropped_as_were_asked_for(dropout: float) -> None:
 
 
 def test_the_same_random_numbers_draw_the_same_batch() -> None:
-    source, other = source_of(), source_of()
+    source = source_of()
+    other = source_of()
     for step in range(5):
-        one, two = source.plan(loop.random_numbers(4, step)), other.plan(loop.random_numbers(4, step))
+        one = source.plan(loop.random_numbers(4, step))
+        two = other.plan(loop.random_numbers(4, step))
         assert one == two
-        first, second = source.load(one), other.load(two)
+        first = source.load(one)
+        second = other.load(two)
         assert all(torch.equal(getattr(first, name), getattr(second, name)) for name in ("reference", "mask", "image"))
     assert len({source.plan(loop.random_numbers(4, step)).objects for step in range(5)}) == 5
 
 
 def test_each_of_several_objects_is_drawn_about_equally_often_and_with_its_mask() -> None:
     """Three objects side by side, too far from each other for one square: each has its colour and its window."""
-    image, marks = torch.zeros(64, 256, 3), torch.zeros(3, 64, 256)
+    image = torch.zeros(64, 256, 3)
+    marks = torch.zeros(3, 64, 256)
     for number, left in enumerate((10, 110, 210)):
         marks[number, 20:50, left : left + 30] = 1
         image[20:50, left : left + 30] = (number + 1) / 4
@@ -767,7 +828,8 @@ def test_every_picture_is_drawn_about_equally_often_in_batches_of_one_bucket() -
     """Whatever shapes there are, and however many of each."""
     sizes = [(64, 64)] * 3 + [(128, 256)] * 2 + [(256, 128)] + [(130, 250)] + [(512, 60)]
     examples = Given([Example(torch.zeros(*size, 3), torch.ones(1, *size), f"{number}") for number, size in enumerate(sizes)])
-    source, seen = Source(examples, 2, 128), Counter[int]()
+    source = Source(examples, 2, 128)
+    seen = Counter[int]()
     assert examples.sizes == sizes
     for plan in plans(source, 1200):
         assert len({bucket(*sizes[row], 128) for row in plan.rows}) == 1
@@ -849,8 +911,11 @@ def test_a_picture_of_the_buckets_size_is_taken_as_it_is() -> None:
 
 
 def test_masks_come_in_one_batch_or_as_many_for_each_picture_as_there_are() -> None:
-    images, marks = torch.rand(2, 32, 40, 4), torch.zeros(3, 32, 40)
-    marks[0, :10], marks[1, 10:], marks[2, 5:20] = 1, 1, 1
+    images = torch.rand(2, 32, 40, 4)
+    marks = torch.zeros(3, 32, 40)
+    marks[0, :10] = 1
+    marks[1, 10:] = 1
+    marks[2, 5:20] = 1
     single = pair([images], ["one\ntwo"], [marks[:2]])
     assert [one.marks.shape[0] for one in single.examples] == [1, 1]
     assert torch.equal(single[1].marks, marks[1:2])
@@ -866,7 +931,8 @@ def test_masks_come_in_one_batch_or_as_many_for_each_picture_as_there_are() -> N
 
 
 def test_a_pictures_fingerprint_is_of_all_that_matters() -> None:
-    images, marks = torch.rand(2, 32, 40, 3), torch.ones(2, 32, 40)
+    images = torch.rand(2, 32, 40, 3)
+    marks = torch.ones(2, 32, 40)
     first = pair([images], ["one"], [marks]).fingerprint()
     assert pair([images.clone()], ["one"], [marks.clone()]).fingerprint() == first
     less = marks.clone()

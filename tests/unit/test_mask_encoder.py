@@ -16,16 +16,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import handles, mask_encoder, mask_encoder_file
-from maskprompt.models.handles import Handle, Mention
-from maskprompt.models.mask_encoder import MaskEncoder
-from maskprompt.models.mask_encoder_file import About
+from maskprompt.conditioning import handles
+from maskprompt.conditioning.handles import Handle, Mention
+from maskprompt.models.mcgm import file as mask_encoder_file
+from maskprompt.models.mcgm import mask_encoder
+from maskprompt.models.mcgm.file import About
+from maskprompt.models.mcgm.mask_encoder import MaskEncoder
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from .test_files import Evil
 
-CAT, DOG = Handle("fox-cat", "cat", "12ab"), Handle("fox-dog", "striped dog", "34cd")
+CAT = Handle("fox-cat", "cat", "12ab")
+DOG = Handle("fox-dog", "striped dog", "34cd")
 ABOUT = About((CAT, DOG), "fox.safetensors", "SD 1.5")
 
 
@@ -38,7 +41,8 @@ def blobs(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
 def dense(encoder: MaskEncoder, mask: torch.Tensor, vector: torch.Tensor | None = None) -> np.ndarray[Any, Any]:
     """The token of one mask [H, W], through Pillow and a sum over the pixels that are white."""
     picture = Image.fromarray((mask.numpy() >= 0.5).astype(np.uint8) * 255).resize((64, 64), Image.Resampling.NEAREST)
-    weight, bias = encoder.linear.weight.detach().double().numpy(), encoder.linear.bias.detach().double().numpy()
+    weight = encoder.linear.weight.detach().double().numpy()
+    bias = encoder.linear.bias.detach().double().numpy()
     token = bias.copy()
     for y, x in zip(*np.nonzero(np.asarray(picture)), strict=True):
         token += weight[:, y * 64 + x]
@@ -48,7 +52,8 @@ def dense(encoder: MaskEncoder, mask: torch.Tensor, vector: torch.Tensor | None 
 @pytest.mark.parametrize("size", [(64, 64), (512, 512), (128, 96), (61, 83), (65, 63), (7, 300), (1, 1)])
 @pytest.mark.parametrize("width", [128, 768])
 def test_a_token_is_the_sum_of_the_weights_under_the_mask(size: tuple[int, int], width: int) -> None:
-    encoder, masks = mask_encoder.fresh(width, seed=3), blobs(3, *size)
+    encoder = mask_encoder.fresh(width, seed=3)
+    masks = blobs(3, *size)
     masks[0, 0, 0] = 1
     tokens = encoder(masks)
     assert tokens.shape == (3, width)
@@ -80,7 +85,8 @@ def test_a_flipped_mask_is_read_flipped() -> None:
 
 def test_masks_with_nothing_in_them_are_zero_tokens() -> None:
     masks = blobs(4, 512, 512)
-    masks[1], masks[2] = 0, 0
+    masks[1] = 0
+    masks[2] = 0
     masks[2, 7, :] = 1  # a line that falls between the cells
     for subjects in (0, 4):
         tokens = mask_encoder.fresh(16, subjects)(masks)
@@ -90,7 +96,8 @@ def test_masks_with_nothing_in_them_are_zero_tokens() -> None:
 
 
 def test_a_bound_encoder_adds_the_subjects_vector() -> None:
-    encoder, masks = mask_encoder.fresh(16, subjects=2), blobs(3, 64, 64)
+    encoder = mask_encoder.fresh(16, subjects=2)
+    masks = blobs(3, 64, 64)
     plain = mask_encoder.fresh(16)
     assert (plain.mode, encoder.mode) == ("paper", "bound")
     assert torch.equal(encoder(masks[:2]), plain(masks[:2]))  # nothing learned yet
@@ -107,7 +114,8 @@ def test_a_bound_encoder_adds_the_subjects_vector() -> None:
 
 def test_it_learns_from_the_masks_that_are_there() -> None:
     """The gradient is written out: of the sum of all tokens it is, for each weight, the number of masks that are white there."""
-    encoder, masks = mask_encoder.fresh(8, subjects=3), blobs(3, 64, 64)
+    encoder = mask_encoder.fresh(8, subjects=3)
+    masks = blobs(3, 64, 64)
     masks[1] = 0
     encoder(masks).sum().backward()
     assert encoder.subjects is not None
@@ -134,7 +142,8 @@ def test_the_same_seed_is_the_same_encoder_and_disturbs_no_other() -> None:
 @pytest.mark.parametrize("subjects", [0, 2])
 @pytest.mark.parametrize("width", [128, 2048])
 def test_save_then_load_is_equal(tmp_path: Path, width: int, subjects: int) -> None:
-    encoder, path = mask_encoder.fresh(width, subjects, seed=4), str(tmp_path / "fox.safetensors")
+    encoder = mask_encoder.fresh(width, subjects, seed=4)
+    path = str(tmp_path / "fox.safetensors")
     if encoder.subjects is not None:
         encoder.subjects.data = torch.randn(subjects, width)
     about = replace(ABOUT, handles=(Handle("a", "Füchsin"), DOG))
@@ -156,7 +165,8 @@ def broken(change: Callable[[dict[str, torch.Tensor], dict[str, str]], Any]) -> 
 
     def write(folder: Path) -> Path:
         encoder = mask_encoder.fresh(16, 2)
-        weights, metadata = dict(encoder.state_dict()), mask_encoder_file.metadata_of(encoder, ABOUT)
+        weights = dict(encoder.state_dict())
+        metadata = mask_encoder_file.metadata_of(encoder, ABOUT)
         change(weights, metadata)
         save_file(weights, folder / "broken.safetensors", metadata=metadata)
         return folder / "broken.safetensors"
@@ -235,7 +245,8 @@ class Stock:
 @pytest.mark.parametrize("vectors", [1, 3])
 def test_comfyui_reads_the_handles(tmp_path: Path, vectors: int) -> None:
     """For SD 1.5's one text encoder and SDXL's two, in the middle of a prompt, and with the trained numbers."""
-    one, both = {"l": torch.randn(vectors, 768)}, {"l": torch.randn(vectors, 768), "g": torch.randn(vectors, 1280)}
+    one = {"l": torch.randn(vectors, 768)}
+    both = {"l": torch.randn(vectors, 768), "g": torch.randn(vectors, 1280)}
     handles.save(str(tmp_path), "sd-fox", one, "fox")
     handles.save(str(tmp_path), "xl-fox", both, "fox")
     for name, trained, stock in (

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskprompt.attention.chain import Call, Row
 from maskprompt.attention.grid import RegionMask
-from maskprompt.attention.masked import MaskedCrossAttention, MaskedSelfAttention
+from maskprompt.attention.masked_attention import MaskedCrossAttention, MaskedSelfAttention
 
 
 def split(x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -38,8 +38,11 @@ def call_of(kind: Any, height: int, width: int, heads: int, batch: int, images: 
 
 @st.composite
 def cases(draw: Any) -> dict[str, Any]:
-    height, width, heads = draw(st.integers(1, 9)), draw(st.integers(1, 11)), draw(st.integers(1, 3))
-    images, masks = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    height = draw(st.integers(1, 9))
+    width = draw(st.integers(1, 11))
+    heads = draw(st.integers(1, 3))
+    images = draw(st.integers(1, 3))
+    masks = draw(st.integers(1, 3))
     return {
         "height": height, "width": width, "heads": heads, "images": images, "masks": masks, "batch": images * draw(st.integers(1, 2)),
         "density": draw(st.sampled_from([0.0, 0.2, 0.5, 1.0])), "plain": draw(st.booleans()), "seed": draw(st.integers(0, 2**30)),
@@ -49,7 +52,8 @@ def cases(draw: Any) -> dict[str, Any]:
 def tensors(case: dict[str, Any], keys: int | None) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
     """q, k, v; the masks; and what is inside, bool [B, N]."""
     torch.manual_seed(case["seed"])
-    tokens, width = case["height"] * case["width"], 4 * case["heads"]
+    tokens = case["height"] * case["width"]
+    width = 4 * case["heads"]
     qkv = [torch.randn(case["batch"], tokens if i == 0 or keys is None else keys, width) for i in range(3)]
     masks = (torch.rand(case["masks"], case["height"], case["width"]) < case["density"]).float()
     inside = torch.stack([masks[(row % case["images"]) % case["masks"]].flatten() > 0.5 for row in range(case["batch"])])
@@ -80,7 +84,9 @@ def test_self_attention_is_equation_2(case: dict[str, Any], mode: Any) -> None:
 @pytest.mark.parametrize("mode", ["paper", "renormalised"])
 def test_nothing_quadratic_is_asked_for(mode: Any) -> None:
     """The attention beneath is never given a mask, and its queries and keys together are no more than the plain ones."""
-    height, width, seen = 8, 8, []
+    height = 8
+    width = 8
+    seen = []
 
     def inner(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         seen.append((q.shape[1], k.shape[1]))
@@ -120,8 +126,11 @@ def test_a_full_mask_is_plain_attention_to_the_bit() -> None:
 def test_rows_of_another_pack_need_one_mask() -> None:
     """Attention-couple packs run more rows than the batch has."""
     q = torch.randn(4, 16, 8)
-    one, two = torch.zeros(1, 4, 4), torch.zeros(2, 4, 4)
-    one[:, :2], two[0, :2], two[1, 2:] = 1, 1, 1
+    one = torch.zeros(1, 4, 4)
+    two = torch.zeros(2, 4, 4)
+    one[:, :2] = 1
+    two[0, :2] = 1
+    two[1, 2:] = 1
     call = call_of("cross", 4, 4, 2, 2, 2)
     assert MaskedCrossAttention(RegionMask(one)).attend(q, q, q, call, plain(2)).shape == q.shape
     with pytest.raises(RuntimeError, match="one mask for the whole batch"):

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from maskprompt.training import folder, masked_folder, picture_records
-from maskprompt.training.masked_folder import masked
-from maskprompt.training.survey import Entry, survey, usable
+from maskprompt.training.data import folder, object_folder, scan_cache
+from maskprompt.training.data.folder_scan import Entry, survey, usable
+from maskprompt.training.data.object_folder import masked
 from PIL import Image
 
-HEIGHT, WIDTH = 48, 64
+HEIGHT = 48
+WIDTH = 64
 
 
 def rectangle(left: int, top: int, width: int, height: int) -> np.ndarray[Any, Any]:
@@ -39,10 +40,11 @@ def picture(number: int) -> Image.Image:
 def draw(place: Path) -> Path:
     """Four pictures: a mask beside the first, two in the cache for the second, an alpha channel, and one lying on its side; the second's
     and the third's captions are in the cache."""
-    cache = place / masked_folder.CACHE
+    cache = place / object_folder.CACHE
     cache.mkdir(parents=True)
     for number, name in enumerate("abcd"):
-        image, masks = picture(number), [Image.fromarray(rectangle(*box)) for box in BOXES[name]]
+        image = picture(number)
+        masks = [Image.fromarray(rectangle(*box)) for box in BOXES[name]]
         tag = Image.Exif()
         if name == "c":
             image.putalpha(masks[0])
@@ -87,23 +89,23 @@ def test_masks_come_in_the_order_of_their_numbers(place: Path) -> None:
 
 
 def test_another_cache_and_what_is_beside_a_picture_comes_first(place: Path, tmp_path: Path) -> None:
-    shutil.move(place / masked_folder.CACHE, tmp_path / "elsewhere")
+    shutil.move(place / object_folder.CACHE, tmp_path / "elsewhere")
     cache = tmp_path / "elsewhere"
     with pytest.raises(ValueError, match=r"1 picture \(b\.png\): no mask says"):
         masked(place)
-    shutil.rmtree(place / masked_folder.CACHE)
+    shutil.rmtree(place / object_folder.CACHE)
     (cache / "a.txt").write_text("another", "utf-8")
     Image.fromarray(rectangle(30, 30, 10, 10)).save(cache / "a.mask.png")
     found = masked(place, cache)
     assert found.captions[:2] == ["picture 0, a thing", "picture 1, a thing"]
     assert int(found[0].marks.sum()) == 400
-    assert not (place / masked_folder.CACHE).exists()
+    assert not (place / object_folder.CACHE).exists()
     Image.fromarray(rectangle(30, 30, 10, 10)).save(place / "b.mask.png")
     assert masked(place, cache)[1].marks.shape[0] == 1
 
 
 def test_the_pictures_own_folder_may_be_the_cache(place: Path) -> None:
-    for file in (place / masked_folder.CACHE).iterdir():
+    for file in (place / object_folder.CACHE).iterdir():
         shutil.move(file, place / file.name)
     (place / "b.png").replace(place / "b.jpg")  # another file for the records
     found = masked(place, place)
@@ -114,7 +116,7 @@ def test_the_pictures_own_folder_may_be_the_cache(place: Path) -> None:
 
 def test_the_fingerprint_is_of_pictures_masks_and_captions_not_of_names(place: Path) -> None:
     first = masked(place).fingerprint()
-    cache = place / masked_folder.CACHE
+    cache = place / object_folder.CACHE
     for file in (place / "a.png", place / "a.txt", place / "a.mask.png"):
         file.rename(file.with_name(file.name.replace("a.", "aa.", 1)))
     assert masked(place).fingerprint() == first
@@ -132,7 +134,7 @@ def test_the_fingerprint_is_of_pictures_masks_and_captions_not_of_names(place: P
 
 def test_all_that_cannot_be_used_is_named_up_front_and_left_out_where_that_is_wanted(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     shorten(place / "a.png")
-    shorten(place / masked_folder.CACHE / "b.mask.png")
+    shorten(place / object_folder.CACHE / "b.mask.png")
     Image.new("L", (WIDTH, HEIGHT)).save(place / "d.mask.png")
     (place / "e.jpg").write_text("no picture", "utf-8")
     picture(4).save(place / "f.png")
@@ -176,13 +178,15 @@ def test_pictures_too_small_for_the_crops(place: Path) -> None:
     with pytest.raises(ValueError, match=r"4 of 4 .*\n *a\.png is 64 x 48 pixels, too small for crops of 104: .*--size of at most 96"):
         masked(place, size=104)
     Image.new("RGB", (200, 200)).save(place / "big.png")
-    Image.fromarray(np.pad(rectangle(0, 0, 9, 9), ((0, 152), (0, 136)))).save(place / "big.mask.png")
+    large = np.zeros((200, 200), rectangle(0, 0, 9, 9).dtype)
+    large[:HEIGHT, :WIDTH] = rectangle(0, 0, 9, 9)
+    Image.fromarray(large).save(place / "big.mask.png")
     (place / "big.txt").write_text("a big one", "utf-8")
     assert masked(place, size=104, skip_broken=True).captions == ["a big one"]
 
 
 def test_missing_masks_and_captions_are_named(place: Path) -> None:
-    (place / masked_folder.CACHE / "c.txt").unlink()
+    (place / object_folder.CACHE / "c.txt").unlink()
     with pytest.raises(ValueError, match=r"1 picture \(c\.png\): there is no caption\. .*--blip.*c\.txt"):
         masked(place)
     (place / "a.mask.png").unlink()
@@ -193,13 +197,13 @@ def test_missing_masks_and_captions_are_named(place: Path) -> None:
 
 def test_a_picture_without_an_object_is_left_out(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     (place / "a.mask.png").unlink()
-    (place / masked_folder.CACHE / "a.no-object").touch()
+    (place / object_folder.CACHE / "a.no-object").touch()
     (place / "a.txt").unlink()  # nor does it need a caption
     with caplog.at_level(logging.WARNING):
         found = masked(place, quiet=True)
     assert [entry.path.name for entry in found.entries] == ["b.png", "c.png", "d.png"]
     assert "No object was found in 1 picture (a.png)" in caplog.text
-    Image.fromarray(rectangle(2, 2, 20, 20)).save(place / masked_folder.CACHE / "a.mask.png")
+    Image.fromarray(rectangle(2, 2, 20, 20)).save(place / object_folder.CACHE / "a.mask.png")
     (place / "a.txt").write_text("painted by hand", "utf-8")
     assert len(masked(place)) == 4
 
@@ -207,8 +211,8 @@ def test_a_picture_without_an_object_is_left_out(place: Path, caplog: pytest.Log
 def test_no_object_in_any_picture(tmp_path: Path) -> None:
     picture(0).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a", "utf-8")
-    (tmp_path / masked_folder.CACHE).mkdir()
-    (tmp_path / masked_folder.CACHE / "a.no-object").touch()
+    (tmp_path / object_folder.CACHE).mkdir()
+    (tmp_path / object_folder.CACHE / "a.no-object").touch()
     with pytest.raises(ValueError, match=r"in none of the 1 pictures .*a\.mask\.png"):
         masked(tmp_path)
 
@@ -223,7 +227,7 @@ def test_folders_that_are_no_use(place: Path, tmp_path: Path) -> None:
     for name in "ad":
         (place / f"{name}.txt").write_text(" ", "utf-8")
     for name in "bc":
-        (place / masked_folder.CACHE / f"{name}.txt").write_text("", "utf-8")
+        (place / object_folder.CACHE / f"{name}.txt").write_text("", "utf-8")
     with pytest.raises(ValueError, match=r"every caption of .* is empty"):
         masked(place)
     picture(0).save(place / "B.jpg")
@@ -233,14 +237,15 @@ def test_folders_that_are_no_use(place: Path, tmp_path: Path) -> None:
 
 def test_pictures_are_read_wholly_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int]] = []
-    first = survey(place, place / masked_folder.CACHE, lambda *count: told.append(count))
+    first = survey(place, place / object_folder.CACHE, lambda *count: told.append(count))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    read, opened = folder.open_picture, []
+    read = folder.open_picture
+    opened = []
     monkeypatch.setattr(folder, "open_picture", lambda path: opened.append(path.name) or read(path))
-    assert survey(place, place / masked_folder.CACHE) == first
+    assert survey(place, place / object_folder.CACHE) == first
     assert opened == []
     Image.fromarray(rectangle(9, 9, 9, 9)).save(place / "a.mask.png")
-    assert survey(place, place / masked_folder.CACHE) == first
+    assert survey(place, place / object_folder.CACHE) == first
     assert opened == ["a.png", "a.mask.png"]
 
 
@@ -250,16 +255,17 @@ def test_an_interrupted_survey_goes_on(place: Path, monkeypatch: pytest.MonkeyPa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        survey(place, place / masked_folder.CACHE, stop)
-    read, opened = folder.open_picture, []
+        survey(place, place / object_folder.CACHE, stop)
+    read = folder.open_picture
+    opened = []
     monkeypatch.setattr(folder, "open_picture", lambda path: opened.append(path.name) or read(path))
-    assert len(survey(place, place / masked_folder.CACHE)) == 4
+    assert len(survey(place, place / object_folder.CACHE)) == 4
     assert opened == ["c.png", "d.png", "d.mask.png"]
 
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_what_was_made_for_another_picture_is_not_taken(place: Path, broken: bool) -> None:
-    cache = place / masked_folder.CACHE
+    cache = place / object_folder.CACHE
     (cache / "b.no-object").touch()
     masked(place)
     os.utime(place / "b.png", (1, 1))  # copied, but the same
@@ -271,27 +277,27 @@ def test_what_was_made_for_another_picture_is_not_taken(place: Path, broken: boo
     picture(11).save(place / "b.png")
     with pytest.raises(ValueError, match=r"1 picture \(b\.png\): no mask"):
         masked(place)
-    assert sorted(path.name for path in cache.iterdir()) == ["c.txt", picture_records.NAME]
+    assert sorted(path.name for path in cache.iterdir()) == ["c.txt", scan_cache.NAME]
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"version": 1, "pictures": {"a.png": {}}}', b'{"version": 1, "pictures": []}', b"\xff"])
 def test_damaged_records_are_made_anew(place: Path, content: bytes) -> None:
-    path = place / masked_folder.CACHE / picture_records.NAME
+    path = place / object_folder.CACHE / scan_cache.NAME
     path.write_bytes(content)
     assert len(masked(place)) == 4
     assert len(json.loads(path.read_bytes())["pictures"]) == 4
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle_where_nothing_is_missing(place: Path, tmp_path: Path) -> None:
-    for file in (place / masked_folder.CACHE).iterdir():
+    for file in (place / object_folder.CACHE).iterdir():
         shutil.move(file, place / file.name)
     (tmp_path / "file").touch()
     assert len(masked(place, tmp_path / "file" / "cache")) == 4
 
 
 def test_numbered_masks_are_no_pictures_to_other_trainings(place: Path) -> None:
-    shutil.move(place / masked_folder.CACHE / "b.txt", place)
-    shutil.move(place / masked_folder.CACHE / "c.txt", place)
+    shutil.move(place / object_folder.CACHE / "b.txt", place)
+    shutil.move(place / object_folder.CACHE / "c.txt", place)
     Image.fromarray(rectangle(9, 9, 9, 9)).save(place / "a.mask-2.png")
     found = folder.captioned(place)
     assert len(found) == 4

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import masks
-from maskprompt.models.masks import Box
+from maskprompt.images import masks
+from maskprompt.images.masks import Box
 from PIL import Image
 
 sizes = st.integers(1, 24)
@@ -122,7 +122,9 @@ def test_feather_rises_inside_the_box_but_not_at_the_pictures_edge() -> None:
 
 
 def test_boxes_in_every_form_of_core() -> None:
-    one, two, scored = box(0, 0, 4, 4), box(1, 2, 3, 4), {"x": 0.4, "y": 1.6, "width": 2.2, "height": 2.0, "score": 0.9}
+    one = box(0, 0, 4, 4)
+    two = box(1, 2, 3, 4)
+    scored = {"x": 0.4, "y": 1.6, "width": 2.2, "height": 2.0, "score": 0.9}
     assert masks.boxes_per_image(one, 2) == [[one], [one]]
     assert masks.boxes_per_image([one, two], 2) == [[one, two]] * 2
     assert masks.boxes_per_image([[one], [two], []], 3) == [[one], [two], []]

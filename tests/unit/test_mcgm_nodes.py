@@ -14,10 +14,13 @@ from comfy.conds import CONDCrossAttn
 from comfy.patcher_extension import WrappersMP
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.attention import numbering
-from maskprompt.models import files, handles, mask_encoder, mask_encoder_file, mask_tokens, mcgm
-from maskprompt.models.handles import Handle
-from maskprompt.models.mask_encoder_file import FOLDER, About, LoadedEncoder
+from maskprompt.attention import ip_adapter_layers
+from maskprompt.conditioning import handles, mask_tokens
+from maskprompt.conditioning.handles import Handle
+from maskprompt.models import files
+from maskprompt.models.mcgm import bundle, mask_encoder
+from maskprompt.models.mcgm import file as mask_encoder_file
+from maskprompt.models.mcgm.file import FOLDER, About, LoadedEncoder
 from maskprompt.nodes.mcgm import NO_FILES, EncodeMasks, LoadMCGM
 from safetensors.torch import save_file
 
@@ -72,7 +75,8 @@ def passes(model: Any, conditionings: tuple[Any, Any], size: tuple[int, int] = (
 
 @pytest.mark.parametrize("masks", [None, torch.zeros(0, 64, 64)])
 def test_no_mask_is_plain_sampling_to_the_bit(model: Any, masks: Any) -> None:
-    positive, negative = [text(1)], [text(2)]
+    positive = [text(1)]
+    negative = [text(2)]
     before = painted(model, (positive, negative))
     result = encoded(masks, positive, negative)
     assert result[0] is positive
@@ -84,11 +88,13 @@ def test_no_mask_is_plain_sampling_to_the_bit(model: Any, masks: Any) -> None:
 
 
 def test_tokens_stand_after_the_words_and_all_else_stays() -> None:
-    pooled, control = torch.randn(1, 16), object()
+    pooled = torch.randn(1, 16)
+    control = object()
     positive = [text(1, pooled_output=pooled, control=control, start_percent=0.5), text(3, length=154, strength=0.5)]
     negative = [text(2, pooled_output=pooled)]
     before = [(entry[0].clone(), dict(entry[1])) for entry in [*positive, *negative]]
-    masks, loaded = blobs(3, 96, 72), encoder(known=(CAT, DOG, BIRD))
+    masks = blobs(3, 96, 72)
+    loaded = encoder(known=(CAT, DOG, BIRD))
     masks[1] = 0
     new_positive, new_negative = encoded(masks, positive, negative, loaded, strength=0.5)
     wanted = 0.5 * loaded.network(masks)
@@ -134,7 +140,8 @@ def test_texts_that_ran_together_still_do(positive: list[int], negative: list[in
 @pytest.mark.parametrize(("long", "short"), [(77, 77), (154, 77), (77, 154), (385, 77), (231, 154)])
 def test_positive_and_negative_run_in_one_batch(model: Any, long: int, short: int, count: int) -> None:
     """Counted in the UNet: never more passes than without masks, which is one but for prompts of five times the other's length."""
-    positive, negative = [text(1, long)], [text(2, short)]
+    positive = [text(1, long)]
+    negative = [text(2, short)]
     known = (CAT, DOG, BIRD)
     plain = passes(model, (positive, negative))
     with_masks = passes(model, encoded(blobs(count, 64, 64), positive, negative, encoder(known=known)))
@@ -150,15 +157,17 @@ def test_several_texts_with_areas_run_in_as_many_passes_as_before(model: Any) ->
     positive = [text(1, start_percent=0.0, end_percent=0.6), text(3, area=("percentage", 1.0, 0.5, 0.0, 0.5), strength=0.8),
                 text(4, 154), text(5, start_percent=0.6, end_percent=1.0)]  # fmt: skip
     masks = blobs(2, 128, 128)
-    plain, result = passes(model, (positive, [text(2)])), encoded(masks, positive)
+    plain = passes(model, (positive, [text(2)]))
+    result = encoded(masks, positive)
     assert [pictures for pictures, _ in passes(model, result)] == [pictures for pictures, _ in plain]
     assert torch.isfinite(painted(model, result)).all()
 
 
 def test_repeated_texts_with_their_tokens_attend_as_once(model: Any) -> None:
     """Why a prompt of 154 tokens gets its masks twice: a text that ComfyUI repeats beside it still attends as it did."""
-    attention = numbering.cross_attention(model.get_model_object("diffusion_model"))[7]
-    words, tokens = text(1)[0], encoder().network(blobs(2, 64, 64))
+    attention = ip_adapter_layers.cross_attention(model.get_model_object("diffusion_model"))[7]
+    words = text(1)[0]
+    tokens = encoder().network(blobs(2, 64, 64))
     x = torch.randn(1, 20, attention.to_q.in_features)
     once = attention(x, mask_tokens.append(words, tokens, 77))
     torch.testing.assert_close(attention(x, mask_tokens.append(words.repeat(1, 2, 1), tokens, 77)), once, atol=1e-5, rtol=1e-5)
@@ -171,7 +180,7 @@ def test_what_a_zero_token_does_to_the_attention(model: Any, blanks: int, scale:
     """Measured in every layer against a dense softmax: e⁰ = 1 more in the denominator and nothing in the sum, so the words' part of the
     result shrinks to Z / (Z + n), where Z is the sum of the words' e^logit."""
     shares: list[float] = []
-    for attention in numbering.cross_attention(model.get_model_object("diffusion_model")).values():
+    for attention in ip_adapter_layers.cross_attention(model.get_model_object("diffusion_model")).values():
         x = torch.randn(1, 20, attention.to_q.in_features, generator=torch.Generator().manual_seed(3))
         words = scale * text(1)[0]
         q, k, v = (
@@ -180,7 +189,8 @@ def test_what_a_zero_token_does_to_the_attention(model: Any, blanks: int, scale:
         )
         exponentials = (q @ k.mT / q.shape[-1] ** 0.5).exp()
         total = exponentials.sum(-1, keepdim=True)
-        plain, kept = exponentials / total @ v, total / (total + blanks)
+        plain = exponentials / total @ v
+        kept = total / (total + blanks)
         wanted = attention.to_out((plain * kept).transpose(1, 2).flatten(2).float())
         with_blanks = attention(x, mask_tokens.append(words, torch.zeros(blanks, WIDTH), 77))
         torch.testing.assert_close(with_blanks, wanted, atol=1e-5, rtol=1e-4)
@@ -190,7 +200,8 @@ def test_what_a_zero_token_does_to_the_attention(model: Any, blanks: int, scale:
 
 
 def test_each_choice_makes_a_picture_of_its_own(model: Any) -> None:
-    one, other = blobs(2, 128, 128), blobs(2, 128, 128, seed=5)
+    one = blobs(2, 128, 128)
+    other = blobs(2, 128, 128, seed=5)
     choices: list[tuple[torch.Tensor, dict[str, Any]]] = [
         (one, {}), (other, {}), (one[:1], {}), (one, {"strength": 0.5}), (one, {"strength": 2.0}), (torch.zeros(2, 128, 128), {}),
         (torch.zeros(1, 128, 128), {}), (one, {"loaded": encoder(subjects=2)}),
@@ -212,12 +223,14 @@ def test_the_order_of_masks_matters_only_to_a_bound_encoder(model: Any) -> None:
 
 def test_masks_follow_the_handles_in_the_prompt() -> None:
     """With a bound encoder, whose tokens say whose mask it is."""
-    loaded, masks = encoder(subjects=2), blobs(2, 64, 64)
+    loaded = encoder(subjects=2)
+    masks = blobs(2, 64, 64)
 
     def rows(prompt: str | None, count: int = 2) -> torch.Tensor:
         return encoded(masks[:count], loaded=loaded, prompt=prompt)[0][0][0][0, 77:]
 
-    in_order, turned = loaded.network(masks, [0, 1]), loaded.network(masks, [1, 0])
+    in_order = loaded.network(masks, [0, 1])
+    turned = loaded.network(masks, [1, 0])
     assert torch.equal(rows(None), in_order)
     assert torch.equal(rows("  "), in_order)
     assert torch.equal(rows("a photo of embedding:fox-cat and embedding:fox-dog"), in_order)
@@ -239,7 +252,8 @@ def test_sdxl_and_half_precision_texts() -> None:
     """SDXL's blocks with their pooled outputs; texts of another precision and batch keep both."""
     model = small_sdxl()
     pooled: dict[str, Any] = {"pooled_output": torch.randn(1, 16)}
-    positive, negative = [text(1, **pooled)], [text(2, **pooled)]
+    positive = [text(1, **pooled)]
+    negative = [text(2, **pooled)]
     result = encoded(blobs(2, 104, 176), positive, negative)
     assert result[0][0][1]["pooled_output"] is pooled["pooled_output"]
     picture = painted(model, result, (13, 22))
@@ -260,7 +274,8 @@ def test_sdxl_and_half_precision_texts() -> None:
 )
 def test_a_prompt_with_an_area_sees_its_part_of_the_masks(area: Any, part: Any, caplog: pytest.LogCaptureFixture) -> None:
     """The UNet then paints that part alone, as the picture that the mask token speaks of."""
-    masks, loaded = blobs(2, 128, 128), encoder()
+    masks = blobs(2, 128, 128)
+    loaded = encoder()
     with caplog.at_level(logging.WARNING):
         positive, negative = encoded(masks, [text(1, area=area), text(3)], loaded=loaded)
     assert torch.equal(positive[0][0][0, 77:], loaded.network(masks[:, part[0], part[1]]))
@@ -278,7 +293,9 @@ def test_masks_in_any_form() -> None:
 
 def test_empty_thin_and_overlapping_masks_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     masks = torch.zeros(4, 512, 512)
-    masks[0, :300], masks[1, 200:], masks[3, 7] = 1, 1, 1
+    masks[0, :300] = 1
+    masks[1, 200:] = 1
+    masks[3, 7] = 1
     with caplog.at_level(logging.WARNING):
         positive, _ = encoded(masks, loaded=encoder(known=(CAT, DOG, BIRD, CAT)))
     assert positive[0][0].shape[1] == 81
@@ -430,7 +447,7 @@ def test_a_training_under_the_same_name_is_loaded_anew(clip: Any, folders: Path)
     assert len(set(stamps)) == 3
     (folders / "models" / FOLDER / "fox.safetensors").write_bytes(b"no file")
     assert LoadMCGM.fingerprint_inputs("fox.safetensors") not in stamps
-    assert mcgm.words(LoadedEncoder(mask_encoder.fresh(4), about, "")) == "embedding:fox-cat and embedding:fox-dog"
+    assert bundle.words(LoadedEncoder(mask_encoder.fresh(4), about, "")) == "embedding:fox-cat and embedding:fox-dog"
 
 
 def test_the_list_without_files_says_where_they_go(folders: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from maskprompt.training.mcgm_options import Options, check, fitted, scene_of, words_of
-from maskprompt.training.mcgm_samples import Scene
+from maskprompt.training.mcgm.examples import Scene
+from maskprompt.training.mcgm.options import Options, check, fitted, scene_of, words_of
 from torch import Tensor, nn
 
 from .conftest import random_model
@@ -36,7 +36,8 @@ def clip_of(**widths: int) -> Any:
     return SimpleNamespace(cond_stage_model=encoders)
 
 
-CLIP, VAE = clip_of(l=128), SimpleNamespace(latent_channels=4)
+CLIP = clip_of(l=128)
+VAE = SimpleNamespace(latent_channels=4)
 
 
 def picture(height: int = 64, width: int = 64, count: int = 1, channels: int = 3) -> Tensor:

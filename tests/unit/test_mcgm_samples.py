@@ -13,14 +13,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import mask_encoder
-from maskprompt.training import mcgm_samples
-from maskprompt.training.mcgm_samples import Scene, Shown, draw, encode, whole
+from maskprompt.models.mcgm import mask_encoder
+from maskprompt.training.mcgm import examples as mcgm_samples
+from maskprompt.training.mcgm.examples import Scene, Shown, draw, encode, whole
 from torch import Tensor
 
 from .test_training_meca_samples import Vae
 
-RED, GREEN, BLUE, YELLOW = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 0.0))
+RED = (1.0, 0.0, 0.0)
+GREEN = (0.0, 1.0, 0.0)
+BLUE = (0.0, 0.0, 1.0)
+YELLOW = (1.0, 1.0, 0.0)
 COLOURS = torch.tensor([RED, GREEN, BLUE])
 Boxes = tuple[tuple[int, int, int, int], ...]
 TWO: Boxes = ((8, 10, 30, 24), (50, 60, 28, 44))
@@ -40,7 +43,8 @@ def scene_of(boxes: Boxes = TWO, height: int = 96, width: int = 128, seed: int =
 def quartered(box: tuple[int, int, int, int], height: int, width: int) -> Scene:
     """One rectangle whose quarters are red and green above, blue and yellow below."""
     scene, (top, left, tall, wide) = scene_of((box,), height, width), box
-    middle, centre = top + tall // 2, left + wide // 2
+    middle = top + tall // 2
+    centre = left + wide // 2
     for rows, columns, colour in (
         (slice(top, middle), slice(left, centre), RED), (slice(top, middle), slice(centre, left + wide), GREEN),
         (slice(middle, top + tall), slice(left, centre), BLUE), (slice(middle, top + tall), slice(centre, left + wide), YELLOW),
@@ -101,7 +105,8 @@ def test_the_fingerprint_is_of_picture_masks_and_sizes() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_union_sampling_reaches_every_subset_in_every_order_equally_often(count: int) -> None:
-    scene, rng = scene_of(THREE), np.random.default_rng(0)
+    scene = scene_of(THREE)
+    rng = np.random.default_rng(0)
     orders = list(itertools.permutations(range(3), count))
     found = Counter(draw(scene, count, "original", False, rng).subjects for _ in range(60 * len(orders)))
     assert found.keys() == set(orders)
@@ -122,7 +127,8 @@ def test_the_same_numbers_draw_the_same_and_others_another(background: Any, move
 def flipped(scene: Scene, shown: Shown) -> bool:
     """Whether the masks are mirrored ones; each mask must be its subject's, so or so."""
     own = scene.masks[list(shown.subjects)]
-    straight, mirrored = torch.equal(shown.masks, own), torch.equal(shown.masks, own.flip(2))
+    straight = torch.equal(shown.masks, own)
+    mirrored = torch.equal(shown.masks, own.flip(2))
     assert straight != mirrored
     return mirrored
 
@@ -130,7 +136,8 @@ def flipped(scene: Scene, shown: Shown) -> bool:
 @pytest.mark.parametrize("move", [True, False])
 def test_the_original_background_leaves_the_picture_as_it_is(move: bool) -> None:
     """To the bit, but for a flip of picture and masks together, in about half of all pictures."""
-    scene, mirrored = scene_of(THREE), 0
+    scene = scene_of(THREE)
+    mirrored = 0
     for seed in range(60):
         shown = drawn(scene, 2, "original", move, seed)
         turned = flipped(scene, shown)
@@ -141,7 +148,9 @@ def test_the_original_background_leaves_the_picture_as_it_is(move: bool) -> None
 
 def test_subjects_that_stay_stand_on_one_colour() -> None:
     """The paper's way: their own pixels to the bit inside of the masks drawn, a plain colour elsewhere, also over subjects not drawn."""
-    scene, mirrored, colours = scene_of(THREE), 0, set()
+    scene = scene_of(THREE)
+    mirrored = 0
+    colours = set()
     scene.masks[0, 8:12] *= 0.5  # a soft edge is a mixture of both
     for seed in range(40):
         shown = drawn(scene, 2, "plain", False, seed)
@@ -178,13 +187,16 @@ def test_a_moved_subject_is_whole_and_little_changed(canvas: tuple[int, int], ha
 
     Its size, proportions and turn are within what was promised, and its quarters' colours are equally large and stand in their order.
     """
-    height, width, box = 32 * canvas[0], 32 * canvas[1], (2 * halves[0], 2 * halves[1])
+    height = 32 * canvas[0]
+    width = 32 * canvas[1]
+    box = (2 * halves[0], 2 * halves[1])
     shown = drawn(quartered((5, 7, *box), height, width), 1, seed=seed)
     (mask,) = shown.masks
     area, _, covariance = moments(mask)
     sides = (12 * torch.linalg.eigvalsh(covariance)).sqrt()
     assert float(sides.prod()) == pytest.approx(area, rel=0.03)
-    ratio, own = float(sides[1] / sides[0]), max(box) / min(box)
+    ratio = float(sides[1] / sides[0])
+    own = max(box) / min(box)
     assert max(1.0, own / 1.25 / 1.08) < ratio < own * 1.25 * 1.08
     part, (rows, columns) = math.sqrt(area / (height * width)), torch.where(mask > 0.5)
     reaches_over_all = int(rows.max() - rows.min()) > height - 3 or int(columns.max() - columns.min()) > width - 3
@@ -199,7 +211,9 @@ def test_a_moved_subject_is_whole_and_little_changed(canvas: tuple[int, int], ha
 
 
 def test_moved_subjects_stand_anywhere_in_many_sizes_and_turns_both_ways() -> None:
-    scene, found, mirrored = quartered((30, 40, 36, 36), 96, 128), [], 0
+    scene = quartered((30, 40, 36, 36), 96, 128)
+    found = []
+    mirrored = 0
     for seed in range(80):
         shown = drawn(scene, 1, seed=seed)
         area, middle, _ = moments(shown.masks[0])
@@ -207,7 +221,8 @@ def test_moved_subjects_stand_anywhere_in_many_sizes_and_turns_both_ways() -> No
             moments(shown.masks[0] * ((shown.image - torch.tensor(colour)).abs().amax(-1) < 0.1))[1] for colour in (RED, GREEN, BLUE)
         )
         mirrored += bool(green[1] < red[1])
-        aside, below = float(blue[1] - red[1]), float(blue[0] - red[0])
+        aside = float(blue[1] - red[1])
+        below = float(blue[0] - red[0])
         found.append([area / (96 * 128), float(middle[0]) / 96, float(middle[1]) / 128, math.degrees(math.atan(aside / below))])
     least, most = torch.tensor(found).aminmax(dim=0)
     assert 24 < mirrored < 56
@@ -221,7 +236,8 @@ def test_moved_subjects_stand_anywhere_in_many_sizes_and_turns_both_ways() -> No
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_inside_a_moved_mask_are_the_subjects_own_colours_and_one_plain_colour_outside(count: int) -> None:
-    scene, grounds = scene_of(THREE), set()
+    scene = scene_of(THREE)
+    grounds = set()
     for seed in range(25):
         shown = drawn(scene, count, seed=seed)
         assert shown.masks.shape == (count, 96, 128)
@@ -242,7 +258,8 @@ def test_inside_a_moved_mask_are_the_subjects_own_colours_and_one_plain_colour_o
 
 def test_several_never_cover_much_of_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where one covers another, that part of the mask is the upper one's alone."""
-    scene, placed = scene_of(THREE), mcgm_samples._placed
+    scene = scene_of(THREE)
+    placed = mcgm_samples._placed
     seen: list[Tensor] = []
 
     def watched(*given_: Any) -> tuple[Tensor, Tensor]:
@@ -255,7 +272,8 @@ def test_several_never_cover_much_of_one_another(monkeypatch: pytest.MonkeyPatch
     for seed in range(40):
         seen.clear()
         shown = drawn(scene, 2, seed=seed)
-        lower, upper = seen[0], seen[-1]
+        lower = seen[0]
+        upper = seen[-1]
         tried += len(seen) > 2
         covered = float((lower * upper).sum() / lower.sum())
         touching += covered > 0
@@ -270,7 +288,8 @@ def test_several_never_cover_much_of_one_another(monkeypatch: pytest.MonkeyPatch
 
 def test_where_there_is_no_room_the_covered_part_is_taken_from_the_lower_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three subjects that can only stand upon one another: the search ends, and each mask is what is seen of its subject."""
-    scene, calls = scene_of(THREE), []
+    scene = scene_of(THREE)
+    calls = []
 
     def stacked(image: Tensor, mask: Tensor, count: int, rng: Any) -> tuple[Tensor, Tensor]:
         number = next(number for number, own in enumerate(scene.masks) if own is mask or torch.equal(own, mask))
@@ -311,7 +330,9 @@ class Watched:
 @pytest.mark.parametrize(("background", "move"), [("plain", True), ("plain", False), ("original", True)])
 def test_encoded_pictures_are_what_was_drawn(background: Any, move: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many of each number of subjects; latents, masks on the latents' pixels, and the cells that the mask encoder reads."""
-    watched, vae, told = Watched(monkeypatch), Vae(), []
+    watched = Watched(monkeypatch)
+    vae = Vae()
+    told = []
     found = encode(scene_of(THREE), vae, background, move, 28, 3, on_crop=lambda done, count: told.append((done, count)))
     assert told == [(8, 27), (9, 27), (17, 27), (18, 27), (26, 27), (27, 27)]
     assert vae.largest == mcgm_samples.AT_ONCE
@@ -377,7 +398,8 @@ def test_a_vae_that_overflows_is_named() -> None:
 
 def test_it_can_be_interrupted_between_pictures() -> None:
     """What `on_crop` raises goes on, and the VAE is not asked again."""
-    vae, told = Vae(), []
+    vae = Vae()
+    told = []
 
     def stop(done: int, count: int) -> None:
         told.append((done, count))

@@ -13,12 +13,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import files, handles, mask_encoder, mask_encoder_file, mcgm_store
-from maskprompt.models.handles import Handle, Mention
-from maskprompt.models.mask_encoder_file import FOLDER
+from maskprompt.conditioning import handles
+from maskprompt.conditioning.handles import Handle, Mention
+from maskprompt.models import files
+from maskprompt.models.mcgm import file as mask_encoder_file
+from maskprompt.models.mcgm import mask_encoder
+from maskprompt.models.mcgm import store as mcgm_store
+from maskprompt.models.mcgm.file import FOLDER
 from maskprompt.nodes.mcgm import LoadMCGM
-from maskprompt.training.learner import Learner
-from maskprompt.training.text_learner import TextLearner
+from maskprompt.training.engine.learner import Learner
+from maskprompt.training.engine.text_learner import TextLearner
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,7 +33,8 @@ from .test_mask_encoder import blobs
 from .test_text_learner import roughened, stock
 from .test_training_learner import unet_of
 
-WIDTH, WORDS = 128, ("cat", "striped dog")
+WIDTH = 128
+WORDS = ("cat", "striped dog")
 FILES = ["embeddings/fox-cat", "embeddings/fox-striped-dog", "loras/fox", "mcgm/fox"]
 """What a training of these words under the name fox leaves."""
 
@@ -133,12 +138,14 @@ def test_all_of_a_training_is_written(root: Path) -> None:
         written = load_file(root / f"{name}.safetensors")
         assert written.keys() == {"emb_params"}
         assert torch.equal(written["emb_params"], vectors(number)["l"])
-    written, wanted = load_file(root / "loras" / "fox.safetensors"), lora()
+    written = load_file(root / "loras" / "fox.safetensors")
+    wanted = lora()
     assert written.keys() == wanted.keys()
     assert all(written[key].dtype == wanted[key].dtype and torch.equal(written[key], wanted[key]) for key in wanted)
     with safe_open(root / "loras" / "fox.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt", "maskprompt": "mcgm", "words": "cat, striped dog"}
-    again, masks = mask_encoder_file.load(str(root / FOLDER / "fox.safetensors")), blobs(2, 64, 64)
+    again = mask_encoder_file.load(str(root / FOLDER / "fox.safetensors"))
+    masks = blobs(2, 64, 64)
     for one in (loaded, again):
         assert (one.about, one.name) == (about, "fox.safetensors")
         assert torch.equal(one.network(masks), network()(masks))
@@ -227,7 +234,9 @@ def test_a_failure_leaves_nothing_behind(
 ) -> None:
     """At whichever of the four files; what lay there before stays."""
     save("owl")
-    before, write, tried = stored(root), files.write_weights, list[str]()
+    before = stored(root)
+    write = files.write_weights
+    tried = list[str]()
 
     def failing(path: Any, *given: Any) -> None:
         tried.append(Path(path).relative_to(root).with_suffix("").as_posix())
@@ -293,7 +302,8 @@ def test_load_mcgm_finds_all_that_a_training_left(root: Path, caplog: pytest.Log
     clip = comfy.sd.load_checkpoint_guess_config(
         str(tiny_model.CHECKPOINT), output_vae=False, output_model=False, embedding_directory=[str(root / "embeddings")]
     )[1]
-    model, before = unet_of(32, small=True), stock(clip, "a photo of a cat")
+    model = unet_of(32, small=True)
+    before = stock(clip, "a photo of a cat")
     text = TextLearner(clip, WORDS, "lora", 2)
     learner = Learner(model, "lora", 2, text=text)
     with learner.loaded(), torch.no_grad():

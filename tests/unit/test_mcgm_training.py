@@ -15,14 +15,15 @@ import comfy.model_management
 import comfy.supported_models
 import pytest
 import torch
-from maskprompt.models import mask_encoder
-from maskprompt.training import loop, prior
-from maskprompt.training.adapted import Adapted, Method
-from maskprompt.training.learner import Learner
-from maskprompt.training.mcgm import Loss, Prior, Subjects, preview, remove_states, state_files, train
-from maskprompt.training.mcgm_options import Options
-from maskprompt.training.mcgm_samples import Examples, Scene
-from maskprompt.training.text_learner import TextLearner
+from maskprompt.models.mcgm import mask_encoder
+from maskprompt.training.engine import loop
+from maskprompt.training.engine.learner import Learner
+from maskprompt.training.engine.text_learner import TextLearner
+from maskprompt.training.engine.trainable_weights import Adapted, Method
+from maskprompt.training.mcgm import prior
+from maskprompt.training.mcgm.examples import Examples, Scene
+from maskprompt.training.mcgm.loss import Loss, Prior, Subjects, preview, remove_states, state_files, train
+from maskprompt.training.mcgm.options import Options
 from torch import Tensor, nn
 
 from demo import tiny_model
@@ -41,7 +42,7 @@ TIMES = torch.tensor([700, 40])
 
 @pytest.fixture(autouse=True)
 def quick_previews(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskprompt.training.preview.STEPS", 2)
+    monkeypatch.setattr("maskprompt.training.engine.preview.STEPS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,8 @@ def options(*words: str, **given: Any) -> Options:
 
 def examples(*shown: Sequence[tuple[int, ...]], side: tuple[int, int] = (8, 8), seed: int = 0) -> list[Examples]:
     """For each list of subjects shown together: random latents, and for each subject a rectangle with a place and size of its own."""
-    generator, found = torch.Generator().manual_seed(seed), []
+    generator = torch.Generator().manual_seed(seed)
+    found = []
     height, width = side
     for rows in shown:
         marks = torch.zeros(len(rows), len(rows[0]), 8 * height, 8 * width)
@@ -121,8 +123,10 @@ class DenseMaps:
         self.found: dict[tuple[str, int], Tensor] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any], **_: Any) -> Tensor:
-        heads, depth = extra_options["n_heads"], q.shape[-1] // extra_options["n_heads"]
-        results, maps = [], []
+        heads = extra_options["n_heads"]
+        depth = q.shape[-1] // extra_options["n_heads"]
+        results = []
+        maps = []
         for row in range(len(q)):
             parts = [slice(head * depth, (head + 1) * depth) for head in range(heads)]
             weights = [torch.softmax(q[row, :, part] @ k[row, :, part].T / depth**0.5, -1) for part in parts]
@@ -147,7 +151,9 @@ class Dense:
 
     def error(self, z: Tensor, text: Tensor, pooled: Tensor, noise: Tensor) -> tuple[Tensor, DenseMaps]:
         """Noise less the noise that the network predicts at `TIMES`, for scaled latents; and the maps it attended with."""
-        base, maps, count = self.model.model, DenseMaps(), len(z)
+        base = self.model.model
+        maps = DenseMaps()
+        count = len(z)
         alphas = ALPHAS[TIMES[:count]].float()[:, None, None, None]
         sigmas = ((1 - alphas) / alphas).sqrt().flatten()
         more: dict[str, Any] = {}
@@ -169,7 +175,9 @@ class Dense:
         self, shown: Examples, chosen: list[int], places: list[list[int]], given: Options, noise: Tensor, encoder: Any
     ) -> Tensor:
         """For pictures whose subjects are named in these orders; the sentence names plain words in place of handles."""
-        texts, pooled, count = [], [], len(places[0])
+        texts = []
+        pooled = []
+        count = len(places[0])
         for row, order in zip(chosen, places, strict=True):
             numbers = [int(shown.subjects[row, place]) for place in order]
             sentence = "a photo of " + " and ".join(given.words[number] for number in numbers)
@@ -320,7 +328,8 @@ def test_gradients_reach_what_each_phase_trains_and_nothing_else(
     given = options(method=method, masks=masks)
     with subjects_of(small, tiny.clip, given) as subjects:
         roughened(subjects.learner.adapted, subjects.text.adapted)
-        unet, text = set(subjects.learner.parameters), set(subjects.text.adapted.parameters)
+        unet = set(subjects.learner.parameters)
+        text = set(subjects.text.adapted.parameters)
         seen = watch(monkeypatch, subjects)
         train(subjects, examples(*ONE_AND_TWO), given)
     first, second = seen
@@ -355,9 +364,11 @@ def alike(one: Weights, other: Weights, tolerance: float = 0.0) -> bool:
 @pytest.mark.parametrize("method", METHODS)
 def test_each_phase_changes_all_that_it_trains_and_nothing_else(small: Any, tiny: Painter, method: Method) -> None:
     """The mask encoder too: every weight of a cell that some mask shows, and each subject's vector."""
-    given, shown = options(method=method, steps=2, weight_steps=0), examples([(1, 0)])
+    given = options(method=method, steps=2, weight_steps=0)
+    shown = examples([(1, 0)])
     with subjects_of(small, tiny.clip, given) as subjects:
-        own, before = set(subjects.parameters(1)), values(subjects)
+        own = set(subjects.parameters(1))
+        before = values(subjects)
         frozen = {name: value.clone() for name, value in subjects.learner.network.state_dict().items()}
         train(subjects, shown, given)
         first = values(subjects)
@@ -462,7 +473,8 @@ def test_interrupted_and_resumed_it_ends_as_if_nothing_had_been(
     small: Any, tiny: Painter, whole_training: Callable[[Options], Trained], tmp_path: Path, method: Method, stop: int
 ) -> None:
     """In either phase, and where one ends; other ways to save memory are no other training."""
-    given, path = options(method=method, steps=2, weight_steps=3), tmp_path / "states" / "scene.pt"
+    given = options(method=method, steps=2, weight_steps=3)
+    path = tmp_path / "states" / "scene.pt"
     wanted = whole_training(given)
     assert [(one.step, len(one.losses)) for one in wanted.told] == [(step, step) for step in range(1, 6)]
     assert wanted.told[-1].losses == wanted.progress.losses
@@ -481,7 +493,8 @@ def test_interrupted_and_resumed_it_ends_as_if_nothing_had_been(
 def test_what_was_learned_and_not_saved_is_not_learned_again(
     small: Any, tiny: Painter, whole_training: Callable[[Options], Trained], tmp_path: Path, method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, path = options(method=method, steps=2, weight_steps=3), tmp_path / "scene.pt"
+    given = options(method=method, steps=2, weight_steps=3)
+    path = tmp_path / "scene.pt"
     first = trained(small, tiny.clip, given, path)
     assert alike(first.weights, whole_training(given).weights)
     monkeypatch.setattr(Loss, "__call__", lambda *_: pytest.fail("it trains again"))
@@ -494,7 +507,8 @@ def test_what_was_learned_and_not_saved_is_not_learned_again(
 def test_a_longer_second_phase_goes_on_and_a_longer_first_one_begins_the_second_again(
     small: Any, tiny: Painter, whole_training: Callable[[Options], Trained], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    given, path = options(steps=2, weight_steps=1), tmp_path / "scene.pt"
+    given = options(steps=2, weight_steps=1)
+    path = tmp_path / "scene.pt"
     trained(small, tiny.clip, given, path)
     longer = replace(given, weight_steps=3)
     found = trained(small, tiny.clip, longer, path)
@@ -512,7 +526,8 @@ def test_trainings_of_other_second_phases_share_the_first_and_keep_their_own_sec
     small: Any, tiny: Painter, whole_training: Callable[[Options], Trained], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Interrupted in the second phase one after the other, each goes on where it was."""
-    given, path = options(steps=2, weight_steps=3), tmp_path / "scene.pt"
+    given = options(steps=2, weight_steps=3)
+    path = tmp_path / "scene.pt"
     several = given, replace(given, rate=2e-3), replace(given, rank=3)
     told = [[one.step for one in trained(small, tiny.clip, other, path, stop=4).told] for other in several]
     assert told == [[1, 2, 3, 4], [3, 4], [3, 4]]
@@ -533,7 +548,8 @@ def test_the_same_seed_trains_the_same(small: Any, tiny: Painter, whole_training
 
 def test_steps_are_drawn_from_all_that_there_is(small: Any, tiny: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
     """As often one as two subjects, any picture, any order of names, any noise level; the same numbers draw the same."""
-    given, calls = options(batch=2), []
+    given = options(batch=2)
+    calls = []
     monkeypatch.setattr(Loss, "of", lambda self, *drawn: calls.append(drawn) or torch.zeros(()))
     shown = examples(*ONE_AND_TWO)
     with subjects_of(small, tiny.clip, given) as subjects:
@@ -541,7 +557,8 @@ def test_steps_are_drawn_from_all_that_there_is(small: Any, tiny: Painter, monke
         for step in (*range(200), 0):
             loss(step, loop.random_numbers(0, step))
         levels = loss.schedule.sigmas
-    first, last = calls[0], calls.pop()
+    first = calls[0]
+    last = calls.pop()
     assert first[0] is last[0]
     assert all(torch.equal(one, other) for one, other in zip(first[1:], last[1:], strict=True))
     pairs = [call for call in calls if call[0] is shown[1]]
@@ -553,7 +570,8 @@ def test_steps_are_drawn_from_all_that_there_is(small: Any, tiny: Painter, monke
     for part in (0, 1):
         chosen = torch.cat([call[1] for call in calls if call[0] is shown[part]])
         assert chosen.unique().tolist() == [0, 1, 2]
-    sigmas, noises = torch.cat([call[4] for call in calls]), torch.stack([call[3] for call in calls])
+    sigmas = torch.cat([call[4] for call in calls])
+    noises = torch.stack([call[3] for call in calls])
     assert torch.isin(sigmas, levels).all()
     assert sigmas.median() == pytest.approx(float(levels.median()), rel=0.35)
     assert noises.shape == (200, 2, 4, 8, 8)
@@ -571,7 +589,8 @@ def test_prior_preservation_is_the_plain_error_with_a_zero_token(
     """Added with its weight to equation 4, of ordinary pictures whose prompt has a zero token in a mask token's place."""
     noise = torch.randn(batch, 4, 8, 8, generator=torch.Generator().manual_seed(9))
     given = options(batch=batch, masks=masks, prior_weight=0.7)
-    dense, losses = Dense(plain_model(), tiny.clip, ()), []
+    dense = Dense(plain_model(), tiny.clip, ())
+    losses = []
     monkeypatch.setattr(Loss, "_noise", lambda self, *_: (noise, self.schedule.sigmas[TIMES[:batch]]))
     with subjects_of(dense.model, tiny.clip, given) as subjects, torch.no_grad():
         for ordinary in (None, ORDINARY):
@@ -625,11 +644,12 @@ def test_a_preview_shows_each_subject_in_its_place(small: Any, tiny: Painter) ->
 
 def test_a_preview_is_what_stock_nodes_paint(small: Any, tiny: Painter) -> None:
     """Of an untrained learner: the plain word's text with the mask's token, the empty text with a zero one, through KSampler."""
-    from maskprompt.training import preview as settings
+    from maskprompt.training.engine import preview as settings
 
     import nodes
 
-    whole, given = picture_of((0, 1)), options()
+    whole = picture_of((0, 1))
+    given = options()
     with subjects_of(small, tiny.clip, given) as subjects:
         found = preview(subjects, whole, tiny.vae)
         encoder: Any = subjects.encoder
@@ -650,7 +670,8 @@ def test_a_preview_changes_nothing_of_the_outcome(
     small: Any, tiny: Painter, whole_training: Callable[[Options], Trained], method: Method
 ) -> None:
     """To the bit, though ComfyUI unloads the learner for it; also one that fails, and training goes on."""
-    given, pictures = options(method=method, steps=2, weight_steps=3), []
+    given = options(method=method, steps=2, weight_steps=3)
+    pictures = []
 
     def broken(*_: Any) -> Tensor:
         comfy.model_management.unload_all_models()  # as a VAE that needs the memory
@@ -714,11 +735,14 @@ def test_model_and_clip_stay_as_they_were(
     tiny: Painter, sample: Sample, method: Method, happens: Callable[..., None], error: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights and all that hangs on them to the bit, with LoRAs on both; the picture and the text they make meanwhile and after."""
-    model, clip = with_another_lora(unet_of(32, small=True)), with_a_lora(tiny.clip)
+    model = with_another_lora(unet_of(32, small=True))
+    clip = with_a_lora(tiny.clip)
     before = [fingerprint(one) for one in (model, clip.patcher, tiny.clip.patcher)]
-    picture, text = sample(model, size=(8, 8), steps=1), stock(clip, "a photo of cat")[0]
+    picture = sample(model, size=(8, 8), steps=1)
+    text = stock(clip, "a photo of cat")[0]
     given = options(method=method)
-    copies, learning = [], []
+    copies = []
+    learning = []
     with pytest.raises(error) if error else nothing(), subjects_of(model, clip, given) as subjects:
         learner = subjects.learner
         copies += [learner.patcher, subjects.text.adapted.patcher]
@@ -854,7 +878,8 @@ def test_ordinary_pictures_are_painted_as_by_ksampler(small: Any, tiny: Painter,
 def test_painting_ordinary_pictures_can_be_interrupted(small: Any, tiny: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between pictures by what is raised there, and within one as ComfyUI does; the MODEL stays as it was."""
     monkeypatch.setattr(prior, "STEPS", 2)
-    before, told = fingerprint(small), []
+    before = fingerprint(small)
+    told = []
 
     def stop(done: int, count: int) -> None:
         told.append((done, count))

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskprompt.attention import chain, grid, meca
-from maskprompt.attention.masked import MaskedCrossAttention
+from maskprompt.attention.masked_attention import MaskedCrossAttention
 
 from .test_masked import dense
 
@@ -46,7 +46,8 @@ def equation(qkv: Parts, image: Sequence[torch.Tensor], heads: int, inside: torc
         return dense(q, k, v, heads, torch.ones(q.shape[0], q.shape[1], k.shape[1]))
 
     m = inside[:, :, None].to(q.dtype)
-    text, picture = softmax(q, k, v), softmax(q, *image)
+    text = softmax(q, k, v)
+    picture = softmax(q, *image)
     if mode == "query":
         found = softmax((1 - m) * q, k, v) + weight * softmax(m * q, *image)
     elif mode == "region":
@@ -71,8 +72,12 @@ class Drawn:
 
     def __init__(self, case: dict[str, Any]) -> None:
         torch.manual_seed(case["seed"])
-        self.size, self.heads, self.halves = case["size"], case["heads"], case["halves"]
-        rows, width, cells = case["images"] * len(self.halves), 4 * self.heads, self.size[0] * self.size[1]
+        self.size = case["size"]
+        self.heads = case["heads"]
+        self.halves = case["halves"]
+        rows = case["images"] * len(self.halves)
+        width = 4 * self.heads
+        cells = self.size[0] * self.size[1]
         texts = case["texts"]
         self.qkv: Parts = (torch.randn(rows, cells, width), torch.randn(rows, texts, width), torch.randn(rows, texts, width))
         k, v = torch.randn(2, case["prompts"] + 1, case["tokens"], width)
@@ -135,7 +140,8 @@ def test_weight_zero_and_an_empty_region_are_no_adapter_to_the_bit(unet: Any, mo
 
 
 def test_regions_that_do_not_meet_are_what_each_is_alone(unet: Any) -> None:
-    drawn, other = some(), some(1)
+    drawn = some()
+    other = some(1)
     left, right = rectangle(0, 6, 0, 3), rectangle(1, 4, 5, 8)
     images = [meca.ImagePrompt(drawn.keys, left, 1.0), meca.ImagePrompt(other.keys, right, 0.7)]
     alone = [run(unet, both(image), drawn.qkv, 2, drawn.size, [1, 0]) for image in images]
@@ -160,7 +166,9 @@ def chained(*images: meca.ImagePrompt) -> tuple[chain.Patch, ...]:
 
 
 def test_where_regions_overlap_images_add_up_and_the_text_is_gone(unet: Any) -> None:
-    drawn, other, third = some(), some(1), some(2)
+    drawn = some()
+    other = some(1)
+    third = some(2)
     top, left = rectangle(0, 3, 0, 8), rectangle(0, 6, 0, 4)
     keys = (drawn.keys, other.keys, third.keys)
     images = [meca.ImagePrompt(keys[0], top), meca.ImagePrompt(keys[1], left), meca.ImagePrompt(keys[2], None, 0.5, "global")]
@@ -283,7 +291,9 @@ def test_it_is_diffusers_ip_adapter(unet: Any, shape: str, tokens: int) -> None:
     torch.manual_seed(0)
     layer: Any = Attention(query_dim=width, cross_attention_dim=context, heads=heads, dim_head=width // heads)
     theirs: Any = IPAdapterAttnProcessor2_0(width, context, (tokens,), 1.0)
-    hidden, text, image = torch.randn(2, 15, width), torch.randn(2, 77, context), torch.randn(2, tokens, context)
+    hidden = torch.randn(2, 15, width)
+    text = torch.randn(2, 77, context)
+    image = torch.randn(2, tokens, context)
     whole = grid.RegionMask(torch.ones(1, 24, 40))
     with torch.no_grad():
         layer.set_processor(theirs)

@@ -9,8 +9,11 @@ from typing import Any, cast
 
 import pytest
 import torch
-from maskprompt.attention import chain, meca, numbering
-from maskprompt.models import meca_adapter, meca_file, meca_network, patch_visibility
+from maskprompt.attention import chain, ip_adapter_layers, meca
+from maskprompt.models.clip_vision import patch_visibility
+from maskprompt.models.ip_adapter import adapter as meca_adapter
+from maskprompt.models.ip_adapter import file as meca_file
+from maskprompt.models.ip_adapter import network as meca_network
 from safetensors.torch import load_file, save_file
 
 from . import adapters
@@ -41,12 +44,16 @@ def small_unet(kind: str) -> tuple[Any, Any]:
     if kind == "SD 1.5":
         down = {"down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"), "transformer_layers_per_block": 1,
                 "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")}  # fmt: skip
-        depth, depth_out, middle = [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 0, 0, 0], 1
+        depth = [1, 1, 1, 1, 0, 0]
+        depth_out = [1, 1, 1, 1, 1, 1, 0, 0, 0]
+        middle = 1
     else:
         down = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), "use_linear_projection": True,
                 "transformer_layers_per_block": [1, 2, 3],
                 "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")}  # fmt: skip
-        depth, depth_out, middle = [0, 0, 2, 2, 3, 3], [0, 0, 0, 2, 2, 2, 3, 3, 3], 3
+        depth = [0, 0, 2, 2, 3, 3]
+        depth_out = [0, 0, 0, 2, 2, 2, 3, 3, 3]
+        middle = 3
     theirs = UNet2DConditionModel(
         block_out_channels=(32, 64, 96), cross_attention_dim=CONTEXT, attention_head_dim=cast("Any", (2, 4, 6)), layers_per_block=2, **down
     ).eval()  # fmt: skip
@@ -75,16 +82,18 @@ def painted(ours: Any, patches: tuple[chain.Patch, ...], x: torch.Tensor, text: 
 def test_a_whole_unet_paints_as_diffusers_does(kind: str, family: str, tmp_path: Path) -> None:
     """The very same file through both: projection, the order of the layers, the middle block, every key and value."""
     theirs, ours = small_unet(kind)
-    widths, context = numbering.widths(ours)
+    widths, context = ip_adapter_layers.widths(ours)
     weights = (adapters.base if family == "base" else adapters.plus)(widths, context)
     loaded = meca_adapter.load(write(weights, tmp_path / "adapter.bin"))
-    output, x, text = adapters.encoded(2), torch.randn(2, 4, 16, 24), torch.randn(2, 77, context)
+    output = adapters.encoded(2)
+    x = torch.randn(2, 4, 16, 24)
+    text = torch.randn(2, 77, context)
     theirs._load_ip_adapter_weights([adapters.nested(weights)])
     features = output.image_embeds if family == "base" else output.penultimate_hidden_states
     with torch.no_grad():
         wanted = theirs(x, 500, text, added_cond_kwargs={"image_embeds": [features[:, None]]}).sample
     pairs = loaded.pairs(output, zeros_for(loaded))
-    keys = meca.StoredKeys({layer: pairs[number] for number, layer in numbering.numbered(ours).items()})
+    keys = meca.StoredKeys({layer: pairs[number] for number, layer in ip_adapter_layers.numbered(ours).items()})
     result = painted(ours, (meca.ImagePrompt(keys, None, 1.0, "global"),), x, text)
     torch.testing.assert_close(result, wanted, atol=1e-4, rtol=1e-4)
     assert (result - painted(ours, (), x, text)).abs().max() > 1e-2
@@ -109,7 +118,7 @@ def test_the_numbers_are_ip_adapters(kind: str, count: int) -> None:
             "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")}  # fmt: skip
     theirs = UNet2DConditionModel(**cast("dict[str, Any]", sdxl if kind == "SDXL" else narrow))
     names = comfy.utils.unet_to_diffusers(UNETS[kind])
-    found = numbering.numbered(real_unet(kind))
+    found = ip_adapter_layers.numbered(real_unet(kind))
     order = list(theirs.attn_processors)
     assert len(found) == count
     assert {number for number, name in enumerate(order) if "attn2" in name} == set(found)
@@ -123,9 +132,9 @@ def test_the_numbers_are_ip_adapters(kind: str, count: int) -> None:
 
 def test_widths_are_the_networks() -> None:
     for kind, context in (("SD 1.5", 768), ("SDXL", 2048)):
-        widths, text = numbering.widths(real_unet(kind))
+        widths, text = ip_adapter_layers.widths(real_unet(kind))
         assert text == context
-        for number, module in numbering.cross_attention(real_unet(kind)).items():
+        for number, module in ip_adapter_layers.cross_attention(real_unet(kind)).items():
             assert tuple(module.to_k.weight.shape) == (widths[number], context)
 
 
@@ -166,7 +175,8 @@ def test_the_unconditional_tokens_of_base_are_those_of_zeros(tmp_path: Path) -> 
     weights = adapters.base(WIDTHS, CONTEXT)
     loaded = meca_adapter.load(write(weights, tmp_path / "base.bin"))
     bias = weights["image_proj.proj.bias"].view(4, CONTEXT)
-    scale, shift = weights["image_proj.norm.weight"], weights["image_proj.norm.bias"]
+    scale = weights["image_proj.norm.weight"]
+    shift = weights["image_proj.norm.bias"]
     tokens = torch.nn.functional.layer_norm(bias, (CONTEXT,), scale, shift)
     for number, (k, v) in loaded.pairs(adapters.encoded(2)).items():
         assert len(k) == len(v) == 3
@@ -202,7 +212,8 @@ def test_plus_gets_the_encoding_of_zero_pixels_for_the_unconditional_half(tmp_pa
 def test_repeated_tokens_of_patch_visibility_count_once(tmp_path: Path) -> None:
     """Pictures of a batch with fewer visible patches repeat theirs, which must not weigh more."""
     loaded = meca_adapter.load(write(adapters.plus(WIDTHS, CONTEXT), tmp_path / "plus.bin"))
-    clip_vision, states = adapters.small_clip_vision(), adapters.encoded(1).penultimate_hidden_states
+    clip_vision = adapters.small_clip_vision()
+    states = adapters.encoded(1).penultimate_hidden_states
     tokens = torch.tensor([[0, 1, 1, 1, 2, 4, 4], [0, 1, 2, 3, 4, 5, 6]])
     batch = SimpleNamespace(penultimate_hidden_states=torch.stack([states[0, own] for own in tokens]), tokens=tokens)
     assert len(patch_visibility.own_tokens(batch)[0]) == 4
@@ -262,7 +273,8 @@ def test_compression_is_equation_3() -> None:
     projection: Any = network.image_proj
     states = torch.randn(2, 20, 48)
     z = torch.nn.functional.layer_norm(states, (48,))
-    k, v = z @ projection.to_k.weight.T, z @ projection.to_v.weight.T
+    k = z @ projection.to_k.weight.T
+    v = z @ projection.to_v.weight.T
     heads = []
     for part in (slice(0, 16), slice(16, 32), slice(32, 48)):
         heads.append(((projection.queries[:, part] @ k[..., part].transpose(1, 2)) / 4).softmax(-1) @ v[..., part])
@@ -399,12 +411,12 @@ def test_another_model_is_refused_with_numbers() -> None:
     def adapter(widths: dict[int, int], context: int) -> Any:
         return SimpleNamespace(name="mine.bin", widths=widths, context=context)
 
-    (sd15, text), (sdxl, wide) = numbering.widths(real_unet("SD 1.5")), numbering.widths(real_unet("SDXL"))
+    (sd15, text), (sdxl, wide) = ip_adapter_layers.widths(real_unet("SD 1.5")), ip_adapter_layers.widths(real_unet("SDXL"))
     meca_adapter.check_fit(adapter(sd15, text), sd15, text)
     with pytest.raises(ValueError, match=r"'mine.bin'.* 70 .* of width 2048 \(SDXL\); this model has 16 .* of width 768 \(SD 1.5\)"):
         meca_adapter.check_fit(adapter(sdxl, wide), sd15, text)
     with pytest.raises(ValueError, match=r"768 \(SD 1.5\); this model has 16 .* 1024 \(SD 2.1\)"):
-        meca_adapter.check_fit(adapter(sd15, text), *numbering.widths(real_unet("SD 2.1")))
+        meca_adapter.check_fit(adapter(sd15, text), *ip_adapter_layers.widths(real_unet("SD 2.1")))
     with pytest.raises(ValueError, match="layer 3 has the width 7, this model's 320"):
         meca_adapter.check_fit(adapter({**sd15, 3: 7}, text), sd15, text)
 

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from maskprompt.attention import chain, layers, meca, numbering
-from maskprompt.models import files, meca_adapter, meca_file, meca_network
+from maskprompt.attention import chain, ip_adapter_layers, layers, meca
+from maskprompt.models import files
+from maskprompt.models.ip_adapter import adapter as meca_adapter
+from maskprompt.models.ip_adapter import file as meca_file
+from maskprompt.models.ip_adapter import network as meca_network
 from maskprompt.nodes import depth_hint
 from maskprompt.nodes import meca as nodes
 from maskprompt.nodes.meca import ApplyMECA, LoadMECA
@@ -28,7 +31,7 @@ MODES: tuple[meca.Mode, ...] = ("region", "query", "global")
 @pytest.fixture(scope="session")
 def adapter(model: Any, tmp_path_factory: pytest.TempPathFactory) -> meca_adapter.LoadedAdapter:
     """A base IP-Adapter for the small model."""
-    widths, context = numbering.widths(model.get_model_object("diffusion_model"))
+    widths, context = ip_adapter_layers.widths(model.get_model_object("diffusion_model"))
     path = tmp_path_factory.mktemp("ipadapter") / "base.safetensors"
     save_file(adapters.base(widths, context), path)
     return meca_adapter.load(str(path))
@@ -123,7 +126,8 @@ def test_in_the_region_the_text_says_nothing(model: Any, adapter: Any, sample: S
 def test_a_batch_with_images_and_regions_for_each_picture(model: Any, adapter: Any, sample: Sample, cfg: float, mode: str) -> None:
     """Each picture is what it would be alone with its own image and region; one has an empty region."""
     regions = torch.zeros(3, 128, 128)
-    regions[0, :64], regions[1, :, 64:] = 1, 1
+    regions[0, :64] = 1
+    regions[1, :, 64:] = 1
     output = adapters.encoded(3)
     together = sample(applied(model, adapter, regions, mode=mode, output=output), batch=3, cfg=cfg)
     for index in range(3):
@@ -134,11 +138,14 @@ def test_a_batch_with_images_and_regions_for_each_picture(model: Any, adapter: A
 
 def test_several_regions(model: Any, adapter: Any, sample: Sample) -> None:
     """The order of the nodes does not matter (but for rounding, which random weights magnify); text patches lie beneath images."""
-    one, other = corner(), torch.flip(corner(), (1, 2))
-    first, second = adapters.encoded(seed=1), adapters.encoded(seed=2)
+    one = corner()
+    other = torch.flip(corner(), (1, 2))
+    first = adapters.encoded(seed=1)
+    second = adapters.encoded(seed=2)
     both = applied(applied(model, adapter, one, output=first), adapter, other, output=second, weight=0.7)
     swapped = applied(applied(model, adapter, other, output=second, weight=0.7), adapter, one, output=first)
-    result, plain = sample(both), sample(model)
+    result = sample(both)
+    plain = sample(model)
     assert (result - sample(swapped)).abs().max() < 1e-3 * (result - plain).abs().max()
     kinds = [type(patch) for patch in patches_of(both)]
     assert kinds == [meca.TextOutside, meca.TextOutside, meca.ImagePrompt, meca.ImagePrompt]
@@ -174,7 +181,8 @@ class Watch:
     scope = chain.EVERYWHERE
 
     def __init__(self, seen: list[int], keys: meca.StoredKeys) -> None:
-        self.seen, self.keys = seen, keys
+        self.seen = seen
+        self.keys = keys
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: chain.Call, inner: chain.Inner) -> torch.Tensor:
         result = inner(q, k, v)
@@ -200,8 +208,9 @@ def test_half_precision_weights_and_inference_mode(adapter: Any, sample: Sample)
 
 def test_sdxls_blocks_are_served(sample: Sample, tmp_path: Path) -> None:
     """With a plus adapter and its unconditional encoding."""
-    model, pooled = small_sdxl(), {"pooled_output": torch.randn(1, 16)}
-    widths, context = numbering.widths(model.get_model_object("diffusion_model"))
+    model = small_sdxl()
+    pooled = {"pooled_output": torch.randn(1, 16)}
+    widths, context = ip_adapter_layers.widths(model.get_model_object("diffusion_model"))
     torch.save(adapters.nested(adapters.plus(widths, context)), tmp_path / "plus.bin")
     loaded = meca_adapter.load(str(tmp_path / "plus.bin"))
     changed = applied(model, loaded, corner(104, 176), clip_vision=adapters.small_clip_vision())
@@ -213,7 +222,7 @@ def test_sdxls_blocks_are_served(sample: Sample, tmp_path: Path) -> None:
 
 def test_a_trained_adapter_is_served(model: Any, sample: Sample, tmp_path: Path) -> None:
     unet = model.get_model_object("diffusion_model")
-    text = {number: (module.to_k.weight, module.to_v.weight) for number, module in numbering.cross_attention(unet).items()}
+    text = {number: (module.to_k.weight, module.to_v.weight) for number, module in ip_adapter_layers.cross_attention(unet).items()}
     network = meca_network.fresh(text, features=48, tokens=6, heads=3)
     path = str(tmp_path / "own.safetensors")
     meca_file.save(network, meca_file.About("query", heads=3, base="tiny"), path)
@@ -260,7 +269,7 @@ def test_files_are_found_in_their_folder(model: Any, folders: Path) -> None:
     place.mkdir()
     choice: Any = LoadMECA.define_schema().inputs[0]
     assert choice.options == [nodes.NO_FILES]
-    widths, context = numbering.widths(model.get_model_object("diffusion_model"))
+    widths, context = ip_adapter_layers.widths(model.get_model_object("diffusion_model"))
     torch.save(adapters.nested(adapters.base(widths, context)), place / "one.bin")
     save_file(adapters.plus(widths, context), place / "two.safetensors")
     (place / "notes.txt").write_text("no model")

@@ -12,8 +12,10 @@ import pytest
 import torch
 from scipy import linalg
 
-from benchmarks import meca, results, tables
-from benchmarks.kept import Kept
+from benchmarks import figures as results
+from benchmarks.cache import Kept
+from benchmarks.tables import meca
+from benchmarks.tables import run as tables
 from demo import judge, scenes
 
 GOOD = meca.Score(True, False, True, True, True, True, False, False, 3.0)
@@ -60,7 +62,8 @@ def test_cases_are_of_two_objects_and_two_grounds_that_training_never_put_togeth
     assert [ground == scenes.PHOTO for ground in grounds] == [number % 5 == 4 for number in range(10)]
     assert len(set(grounds)) >= 7
     for case in made:
-        one, two = case.unwanted, case.thing
+        one = case.unwanted
+        two = case.thing
         assert one.shape != two.shape
         assert one.paint.colour != two.paint.colour
         assert case.ground not in (case.reference.ground, scenes.PHOTO)
@@ -93,7 +96,8 @@ def test_fewer_cases_are_the_first_of_more(eye: judge.Judge, made: list[meca.Cas
 
 def test_the_ground_is_that_of_the_region_alone(eye: judge.Judge) -> None:
     """Grass around a box of night: the whole picture's ground is one of them, the parts' grounds are both."""
-    outside, inside = scene((), "grass"), scene((), "night")
+    outside = scene((), "grass")
+    inside = scene((), "night")
     both = outside.copy()
     both[16:112, 24:104] = inside[16:112, 24:104]
     box = torch.zeros(2, SIDE, SIDE)
@@ -161,8 +165,10 @@ def test_the_distance_is_frechets() -> None:
 
 def test_the_distance_of_fewer_pictures_than_features() -> None:
     """Two pictures each, apart along one feature: normal distributions of one dimension, (μ₁ − μ₂)² + (σ₁ − σ₂)² apart."""
-    found, wanted = np.zeros((2, 5)), np.zeros((2, 5))
-    found[1, 2], wanted[1, 2] = 6.0, 2.0
+    found = np.zeros((2, 5))
+    wanted = np.zeros((2, 5))
+    found[1, 2] = 6.0
+    wanted[1, 2] = 2.0
     unit = 1 + 0.1 * 1 / 5
     assert meca.fid(found, wanted) == pytest.approx(((6 - 2) / 2 / unit) ** 2 + ((6 - 2) / math.sqrt(2) / unit) ** 2)
 
@@ -199,7 +205,8 @@ def test_seeds_of_one_mind_count_once() -> None:
 def test_a_rates_interval_is_no_narrower_than_its_cases_allow() -> None:
     rng = np.random.default_rng(3)
     cases = (rng.random((64, 1)) < 0.4).tolist()
-    alone, twice = meca.rate("", cases), meca.rate("", [[row[0], row[0]] for row in cases])
+    alone = meca.rate("", cases)
+    twice = meca.rate("", [[row[0], row[0]] for row in cases])
     assert alone == results.rate("", [row[0] for row in cases])
     assert twice.value == alone.value
     assert (twice.cases, alone.cases) == (128, 64)
@@ -253,7 +260,8 @@ def test_figures_of_a_method_are_of_its_scores() -> None:
 
 def test_a_set_of_pictures_is_kept_by_all_that_it_is_made_from(tmp_path: Path, made: list[meca.Case]) -> None:
     bench = object.__new__(meca.Bench)
-    bench.kept, bench.files = Kept(tmp_path, {}), {"checkpoint": "c", "vision": "v", "adapter": "a"}
+    bench.kept = Kept(tmp_path, {})
+    bench.files = {"checkpoint": "c", "vision": "v", "adapter": "a"}
     pages = {bench.page(made[:2], method, seed) for method in meca.METHODS for seed in (0, 1)}
     assert len(pages) == 2 * len(meca.METHODS)
     moved = replace(made[0], box=(0, 0, 56, 56))

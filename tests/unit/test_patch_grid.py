@@ -11,8 +11,8 @@ import torch
 from comfy.clip_model import clip_preprocess
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import patch_grid
-from maskprompt.models.patch_grid import Place
+from maskprompt.models.clip_vision import patch_grid
+from maskprompt.models.clip_vision.patch_grid import Place
 
 SQUARE = Place(12, 12, 0, 0)
 sides = st.integers(1, 20)
@@ -22,7 +22,8 @@ def counted(mask: np.ndarray, threshold: str) -> np.ndarray:
     """The paper's D_p on 12 x 12 pixels in patches of 4, by counting zeros: the mask is enlarged until both grids fit without rest."""
     rows, columns = lcm(mask.shape[0], 12), lcm(mask.shape[1], 12)
     fine = mask.repeat(rows // mask.shape[0], 0).repeat(columns // mask.shape[1], 1)
-    high, wide = rows // 3, columns // 3
+    high = rows // 3
+    wide = columns // 3
     seen = np.empty((3, 3), bool)
     for row in range(3):
         for column in range(3):

@@ -17,8 +17,8 @@ from comfy.clip_model import clip_preprocess
 from comfy.clip_vision import ClipVisionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import patch_grid, patch_visibility
-from maskprompt.nodes.mepa import PatchVisibility
+from maskprompt.models.clip_vision import patch_grid, patch_visibility
+from maskprompt.nodes.patch_visibility import PatchVisibility
 from torch import Tensor
 
 FOLDER = Path(comfy.clip_vision.__file__).parent
@@ -142,7 +142,8 @@ def test_a_square_picture_needs_no_fit(kind: str, fit: str, side: int) -> None:
 @settings(max_examples=25, deadline=None)
 def test_hide_is_an_attention_mask_over_the_hidden_tokens(seed: int, share: float) -> None:
     """transformers runs all tokens and gives hidden ones minus infinity before the softmax."""
-    image, patches = pictures(seed=seed), random_patches(1, share, seed)
+    image = pictures(seed=seed)
+    patches = random_patches(1, share, seed)
     found = patch_visibility.encode(clip(), image, as_mask(patches), 0.5, "hide").output
     kept = token_mask(patches, True)
     blocked = torch.where(kept, 0.0, -torch.inf)[:, None, None]
@@ -156,7 +157,8 @@ def test_hide_is_an_attention_mask_over_the_hidden_tokens(seed: int, share: floa
 
 
 def test_hide_without_a_class_token() -> None:
-    image, patches = pictures(1, 87, 87), random_patches(1)
+    image = pictures(1, 87, 87)
+    patches = random_patches(1)
     found = patch_visibility.encode(siglip(), image, as_mask(patches, 87), 0.5, "hide").output
     kept = token_mask(patches, False)
     with torch.no_grad():
@@ -172,10 +174,13 @@ def test_hide_without_a_class_token() -> None:
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_paper_is_equation_1(kind: str) -> None:
     """z = Projection(I_p * D_p) * D_z, every patch by itself, then positions and layers as transformers has them."""
-    model, vision = (clip() if kind == "clip" else siglip()), witness(kind)
+    model = clip() if kind == "clip" else siglip()
+    vision = witness(kind)
     vision = vision.vision_model if kind == "clip" else vision
-    image, patches = pictures(2, model.image_size, model.image_size), random_patches(2)
-    pixels, embeddings = pixels_of(model, image), vision.embeddings
+    image = pictures(2, model.image_size, model.image_size)
+    patches = random_patches(2)
+    pixels = pixels_of(model, image)
+    embeddings = vision.embeddings
     projection = embeddings.patch_embedding.weight.flatten(1)
     bias = embeddings.patch_embedding.bias if embeddings.patch_embedding.bias is not None else 0.0
     z = torch.empty(2, GRID * GRID, 64)
@@ -204,8 +209,11 @@ def test_paper_is_equation_1(kind: str) -> None:
 @pytest.mark.parametrize("mode", ["hide", "paper"])
 def test_hidden_pixels_cannot_be_seen(kind: str, mode: str) -> None:
     model = clip() if kind == "clip" else siglip()
-    size, patches = model.image_size, random_patches(2, seed=3)
-    image, other, mask = pictures(2, size, size), pictures(2, size, size, seed=9), as_mask(patches, size)
+    size = model.image_size
+    patches = random_patches(2, seed=3)
+    image = pictures(2, size, size)
+    other = pictures(2, size, size, seed=9)
+    mask = as_mask(patches, size)
     changed = torch.where(mask[..., None] > 0, image, other)
     first, second = (patch_visibility.encode(model, one, mask, 0.5, mode).output for one in (image, changed))
     assert_same(second, first)
@@ -253,7 +261,9 @@ def mixed() -> Tensor:
 
 
 def test_pictures_with_different_counts_are_each_as_if_alone() -> None:
-    image, patches, runs = pictures(5), mixed(), []
+    image = pictures(5)
+    patches = mixed()
+    runs = []
     handle = clip().model.vision_model.encoder.register_forward_hook(lambda module, inputs, result: runs.append(inputs[0].shape[:2]))
     try:
         found = patch_visibility.encode(clip(), image, as_mask(patches)).output
@@ -312,7 +322,8 @@ def test_llava_tokens_are_the_visible_ones() -> None:
 
 
 def test_one_picture_with_several_masks_and_one_mask_for_all() -> None:
-    image, patches = pictures(), random_patches(3)
+    image = pictures()
+    patches = random_patches(3)
     several = patch_visibility.encode(clip(), image, as_mask(patches))
     repeated = patch_visibility.encode(clip(), image.expand(3, -1, -1, -1), as_mask(patches))
     assert_same(several.output, repeated.output)
@@ -340,7 +351,8 @@ def test_the_mask_follows_the_picture(height: int, fit: str) -> None:
 
 
 def test_the_preview_is_the_picture_that_was_encoded() -> None:
-    image, patches = pictures(2, 100, 150), random_patches(1)
+    image = pictures(2, 100, 150)
+    patches = random_patches(1)
     mask = as_mask(patches).repeat_interleave(3, 2)[:, :, 63:189]  # of the middle: 126 columns stand for 150
     found = patch_visibility.encode(clip(), image, mask, 0.5, "paper")
     expected = pixels_of(clip(), image) * torch.tensor(clip().image_std).view(3, 1, 1) + torch.tensor(clip().image_mean).view(3, 1, 1)
@@ -356,7 +368,8 @@ def test_letterbox_bars_are_as_good_as_not_there() -> None:
     assert found.visible[0].all(1).tolist() == [False, True, True, True, True, False]
     squared = torch.nn.functional.pad(image.movedim(-1, 1), (0, 0, 21, 21)).movedim(1, -1)
     pixels = pixels_of(clip(), squared)
-    pixels[:, :, :21], pixels[:, :, 63:] = 0, 0
+    pixels[:, :, :21] = 0
+    pixels[:, :, 63:] = 0
     kept = token_mask(found.visible, True)
     blocked = torch.where(kept, 0.0, -torch.inf)[:, None, None]
     with torch.no_grad():
@@ -365,7 +378,8 @@ def test_letterbox_bars_are_as_good_as_not_there() -> None:
 
 
 def test_masks_and_pictures_in_every_form() -> None:
-    patches, grey = random_patches(1), pictures()[..., :1]
+    patches = random_patches(1)
+    grey = pictures()[..., :1]
     expected = patch_visibility.encode(clip(), grey.expand(-1, -1, -1, 3), as_mask(patches)).output
     large = as_mask(patches).repeat_interleave(5, 1).repeat_interleave(5, 2)
     for mask in (as_mask(patches)[0], as_mask(patches)[:, None], as_mask(patches) * 0.98, as_mask(patches).byte() * 255, large):
@@ -394,7 +408,8 @@ def test_the_crop_warns_of_what_it_cuts_off(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_a_run_leaves_the_model_as_it_was() -> None:
-    model, image = random_model(SMALL, seed=5), pictures()
+    model = random_model(SMALL, seed=5)
+    image = pictures()
     before = {name: value.clone() for name, value in model.get_sd().items()}
     expected = stock(model, image)
     management.unload_all_models()

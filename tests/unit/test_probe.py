@@ -11,13 +11,13 @@ from comfy.patcher_extension import WrappersMP
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskprompt.attention import chain, grid, layers, probe
-from maskprompt.attention.masked import MaskedCrossAttention
-from maskprompt.attention.readings import Reading, Readings
-from maskprompt.training import twin
-from maskprompt.training.learner import Learner
+from maskprompt.attention.maps import Reading, Readings
+from maskprompt.attention.masked_attention import MaskedCrossAttention
+from maskprompt.training.engine import model_copy
+from maskprompt.training.engine.learner import Learner
 from torch import Tensor
 
-from benchmarks.bench import Held
+from benchmarks.speed.run import Held
 
 from .conftest import Sample
 from .test_layers import UNETS, keys, unet
@@ -48,7 +48,8 @@ def cases(draw: Any) -> dict[str, Any]:
 def tensors(case: dict[str, Any], dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """q, k, v; the prompt's tokens stand in k and v as often as `repeats` says."""
     torch.manual_seed(case["seed"])
-    batch, width = case["images"] * case["halves"], 4 * case["heads"]
+    batch = case["images"] * case["halves"]
+    width = 4 * case["heads"]
     q = torch.randn(batch, case["height"] * case["width"], width, dtype=dtype)
     return [q, *(torch.randn(batch, case["tokens"], width, dtype=dtype).repeat(1, case["repeats"], 1) for _ in range(2))]
 
@@ -189,10 +190,11 @@ def _differentiable(_attention: Any, *args: Any, **kwargs: Any) -> Tensor:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
 def test_gradient_checkpointing_changes_no_gradient(part: str, dtype: torch.dtype, tolerance: float) -> None:
     """Blocks computed again for the gradient call their probes again. Relative to each gradient's largest value."""
-    plain_, again = small(dtype), small(dtype)
+    plain_ = small(dtype)
+    again = small(dtype)
     scope = chain.Scope(probe.layers_near(plain_, (8, 8), 8))
     assert scope.layers == keys("input", 1) | keys("output", 2, 3)
-    twin.checkpoint_blocks(again)
+    model_copy.checkpoint_blocks(again)
     wanted, found = (gradients(network, dtype, part, scope) for network in (plain_, again))
     for ours, theirs in zip(found, wanted, strict=True):
         assert theirs.abs().max() > 0
@@ -202,14 +204,16 @@ def test_gradient_checkpointing_changes_no_gradient(part: str, dtype: torch.dtyp
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_learner_learns_the_same_with_and_without_checkpointing(batch: int) -> None:
     """A LoRA through ComfyUI's sampling code, by the maps alone."""
-    model, found = unet_of(32, small=True), []
+    model = unet_of(32, small=True)
+    found = []
     for checkpointing in (False, True):
         learner = Learner(model, "lora", 4, checkpointing=checkpointing)
         with learner.loaded(), torch.enable_grad():
             generator = torch.Generator().manual_seed(5)
             for value in learner.parameters.values():
                 value.data += 0.1 * torch.randn(value.shape, generator=generator)
-            readings, latents = Readings(), torch.randn(batch, 4, 8, 8, generator=generator)
+            readings = Readings()
+            latents = torch.randn(batch, 4, 8, 8, generator=generator)
             scope = chain.Scope(probe.layers_near(learner.network.diffusion_model, (8, 8), 8))
             shown = {"concat_latent_image": latents, "concat_mask": torch.ones(1, 1, 64, 64)}
             conditions = learner.conditions([[torch.randn(1, 9, 128, generator=generator), {}]], latents, shown)
@@ -244,7 +248,8 @@ def test_a_longer_negative_prompt_changes_no_map(model: Any, sample: Sample, siz
     import comfy.sample
 
     generator = torch.Generator().manual_seed(2)
-    noise, text = torch.randn(1, 4, *size, generator=generator), torch.randn(1, 77, 128, generator=generator)
+    noise = torch.randn(1, 4, *size, generator=generator)
+    text = torch.randn(1, 77, 128, generator=generator)
     found = []
     for negative in (torch.zeros(1, 77, 128), torch.randn(1, 154, 128, generator=generator)):
         readings, patch = reader(wanted=(3, 40))
@@ -316,8 +321,10 @@ def test_cells_lie_on_the_latent_where_they_are(cells: tuple[int, int], latent: 
 
 
 def test_the_mean_over_layers_and_its_shape() -> None:
-    one, two = torch.rand(2, 6, 3), torch.rand(2, 6, 3)
-    readings, rows = Readings(), (chain.Row(0, 0, (0, 0, 2, 3)), chain.Row(0, 1, (0, 0, 2, 3)))
+    one = torch.rand(2, 6, 3)
+    two = torch.rand(2, 6, 3)
+    readings = Readings()
+    rows = (chain.Row(0, 0, (0, 0, 2, 3)), chain.Row(0, 1, (0, 0, 2, 3)))
     for maps in (one, two):
         readings.add(Reading(("input", 1, 0), (2, 3), (2, 3), rows, maps))
     mean = readings.mean()
@@ -338,7 +345,8 @@ def test_errors_say_what_is_wrong(model: Any, sample: Sample) -> None:
         Readings().on_latent()
     with pytest.raises(RuntimeError, match=r"prompt has 70 tokens .* gets 77"):
         sample(chain.install(model, reader(tokens=70)[1]), steps=1)
-    q, k = torch.randn(4, 6, 8), torch.randn(4, 77, 8)
+    q = torch.randn(4, 6, 8)
+    k = torch.randn(4, 77, 8)
     with pytest.raises(RuntimeError, match="on 4 rows where the batch has 2"):
         reader()[1].attend(q, k, k, call_of("cross", 2, 3, 2, 2, 1), plain(2))
 

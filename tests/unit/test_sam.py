@@ -14,8 +14,10 @@ import pytest
 import safetensors.torch
 import segment_anything
 import torch
-from maskprompt.models import sam, sam_network, sam_prompts
-from maskprompt.models.masks import Box
+from maskprompt.images.masks import Box
+from maskprompt.models.sam import model as sam
+from maskprompt.models.sam import network as sam_network
+from maskprompt.models.sam import prompts as sam_prompts
 from PIL import Image
 from segment_anything import modeling
 
@@ -125,13 +127,15 @@ def test_numbers_equal_segment_anything(size: tuple[int, int]) -> None:
     image = torch.randint(0, 256, (*size, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     predictor = segment_anything.SamPredictor(original)
     predictor.set_image(image.numpy())
-    model, picture = loaded(original), image.float() / 255
+    model = loaded(original)
+    picture = image.float() / 255
     assert torch.allclose(model.embed(picture), predictor.get_image_embedding(), atol=1e-5)
     height, width = size
     box: Box = {"x": width // 5, "y": height // 5, "width": width // 2, "height": max(height // 2, 1)}
     corners = np.array([box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]])
     points = ((width * 0.3, height * 0.4, True), (width * 0.8, height * 0.1, False))
-    coordinates, labels = np.array([point[:2] for point in points]), np.array([int(point[2]) for point in points])
+    coordinates = np.array([point[:2] for point in points])
+    labels = np.array([int(point[2]) for point in points])
     for with_points, with_box, with_logits in [(True, False, False), (False, True, False), (True, True, False), (True, False, True)]:
         logits = torch.randn(64, 64, generator=torch.Generator().manual_seed(2)) * 5 if with_logits else None
         expected, scores, low = predictor.predict(
@@ -239,14 +243,16 @@ def test_the_cache_is_bounded_keeps_the_latest_and_goes_by_content() -> None:
 
 
 def test_two_models_do_not_share_embeddings() -> None:
-    one, other = loaded(small_sam(0)), loaded(small_sam(1))
+    one = loaded(small_sam(0))
+    other = loaded(small_sam(1))
     picture = torch.rand(40, 60, 3)
     assert not torch.allclose(one.embed(picture), other.embed(picture), atol=1e-3)
 
 
 def test_memory_management_knows_the_model_and_may_take_it_away() -> None:
     model = loaded(small_sam())
-    picture, prompt = torch.rand(40, 60, 3), sam.Prompt(points=((20.0, 20.0, True),))
+    picture = torch.rand(40, 60, 3)
+    prompt = sam.Prompt(points=((20.0, 20.0, True),))
     management.unload_all_models()
     before = model.ask(picture, prompt)
     assert {id(model.encoder), id(model.decoder)} <= {id(patcher) for patcher in management.loaded_models()}
@@ -294,7 +300,8 @@ def test_a_second_prompt_costs_little_of_the_first(mobile: sam.LoadedSam) -> Non
         return time.perf_counter() - start
 
     times = [[seconds(picture, request) for request in prompts] for picture in pictures]
-    first, further = min(each[0] for each in times), min(min(each[1:]) for each in times)
+    first = min(each[0] for each in times)
+    further = min(min(each[1:]) for each in times)
     ratio = further / first
     print(f"\nfirst prompt {first:.2f} s, further ones {further:.3f} s, ratio {ratio:.3f}")
     assert ratio <= 0.07

@@ -12,8 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import sam, sam_prompts
-from maskprompt.models.masks import Box
+from maskprompt.images.masks import Box
+from maskprompt.models.sam import model as sam
+from maskprompt.models.sam import prompts as sam_prompts
 from maskprompt.nodes.segment import ADVICE, MaskPromptBoxMask, MaskPromptLoadSAM, MaskPromptSAMMask
 from scipy import ndimage
 
@@ -93,12 +94,14 @@ def test_boxes_picture_by_picture(mobile: sam.LoadedSam) -> None:
 
 def test_several_boxes_are_united_and_points_go_to_their_box(mobile: sam.LoadedSam) -> None:
     image = photo("flower")[None]
-    one, two = ACCURACY["flower"][0], Box(x=285, y=370, width=185, height=57)
+    one = ACCURACY["flower"][0]
+    two = Box(x=285, y=370, width=185, height=57)
     parts = [sam_mask(mobile, image, bboxes=box)[0] for box in (one, two)]
     union, _, around, _ = sam_mask(mobile, image, bboxes=[one, two])
     assert torch.equal(union, torch.maximum(*parts))
     assert around["y"] + around["height"] > 400
-    inside, beside = (310.0, 220.0), (20.0, 20.0)
+    inside = (310.0, 220.0)
+    beside = (20.0, 20.0)
     request = sam_prompts.Request(positive=(inside, beside), negative=((600.0, 400.0),), boxes=(one, two))
     prompts = [prompt for prompt, _ in sam_prompts.prompts_for(request, 427, 640)]
     assert [prompt.box for prompt in prompts] == [one, two, None]
@@ -116,7 +119,8 @@ def test_a_negative_point_takes_a_part_away(mobile: sam.LoadedSam) -> None:
 
 
 def test_the_choice_among_three_masks(mobile: sam.LoadedSam) -> None:
-    image, where = photo("coffee")[None], points((300, 350))
+    image = photo("coffee")[None]
+    where = points((300, 350))
     three, images, boxes, _ = sam_mask(mobile, image, positive_coords=where, choice="all")
     assert three.shape == (3, 400, 600)
     assert images.shape == (3, 400, 600, 3)

@@ -20,11 +20,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import handles
-from maskprompt.training import loop, twin
-from maskprompt.training.adapted import Method
-from maskprompt.training.learner import Learner
-from maskprompt.training.text_learner import PLACEHOLDER, TextLearner
+from maskprompt.conditioning import handles
+from maskprompt.training.engine import loop, model_copy
+from maskprompt.training.engine.learner import Learner
+from maskprompt.training.engine.text_learner import PLACEHOLDER, TextLearner
+from maskprompt.training.engine.trainable_weights import Method
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -40,7 +40,8 @@ KINDS = {
     "lg": (comfy.sdxl_clip.SDXLClipModel, comfy.sdxl_clip.SDXLTokenizer),
 }
 """The text encoders of SD 1.5, SD 2.1 and SDXL, by their letters."""
-WIDTHS, LAYERS = {"l": 32, "h": 40, "g": 48}, 3
+WIDTHS = {"l": 32, "h": 40, "g": 48}
+LAYERS = 3
 SPARE = 1000
 """Rows of the words' table that no prompt here names: the reference keeps its handles in them."""
 LONG = "a photo of x beside " + "one old stone house, two tall trees, " * 9 + "and x at sea"
@@ -74,7 +75,8 @@ clip_of = functools.cache(small_clip)
 
 def with_a_lora(clip: Any) -> Any:
     """A clone of the CLIP with a random LoRA on some layers, as a stock loader leaves it."""
-    generator, state = torch.Generator().manual_seed(3), {}
+    generator = torch.Generator().manual_seed(3)
+    state = {}
     for name, weight in clip.patcher.model.state_dict().items():
         if name.endswith(("layers.0.self_attn.v_proj.weight", "layers.1.mlp.fc2.weight")):
             layer = f"text_encoders.{name.removesuffix('.weight')}"
@@ -129,7 +131,8 @@ class Reference:
     """`transformers`' text encoders in float64, with weights by a CLIP's names."""
 
     def __init__(self, kind: str, state: dict[str, Tensor]) -> None:
-        self.kind, self.models = kind, dict[str, Any]()
+        self.kind = kind
+        self.models = dict[str, Any]()
         for letter in kind:
             config = CLIPTextConfig(
                 hidden_size=WIDTHS[letter], intermediate_size=2 * WIDTHS[letter], num_attention_heads=4, num_hidden_layers=LAYERS,
@@ -143,11 +146,13 @@ class Reference:
         self, clip: Any, prompt: str, order: Sequence[int], vectors: Mapping[str, Tensor], layer: int | None
     ) -> tuple[Tensor, Tensor]:
         """Text [1, T, width] and pooled text [1, width] of a prompt in which the handles of `order` stand for the word x."""
-        texts, pooled = {}, torch.empty(0)
+        texts = {}
+        pooled = torch.empty(0)
         for letter, model in self.models.items():
             table = model.get_input_embeddings().weight
             table.data[SPARE : SPARE + len(vectors[letter])] = vectors[letter].detach().double()
-            entries, left = clip.tokenize(prompt)[letter], iter(order)
+            entries = clip.tokenize(prompt)[letter]
+            left = iter(order)
             ids = [[SPARE + next(left) if token == X else token for token, _ in row] for row in entries]
             empty = clip.tokenize("")[letter][0]
             found = model(torch.tensor([*ids, [token for token, _ in empty]]), output_hidden_states=True)
@@ -213,7 +218,8 @@ def test_untrained_it_encodes_as_its_clip_to_the_bit(kind: str, dtype: torch.dty
     """Long and weighted prompts too, and with fewer layers; no tolerance."""
     clip = clip_of(kind, dtype)
     clip = (with_a_lora(clip) if patched else clip).clone()
-    layers, wanted = (None, -1, -2, -3), {}
+    layers = (None, -1, -2, -3)
+    wanted = {}
     for layer in layers:
         clip.clip_layer(layer)
         wanted |= {(layer, prompt): stock(clip, prompt) for prompt in PROMPTS}
@@ -239,7 +245,9 @@ def bare(clip: Any, layer: int) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_transformers_and_reach_nothing_else(kind: str, method: Method, layer: int | None) -> None:
     """Of handles, adapters and weights, through a prompt of two parts with weights in it; the encoding itself as well."""
-    clip, prompt, order = bare(clip_of(kind), layer or 0) if layer else clip_of(kind), LONG.replace("and x", "and (x:1.2)"), [1, 0]
+    clip = bare(clip_of(kind), layer or 0) if layer else clip_of(kind)
+    prompt = LONG.replace("and x", "and (x:1.2)")
+    order = [1, 0]
     with loaded(TextLearner(clip, ["cat", "dog", "fish"], method, 2)) as text:
         roughened(text)
         found, options = text.encode(text.tokens(prompt, order)[0])
@@ -264,7 +272,8 @@ def test_gradients_are_those_of_transformers_and_reach_nothing_else(kind: str, m
 
 def compare(text: TextLearner, reference: Reference) -> None:
     """The gradients of what learns of the encoder; and that it is the encoder's layers that learn."""
-    gradients, left = reference.gradients, set(text.adapted.parameters)
+    gradients = reference.gradients
+    left = set(text.adapted.parameters)
     layers = {
         name
         for name, value in text.adapted.patcher.model.named_parameters()
@@ -273,7 +282,8 @@ def compare(text: TextLearner, reference: Reference) -> None:
     assert len(layers) == 6 * LAYERS * len(reference.kind)
     largest = max(float(value.abs().max()) for value in gradients.values() if value is not None)
     for name in layers if text.adapted.method == "lora" else [name.removeprefix("text_encoders.") for name in left]:
-        gradient, places = gradients[name], [f"text_encoders.{name}"]
+        gradient = gradients[name]
+        places = [f"text_encoders.{name}"]
         if text.adapted.method == "lora":
             places = [f"text_encoders.{name.removesuffix('weight')}lora_{part}.weight" for part in ("up", "down")]
         values = [text.adapted.parameters[place] for place in places]
@@ -321,7 +331,8 @@ def rows_of(clip: Any, letter: str, word: str) -> Tensor:
 
 @pytest.mark.parametrize(("kind", "dtype"), [("l", torch.float16), ("h", torch.float32), ("lg", torch.float16)])
 def test_handles_begin_as_the_mean_of_their_words(kind: str, dtype: torch.dtype) -> None:
-    clip, words = clip_of(kind, dtype), ["cat", "fox terrier", "Xyloquark", "犬", "!", "cat"]
+    clip = clip_of(kind, dtype)
+    words = ["cat", "fox terrier", "Xyloquark", "犬", "!", "cat"]
     assert [len(rows_of(clip, "l" if kind == "lg" else kind, word)) for word in words[:3]] == [1, 2, 4]
     text = TextLearner(clip, words)
     assert "".join(sorted(text.vectors)) == "".join(sorted(kind))
@@ -346,7 +357,8 @@ def test_a_handle_is_handed_out_as_a_copy() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_word_may_be_an_embedding(tmp_path: Path, kind: str) -> None:
     """One trained before; of several vectors their mean. One that is not there, or is for another text encoder, is refused in words."""
-    clip, trained = small_clip(kind, folder=tmp_path), {letter: torch.randn(3, WIDTHS[letter]) for letter in kind}
+    clip = small_clip(kind, folder=tmp_path)
+    trained = {letter: torch.randn(3, WIDTHS[letter]) for letter in kind}
     handles.save(str(tmp_path), "one", {letter: rows[:1] for letter, rows in trained.items()}, "cat")
     handles.save(str(tmp_path), "three", trained, "cat")
     handles.save(str(tmp_path), "other", {"l": torch.randn(1, 20)}, "cat")
@@ -393,7 +405,8 @@ def test_vectors_stand_where_tokens_says(kind: str, gaps: list[int], data: st.Da
     weight = data.draw(st.sampled_from([1.0, 1.5]))
     prompt = " ".join(f"{'house ' * gap} {PLACEHOLDER if weight == 1 else f'(x:{weight})'}" for gap in gaps) + " at sea"
     found, columns = text.tokens(prompt, order)
-    places, filled = [], 0
+    places = []
+    filled = 0
     for gap in gaps:  # each of these words is one token; 75 of them fit beside the beginning's and the end's
         filled += gap + 1
         places.append(77 * ((filled - 1) // 75) + (filled - 1) % 75 + 1)
@@ -402,7 +415,8 @@ def test_vectors_stand_where_tokens_says(kind: str, gaps: list[int], data: st.Da
     assert found.keys() == plain.keys() == text.vectors.keys()
     for letter, rows in found.items():
         assert [len(row) for row in rows] == [77] * len(rows) == [len(row) for row in plain[letter]]
-        flat, before = [entry for row in rows for entry in row], [entry for row in plain[letter] for entry in row]
+        flat = [entry for row in rows for entry in row]
+        before = [entry for row in plain[letter] for entry in row]
         for column, (entry, was) in enumerate(zip(flat, before, strict=True)):
             assert len(entry) == len(was) == 2
             assert entry[1] == was[1] == (weight if column in columns else 1.0)
@@ -470,7 +484,8 @@ def test_the_loss_falls(kind: str, method: Method) -> None:
 def test_the_clip_stays_as_it_was(kind: str, method: Method, patched: bool) -> None:
     """Weights, options and what it says to the bit: before, while another learns from it, and after, even if that fails."""
     clip = with_a_lora(small_clip(kind)) if patched else small_clip(kind)
-    before, said = fingerprint(clip.patcher), stock(clip, LONG)
+    before = fingerprint(clip.patcher)
+    said = stock(clip, LONG)
     kept = vars(clip).copy()
     text = TextLearner(clip, ["cat", "dog"], method, 2)
     for fails in (False, True):
@@ -542,7 +557,8 @@ def test_it_is_loaded_and_unloaded_with_its_learner(method: Method, caplog: pyte
     clip = clip_of("lg")
     text = TextLearner(clip, ["cat"], method, 2)
     learner = Learner(unet(), "lora", 2, text=text, checkpointing=False)
-    patchers, learned = (learner.patcher, text.adapted.patcher), dict[str, Tensor]()
+    patchers = (learner.patcher, text.adapted.patcher)
+    learned = dict[str, Tensor]()
     for _ in range(2):  # a second time, too
         with learner.loaded():
             assert held(*patchers) == [True, True]
@@ -618,8 +634,8 @@ def train_one(text: TextLearner) -> None:
 def test_sums_that_are_not_in_place() -> None:
     """The same numbers from an input that stays; the layers of the CLIP that it was copied from go on as before."""
     clip = clip_of("l")
-    copied = twin.twin(clip.patcher).model
-    twin.without_sums_in_place(copied)
+    copied = model_copy.twin(clip.patcher).model
+    model_copy.without_sums_in_place(copied)
     kept: list[Any] = [module for module in clip.cond_stage_model.modules() if isinstance(module, comfy.clip_model.CLIPLayer)]
     changed: list[Any] = [module for module in copied.modules() if isinstance(module, comfy.clip_model.CLIPLayer)]
     assert len(kept) == len(changed) == LAYERS
@@ -633,7 +649,8 @@ def test_sums_that_are_not_in_place() -> None:
     for one, other in zip(kept, changed, strict=True):
         given = x.clone()
         with torch.no_grad():
-            found, wanted = other(given, mask, attention), one(x.clone(), mask, attention)
+            found = other(given, mask, attention)
+            wanted = one(x.clone(), mask, attention)
         assert torch.equal(given, x)
         assert torch.equal(found, wanted)
         assert not torch.equal(found, x)

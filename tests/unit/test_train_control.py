@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from maskprompt.models import depth_hint
+from maskprompt.images import depth_hint
 from maskprompt.nodes.depth_hint import DepthHint
 from safetensors import safe_open
 
@@ -88,7 +88,8 @@ def test_it_starts_as_the_bases_encoder(unet: dict[str, torch.Tensor]) -> None:
     assert all(torch.equal(value, unet[name]) for name, value in shared.items())
     latent = torch.randn(1, 4, 9, 9, generator=torch.Generator().manual_seed(0))
     constant = torch.tensor([1.0, *tiny_model.BLANK])[None, :, None, None].expand(1, 5, 9, 9)
-    weight, bias = unet["input_blocks.0.0.weight"], unet["input_blocks.0.0.bias"]
+    weight = unet["input_blocks.0.0.weight"]
+    bias = unet["input_blocks.0.0.bias"]
     wanted = torch.nn.functional.conv2d(torch.cat([latent, constant], 1), weight, bias)
     found = control.get_submodule("input_blocks.0.0")(latent)[..., 1:-1, 1:-1]
     torch.testing.assert_close(found, wanted)
@@ -120,7 +121,8 @@ def test_trained_saved_and_loaded_it_is_the_same(
         "x": torch.randn(1, 4, 16, 16), "hint": hint, "timesteps": torch.tensor([500.0]), "context": torch.randn(1, 77, 128),
     }  # fmt: skip
     with torch.no_grad():
-        ours, theirs = network.control(**inputs), net.control_model.float()(**inputs)
+        ours = network.control(**inputs)
+        theirs = net.control_model.float()(**inputs)
     for one, two in zip([*ours["output"], *ours["middle"]], [*theirs["output"], *theirs["middle"]], strict=True):
         assert one.abs().max() > 0
         torch.testing.assert_close(one, two)

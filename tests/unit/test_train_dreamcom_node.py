@@ -18,9 +18,10 @@ import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
 from maskprompt.nodes import progress as node_progress
-from maskprompt.training import dreamcom, loop, state
-from maskprompt.training.adapted import Method
-from maskprompt.training.learner import Learner
+from maskprompt.training.dreamcom import loss as dreamcom
+from maskprompt.training.engine import checkpoint, loop
+from maskprompt.training.engine.learner import Learner
+from maskprompt.training.engine.trainable_weights import Method
 from torch import Tensor
 
 from demo.painter import Painter
@@ -68,7 +69,8 @@ def cancelled(monkeypatch: pytest.MonkeyPatch, tiny: Painter) -> None:
 
 
 def out_of_memory(monkeypatch: pytest.MonkeyPatch, tiny: Painter) -> None:
-    of, steps = dreamcom.Loss.of, iter(range(9))
+    of = dreamcom.Loss.of
+    steps = iter(range(9))
 
     def loss(self: Any, *given: Any) -> Tensor:
         if next(steps) == 2:
@@ -91,7 +93,8 @@ def test_the_given_model_stays_as_it_was_to_the_bit(
     model: Any, tiny: Painter, output: Path, monkeypatch: pytest.MonkeyPatch, method: Method, happens: Happens, kept: list[int]
 ) -> None:
     """Weights, patches and what it predicts; and no copy of it is left on the device, whatever happened."""
-    before, wanted = fingerprint(model), predicted(model)
+    before = fingerprint(model)
+    wanted = predicted(model)
     happens(monkeypatch, tiny)
     if happens is nothing:
         trained, *_ = run_node(tiny, model=model, method=method, steps=3, learning_rate=1e-3)
@@ -113,7 +116,8 @@ def test_cancelled_at_half_and_resumed_reaches_the_same_weights(
     """The float32 weights themselves, to 1e-5, not only what is saved of them in half precision; the first half is not done again."""
     found: list[dict[str, Tensor]] = []
     computed: list[int] = []
-    learned, loss = Learner.learned, dreamcom.Loss.__call__
+    learned = Learner.learned
+    loss = dreamcom.Loss.__call__
 
     def counted(self: dreamcom.Loss, step: int, generator: torch.Generator) -> Tensor:
         computed.append(step)
@@ -149,7 +153,7 @@ def test_a_disk_that_is_full_is_a_warning_and_training_goes_on(
     model: Any, tiny: Painter, output: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It breaks off in the middle of the file. An interrupt stays one."""
-    monkeypatch.setattr(dreamcom, "StateFile", partial(state.StateFile, every=1))
+    monkeypatch.setattr(dreamcom, "StateFile", partial(checkpoint.StateFile, every=1))
     _, wanted, _, _, _ = run_node(tiny, model=model, steps=3)
 
     def full(content: Any, file: Path) -> None:
@@ -266,7 +270,9 @@ def test_an_interrupt_is_passed_on_in_older_versions_too(monkeypatch: pytest.Mon
 
 def test_a_preview_is_the_batchs_first_picture_in_its_own_colours(told: Told) -> None:
     image = torch.zeros(2, 2, 3, 3)
-    image[0, 0, 0], image[0, 1, 2], image[1] = torch.tensor([-1.0, 0.5, 2.0]), torch.tensor([1.0, 0.0, 0.2]), 0.7
+    image[0, 0, 0] = torch.tensor([-1.0, 0.5, 2.0])
+    image[0, 1, 2] = torch.tensor([1.0, 0.0, 0.2])
+    image[1] = 0.7
     node_progress.TrainingProgress(None, 2).watcher(1, lambda: image)(loop.Progress(1, [1.0]))
     kind, picture, largest = told[0][1]
     assert (kind, picture.size, picture.mode, largest) == ("JPEG", (3, 2), "RGB", 512)

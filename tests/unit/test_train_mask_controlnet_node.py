@@ -18,11 +18,11 @@ import pytest
 import torch
 from comfy_api.latest import io
 from maskprompt.models import files
-from maskprompt.models.mask_controlnet import Adapter, MaskControl
+from maskprompt.models.mask_controlnet.control import Adapter, MaskControl
 from maskprompt.nodes.mask_controlnet import ONE_FILE, LoadMaskControlNet, MaskConcat, SaveMaskControlNet
 from maskprompt.nodes.train_mask_controlnet import TrainMaskControlNet
-from maskprompt.training import mask_controlnet
-from maskprompt.training.mask_controlnet import Options
+from maskprompt.training.mask_controlnet import loss as mask_controlnet
+from maskprompt.training.mask_controlnet.loss import Options
 from torch import Tensor, nn
 
 from demo.painter import Painter
@@ -39,7 +39,7 @@ Node = Callable[..., Ran]
 
 @pytest.fixture(autouse=True)
 def quick_previews(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskprompt.training.preview.STEPS", 2)
+    monkeypatch.setattr("maskprompt.training.engine.preview.STEPS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,9 @@ def test_it_trains_saves_loads_and_paints(
         comfy.utils.ProgressBar, "update_absolute", lambda self, value, total=None, preview=None: shown.append((value, preview))
     )
     given = tiny.model.model, tiny.vae.first_stage_model, tiny.clip.cond_stage_model
-    before, images, masks = bits(*given), reference_pictures(3), box_masks(3)
+    before = bits(*given)
+    images = reference_pictures(3)
+    masks = box_masks(3)
     with caplog.at_level(logging.INFO):
         control, adapter, losses = node(
             model=tiny.model, vae=tiny.vae, steps=4, preview_every=2, images=[images], masks=[masks], learning_rate=1e-2, average=0.5,
@@ -344,7 +346,7 @@ def test_bad_input_is_refused_before_anything_is_encoded_or_trained(
 
     monkeypatch.setattr(vae, "encode", fail)
     monkeypatch.setattr(tiny.clip, "encode_from_tokens_scheduled", fail)
-    monkeypatch.setattr("maskprompt.training.learner.twin", fail)
+    monkeypatch.setattr("maskprompt.training.engine.learner.twin", fail)
     if callable(build := inputs.get("model")):
         inputs = {"model": build()}
     with pytest.raises(ValueError, match=message):
@@ -361,7 +363,7 @@ def test_a_text_of_another_width_than_its_encoders_is_refused(tiny: Painter, nod
 
 
 def test_too_little_memory_is_said_before_anything_is_encoded(tiny: Painter, vae: Any, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskprompt.training.memory.total_memory", lambda device: 1024**2)
+    monkeypatch.setattr("maskprompt.training.engine.memory.total_memory", lambda device: 1024**2)
     monkeypatch.setattr(vae, "encode", lambda *given: pytest.fail("too early"))
     monkeypatch.setattr(tiny.clip, "encode_from_tokens_scheduled", lambda *given: pytest.fail("too early"))
     with pytest.raises(ValueError, match=r"this training needs about .* What would do: a smaller model"):

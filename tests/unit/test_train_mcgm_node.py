@@ -23,13 +23,15 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from comfy_api.latest import io
 from maskprompt.models import files
-from maskprompt.models.mask_encoder_file import FOLDER, LoadedEncoder
+from maskprompt.models.mcgm.file import FOLDER, LoadedEncoder
 from maskprompt.nodes.mcgm import EncodeMasks, LoadMCGM
 from maskprompt.nodes.train_mcgm import TrainMCGM
-from maskprompt.training import mcgm, mcgm_samples, memory
-from maskprompt.training.adapted import Method
-from maskprompt.training.learner import Learner
-from maskprompt.training.mcgm_options import Options
+from maskprompt.training.engine import memory
+from maskprompt.training.engine.learner import Learner
+from maskprompt.training.engine.trainable_weights import Method
+from maskprompt.training.mcgm import examples as mcgm_samples
+from maskprompt.training.mcgm import loss as mcgm
+from maskprompt.training.mcgm.options import Options
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -68,7 +70,7 @@ Node = Callable[..., Ran]
 
 @pytest.fixture(autouse=True)
 def quick_previews(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskprompt.training.preview.STEPS", 2)
+    monkeypatch.setattr("maskprompt.training.engine.preview.STEPS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +253,8 @@ def test_load_mcgm_gives_the_same_to_the_bit(node: Node, tiny: Painter, model: A
 def test_no_steps_at_all_are_the_words_and_the_model_as_they_were(node: Node, tiny: Painter, model: Any, folders: Path) -> None:
     """A handle begins as its word, and a LoRA and the mask encoder as nothing and as random numbers."""
     ran = node(steps=0, weight_steps=0, words="ball; striped star")
-    found, table = stored(folders), tiny.clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+    found = stored(folders)
+    table = tiny.clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
     assert (ran.loss, ran.words) == ({"loss": []}, "embedding:fox-ball and embedding:fox-striped-star")
     for word, name in (("ball", "fox-ball"), ("striped star", "fox-striped-star")):
         ids = [token for token, _, place in tiny.clip.tokenize(word, return_word_ids=True)["l"][0] if place]
@@ -406,8 +409,8 @@ def test_bar_lines_and_previews(node: Node, told: Told, lines: list[tuple[str, s
 
 def test_prior_preservation_is_told_of(node: Node, lines: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
     """Its pictures are painted before the first step; and they matter."""
-    monkeypatch.setattr("maskprompt.training.prior.STEPS", 1)
-    monkeypatch.setattr("maskprompt.training.prior.AT_ONCE", 10)
+    monkeypatch.setattr("maskprompt.training.mcgm.prior.STEPS", 1)
+    monkeypatch.setattr("maskprompt.training.mcgm.prior.AT_ONCE", 10)
     node(steps=1, weight_steps=1, prior_weight=1.0)
     assert [line for line, _ in lines if "ordinary" in line] == [f"Painting ordinary pictures: {count} of 20" for count in (10, 20)]
     assert lines.index(("Painting ordinary pictures: 20 of 20", "7")) < next(i for i, (line, _) in enumerate(lines) if "Step 1" in line)
@@ -558,7 +561,8 @@ def test_a_save_that_fails_loses_nothing(node: Node, folders: Path, output: Path
     wanted = taken(folders)
     with monkeypatch.context() as patch:
         if what == "a full disk":
-            write, count = files.write_weights, iter(range(9))
+            write = files.write_weights
+            count = iter(range(9))
 
             def full(path: Any, *given: Any) -> None:
                 if next(count) == 3:
@@ -593,7 +597,8 @@ def test_without_mask_tokens_there_is_no_encoder_and_no_file_of_one(node: Node, 
     assert ran.encoder is None
     assert sorted(stored(folders)) == sorted(NAMES[:3])
     assert not any((folders / "models" / FOLDER).glob("*"))
-    positive, negative = said(ran.clip, ran.words), said(ran.clip, "")
+    positive = said(ran.clip, ran.words)
+    negative = said(ran.clip, "")
     assert bool(torch.isfinite(painted(ran.model, (positive, negative))).all())
     with pytest.raises(ValueError, match="no mask encoder was given: Train MCGM makes none where its mask_tokens is off"):
         EncodeMasks.execute(positive, negative, None, masks=blobs(1, 64, 64))
@@ -615,7 +620,8 @@ def cancelled_late(monkeypatch: pytest.MonkeyPatch, tiny: Painter, folders: Path
 
 
 def out_of_memory(monkeypatch: pytest.MonkeyPatch, tiny: Painter, folders: Path) -> None:
-    of, steps = mcgm.Loss.of, iter(range(9))
+    of = mcgm.Loss.of
+    steps = iter(range(9))
 
     def loss(self: Any, *given: Any) -> Tensor:
         if next(steps) == 3:
@@ -648,7 +654,8 @@ def test_model_clip_and_vae_stay_as_they_were_to_the_bit(
     state = {f"{name}.lora_up.weight": torch.randn(512, 2) * 0.2, f"{name}.lora_down.weight": torch.randn(2, 128) * 0.2}
     clip: Any = comfy.sd.load_lora_for_models(None, tiny.clip, state, 0.0, 0.8)[1]
     parts = model, clip.patcher, tiny.vae.patcher
-    words, wanted = said(clip, "a ball")[0][0], predicted(model)
+    words = said(clip, "a ball")[0][0]
+    wanted = predicted(model)
     assert not torch.equal(said(tiny.clip, "a ball")[0][0], words)
     before = [fingerprint(part) for part in parts]
     happens(monkeypatch, tiny, folders)
@@ -708,7 +715,7 @@ def test_auto_is_a_lora_on_a_cpu_and_all_weights_where_they_fit(
 def test_too_little_memory_is_said_before_anything_is_encoded(
     tiny: Painter, node: Node, monkeypatch: pytest.MonkeyPatch, method: Method, instead: str
 ) -> None:
-    monkeypatch.setattr("maskprompt.training.memory.total_memory", lambda device: 1024**2)
+    monkeypatch.setattr("maskprompt.training.engine.memory.total_memory", lambda device: 1024**2)
     monkeypatch.setattr(tiny.vae, "encode", lambda *given: pytest.fail("too early"))
     with pytest.raises(ValueError, match=rf"this training needs about .* What would do: {instead}"):
         node(method=method)
@@ -771,8 +778,8 @@ def test_bad_input_is_refused_before_anything_is_encoded_or_trained(
 
     monkeypatch.setattr(tiny.vae, "encode", fail)
     monkeypatch.setattr(tiny.clip, "encode_from_tokens_scheduled", fail)
-    monkeypatch.setattr("maskprompt.training.learner.twin", fail)
-    monkeypatch.setattr("maskprompt.training.text_learner.twin", fail)
+    monkeypatch.setattr("maskprompt.training.engine.learner.twin", fail)
+    monkeypatch.setattr("maskprompt.training.engine.text_learner.twin", fail)
     with pytest.raises(ValueError, match=f"(?s){message}"):
         node(**inputs)
     assert stored(folders) == {}

@@ -15,9 +15,10 @@ import folder_paths
 import pytest
 import torch
 from comfy_api.latest import io
-from maskprompt.models import files, meca_adapter
+from maskprompt.models import files
+from maskprompt.models.ip_adapter import adapter as meca_adapter
 from maskprompt.nodes.meca import ApplyMECA, LoadMECA
-from maskprompt.nodes.mepa import PatchVisibility
+from maskprompt.nodes.patch_visibility import PatchVisibility
 from maskprompt.nodes.train_meca import SaveMECA, TrainMECA
 from torch import Tensor
 
@@ -36,7 +37,7 @@ Node = Callable[..., Ran]
 
 @pytest.fixture(autouse=True)
 def quick_previews(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskprompt.training.preview.STEPS", 2)
+    monkeypatch.setattr("maskprompt.training.engine.preview.STEPS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +120,12 @@ def test_cancelled_and_run_again_it_ends_as_if_nothing_had_been(
     tiny: Painter, node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: float
 ) -> None:
     """In the middle of a chunk; and while pictures of the next one are encoded."""
-    monkeypatch.setattr("maskprompt.training.meca_options.CHUNK", 4)
+    monkeypatch.setattr("maskprompt.training.meca.options.CHUNK", 4)
     options: dict[str, Any] = {"steps": 4, "seed": 3, "average": average}
     wanted, losses = node(**options)
     with pytest.MonkeyPatch.context() as patch:
-        encode, count = tiny.vae.encode, [0]
+        encode = tiny.vae.encode
+        count = [0]
 
         def third(images: Tensor) -> Tensor:
             count[0] += 1
@@ -230,7 +232,7 @@ def test_bad_input_is_refused_before_anything_is_encoded_or_trained(
 
     monkeypatch.setattr(tiny.vae, "encode", fail)
     monkeypatch.setattr(tiny.clip, "encode_from_tokens_scheduled", fail)
-    monkeypatch.setattr("maskprompt.training.learner.twin", fail)
+    monkeypatch.setattr("maskprompt.training.engine.learner.twin", fail)
     if inputs.get("model") == "Flux":
         inputs = {"model": Flux()}
     with pytest.raises(ValueError, match=message):
@@ -238,7 +240,7 @@ def test_bad_input_is_refused_before_anything_is_encoded_or_trained(
 
 
 def test_too_little_memory_is_said_before_anything_is_encoded(tiny: Painter, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskprompt.training.memory.total_memory", lambda device: 1024**2)
+    monkeypatch.setattr("maskprompt.training.engine.memory.total_memory", lambda device: 1024**2)
     monkeypatch.setattr(tiny.vae, "encode", lambda *given: pytest.fail("too early"))
     with pytest.raises(ValueError, match=r"this training needs about .* What would do: a smaller model"):
         node()
@@ -246,12 +248,12 @@ def test_too_little_memory_is_said_before_anything_is_encoded(tiny: Painter, nod
 
 @pytest.fixture
 def adapter(model: Any) -> meca_adapter.LoadedAdapter:
-    from maskprompt.attention import numbering
-    from maskprompt.models.meca_file import About
+    from maskprompt.attention import ip_adapter_layers
+    from maskprompt.models.ip_adapter.file import About
 
     from .adapters import base
 
-    return meca_adapter.from_weights(base(*numbering.widths(model.get_model_object("diffusion_model"))), About(), "one")
+    return meca_adapter.from_weights(base(*ip_adapter_layers.widths(model.get_model_object("diffusion_model"))), About(), "one")
 
 
 def test_places_that_are_no_use(adapter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

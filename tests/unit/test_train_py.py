@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from maskprompt.training import dreamcom, folder, loop
 from maskprompt.training.command import comfyui, program
 from maskprompt.training.command.processes import Processes, UnreadyError
 from maskprompt.training.command.work import Work
-from maskprompt.training.learner import Learner
+from maskprompt.training.data import folder
+from maskprompt.training.dreamcom import loss as dreamcom
+from maskprompt.training.engine import loop
+from maskprompt.training.engine.learner import Learner
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -44,7 +46,8 @@ def draw_pictures(place: Path) -> Path:
     for number in range(2):
         thing = scenes.Thing("star", scenes.Paint("red", "white", "stripes"), 0.5, 0.5, 0.5)
         drawn = scenes.render(scenes.Scene((thing,), scenes.GROUNDS[number], number), 64)
-        image, mask = Image.fromarray(drawn.image), Image.fromarray((drawn.masks[0] * 255).astype(np.uint8))
+        image = Image.fromarray(drawn.image)
+        mask = Image.fromarray((drawn.masks[0] * 255).astype(np.uint8))
         if number:
             image.putalpha(mask)
         else:
@@ -132,7 +135,8 @@ def test_the_program_trains_a_lora_that_the_stock_loader_takes(
     tuned = loaded[0]
     assert "not loaded" not in caplog.text
     assert len(tuned.patches) == sum(name.endswith(".alpha") for name in lora) > 100
-    before, after = sample(model), sample(tuned)
+    before = sample(model)
+    after = sample(tuned)
     assert bool(torch.isfinite(after).all())
     assert float((before - after).abs().max()) > 1e-3
 
@@ -146,7 +150,8 @@ def test_ctrl_c_keeps_the_state_and_the_same_command_ends_as_if_there_had_been_n
 ) -> None:
     """And another command does not throw it away."""
     assert train.main(command("whole.safetensors", average=0.9)) == 0
-    broken, state = command("broken.safetensors", average=0.9), tmp_path / "broken.state.pt"
+    broken = command("broken.safetensors", average=0.9)
+    state = tmp_path / "broken.state.pt"
     usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
     try:
         with monkeypatch.context() as patch:
@@ -165,7 +170,8 @@ def test_ctrl_c_keeps_the_state_and_the_same_command_ends_as_if_there_had_been_n
     with monkeypatch.context() as patch:
         patch.setattr(loop, "random_numbers", lambda seed, step, process=0: _only_from(2, seed, step))
         assert train.main(broken) == 0
-    whole, resumed = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "broken.safetensors")
+    whole = load_file(tmp_path / "whole.safetensors")
+    resumed = load_file(tmp_path / "broken.safetensors")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert not state.exists()
@@ -274,7 +280,8 @@ def mean_gradient_steps(pictures: Path, steps: int, processes: tuple[int, ...]) 
         text = clip.encode_from_tokens_scheduled(clip.tokenize(options.prompt))
     learner = Learner(model, options.method, options.rank, options.seed)
     with learner.loaded():
-        loss, values = dreamcom.Loss(learner, examples, text, options), list(learner.parameters.values())
+        loss = dreamcom.Loss(learner, examples, text, options)
+        values = list(learner.parameters.values())
         optimizer = torch.optim.AdamW(values, 1e-3, weight_decay=1e-2)
         for step in range(steps):
             found = []
@@ -306,7 +313,8 @@ class Tripled(Processes):
 @pytest.mark.parametrize(("bucket", "messages"), [(100, [14, 4]), (8, [8, 6, 4]), (1, [2, 6, 6, 4])])
 def test_gradients_travel_in_few_messages_and_come_back_in_place(bucket: int, messages: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("maskprompt.training.command.processes.BUCKET", bucket)
-    shapes, halves = [(2,), (2, 3), (6, 1)], [(2, 2)]
+    shapes = [(2,), (2, 3), (6, 1)]
+    halves = [(2, 2)]
     given = [torch.randn(shape) for shape in shapes] + [torch.randn(shape).bfloat16() for shape in halves]
     gradients = [given[0].clone(), given[3].clone(), given[1].t().clone().t(), given[2].clone()]  # one is not contiguous
     processes = Tripled()
@@ -492,7 +500,8 @@ def test_a_folders_pictures_stand_upright_in_the_order_of_their_names(tmp_path: 
     """The reference is Pillow's rotation by hand, and masks drawn as rectangles."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     upright = Image.fromarray(pixels)
-    turned, tag = upright.rotate(90, expand=True), Image.Exif()
+    turned = upright.rotate(90, expand=True)
+    tag = Image.Exif()
     tag[0x0112] = 6  # shown after a quarter turn clockwise
     turned.save(tmp_path / "b.PNG", exif=tag)
     mask = np.zeros((40, 60), np.uint8)
@@ -522,7 +531,8 @@ def test_a_folders_pictures_stand_upright_in_the_order_of_their_names(tmp_path: 
 
 def test_a_mask_hides_what_is_transparent_in_it(tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
-    mask, alpha = Image.new("RGB", (32, 32), (255, 255, 255)), np.zeros((32, 32), np.uint8)
+    mask = Image.new("RGB", (32, 32), (255, 255, 255))
+    alpha = np.zeros((32, 32), np.uint8)
     alpha[8:16, 4:24] = 255
     mask.putalpha(Image.fromarray(alpha))
     mask.save(tmp_path / "a.mask.png")
@@ -530,7 +540,8 @@ def test_a_mask_hides_what_is_transparent_in_it(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_is_of_pictures_not_of_names(pictures: Path) -> None:
-    before, options = folder.load(pictures), replace(dreamcom.Options(), noun="star")
+    before = folder.load(pictures)
+    options = replace(dreamcom.Options(), noun="star")
     (pictures / "0.png").rename(pictures / "00.png")
     (pictures / "0.mask.png").rename(pictures / "00.mask.png")
     assert options.fingerprint(folder.load(pictures)) == options.fingerprint(before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -18,11 +17,14 @@ from typing import Any
 
 import pytest
 import torch
-from maskprompt.models import mask_controlnet as models
-from maskprompt.training import loop, mask_controlnet, masked_folder
+from maskprompt.models.mask_controlnet import control as models
 from maskprompt.training.command import comfyui, program
+from maskprompt.training.command import mask_controlnet as COMMAND
 from maskprompt.training.command.work import Work
-from maskprompt.training.mask_controlnet_options import Options
+from maskprompt.training.data import object_folder
+from maskprompt.training.engine import loop
+from maskprompt.training.mask_controlnet import loss as mask_controlnet
+from maskprompt.training.mask_controlnet.options import Options
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -35,7 +37,7 @@ from .test_annotate import Sam, Writer, box, draw
 from .test_caption import tiny_blip
 
 ROOT = Path(train.__file__).parent
-COMMAND: Any = importlib.import_module("maskprompt.training.command.mask_controlnet")
+
 Command = Callable[..., list[str]]
 
 
@@ -105,7 +107,8 @@ class Blip:
 
 def stand_ins(patch: pytest.MonkeyPatch) -> tuple[Sam, Blip]:
     """In the place of SAM and BLIP."""
-    sam, blip = Sam(), Blip()
+    sam = Sam()
+    blip = Blip()
     patch.setattr(COMMAND, "load_sam", lambda name: sam)
     patch.setattr(COMMAND, "load_blip", lambda name: blip)
     patch.setattr(COMMAND, "captions", Blip.captions)
@@ -125,7 +128,8 @@ def signal_at(step: int, number: signal.Signals, patch: pytest.MonkeyPatch) -> N
 
 
 def same(one: Path, two: Path) -> bool:
-    weights, others = load_file(one), load_file(two)
+    weights = load_file(one)
+    others = load_file(two)
     return weights.keys() == others.keys() and all(torch.equal(value, others[name]) for name, value in weights.items())
 
 
@@ -133,8 +137,8 @@ def test_interrupted_or_killed_and_given_again_the_command_ends_as_if_nothing_ha
     command: Command, tmp_path: Path, place: Path, loaded: None, monkeypatch: pytest.MonkeyPatch, failure: Callable[[list[str]], str]
 ) -> None:
     """With previews; across the border of two readings. The file is one that Load Mask-ControlNet takes, and says what it is."""
-    monkeypatch.setattr("maskprompt.training.preview.STEPS", 2)
-    monkeypatch.setattr("maskprompt.training.mask_controlnet.AHEAD", 2)
+    monkeypatch.setattr("maskprompt.training.engine.preview.STEPS", 2)
+    monkeypatch.setattr("maskprompt.training.mask_controlnet.loss.AHEAD", 2)
     write = loop.StateFile.write
 
     def kept(self: loop.StateFile, learning: Any) -> None:
@@ -149,7 +153,8 @@ def test_interrupted_or_killed_and_given_again_the_command_ends_as_if_nothing_ha
     assert {path.name for path in (tmp_path / "seen").iterdir()} == {"step-000002.png", "step-000003.png"}
     assert [path.name for path in (tmp_path / "new").iterdir()] == [whole.name]
 
-    broken, state = command("broken.safetensors", average=0.9), tmp_path / "broken.state.pt"
+    broken = command("broken.safetensors", average=0.9)
+    state = tmp_path / "broken.state.pt"
     with monkeypatch.context() as patch:
         signal_at(1, signal.SIGTERM, patch)
         assert train.main(broken) == 128 + signal.SIGTERM
@@ -203,7 +208,8 @@ def test_the_program_annotates_and_trains_as_a_user_starts_it(tmp_path: Path, pl
 def child(lines: Sequence[list[str]], place: Path) -> list[int]:
     """One of several processes, which gives these commands one after the other; leaves its losses, its weights, and how often it asked
     SAM and BLIP in `place`. The exit statuses."""
-    run, number = Work.run, os.environ.get("RANK", "alone")
+    run = Work.run
+    number = os.environ.get("RANK", "alone")
 
     def watched(self: Work, parameters: dict[str, torch.nn.Parameter], *rest: Any, **more: Any) -> loop.Progress:
         done = run(self, parameters, *rest, **more)
@@ -255,7 +261,7 @@ def test_two_processes_learn_as_one_that_accumulates(tmp_path: Path, loaded: Non
     assert "No object was found in 1 picture (x.png)" in done.stderr
     assert json.loads((tmp_path / "asked-0.json").read_text("utf-8")) == [3 * 64, [2]]
     assert json.loads((tmp_path / "asked-1.json").read_text("utf-8")) == [0, []]
-    assert sorted(path.name for path in (place / masked_folder.CACHE).glob("*.txt")) == ["a.txt", "b.txt"]
+    assert sorted(path.name for path in (place / object_folder.CACHE).glob("*.txt")) == ["a.txt", "b.txt"]
 
     assert child([arguments(place, tmp_path / "one.safetensors", accumulate=2)], tmp_path) == [0]
     assert json.loads((tmp_path / "asked-alone.json").read_text("utf-8")) == [0, []]
@@ -279,7 +285,8 @@ def test_an_interrupt_while_pictures_are_annotated(
     for file in place.glob("*.mask*.png"):
         file.unlink()
     sam, blip = stand_ins(monkeypatch)
-    cache, ask = tmp_path / "kept here", Sam.ask
+    cache = tmp_path / "kept here"
+    ask = Sam.ask
 
     def interrupted(self: Sam, *given: Any) -> Any:
         if len(self.asked) == 10:
@@ -295,7 +302,7 @@ def test_an_interrupt_while_pictures_are_annotated(
     assert train.main(line) == 0
     assert len(sam.asked) == 2 * 64
     assert blip.write.groups == [], "the captions are there"
-    assert not (place / masked_folder.CACHE).exists()
+    assert not (place / object_folder.CACHE).exists()
 
 
 def test_defaults_are_the_trainings_own() -> None:

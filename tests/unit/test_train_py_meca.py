@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from maskprompt.models import meca_adapter, meca_file
-from maskprompt.training import loop, meca
+from maskprompt.models.ip_adapter import adapter as meca_adapter
+from maskprompt.models.ip_adapter import file as meca_file
 from maskprompt.training.command import program
+from maskprompt.training.engine import loop
+from maskprompt.training.meca import loss as meca
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -73,12 +75,13 @@ def test_interrupted_and_given_again_the_command_ends_as_if_nothing_had_been(
     command: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Callable[[list[str]], str]
 ) -> None:
     """With previews; across the border of two chunks. The file is one that Load MECA Adapter takes, and says what it is."""
-    monkeypatch.setattr("maskprompt.training.preview.STEPS", 2)
-    monkeypatch.setattr("maskprompt.training.meca_options.CHUNK", 4)
+    monkeypatch.setattr("maskprompt.training.engine.preview.STEPS", 2)
+    monkeypatch.setattr("maskprompt.training.meca.options.CHUNK", 4)
     assert train.main(command("new/whole.safetensors", preview=tmp_path / "seen", preview_every=2)) == 0
     assert {path.name for path in (tmp_path / "seen").iterdir()} == {"step-000002.png", "step-000003.png"}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["whole.safetensors"]
-    broken, state = command("broken.safetensors"), tmp_path / "broken.state.pt"
+    broken = command("broken.safetensors")
+    state = tmp_path / "broken.state.pt"
     with monkeypatch.context() as patch:
         signal_at(1, signal.SIGTERM, patch)
         assert train.main(broken) == 128 + signal.SIGTERM
@@ -88,7 +91,8 @@ def test_interrupted_and_given_again_the_command_ends_as_if_nothing_had_been(
     assert "of another training" in failure(broken)
     draw(tmp_path / "pictures")
     assert train.main(broken) == 0
-    whole, resumed = load_file(tmp_path / "new" / "whole.safetensors"), load_file(tmp_path / "broken.safetensors")
+    whole = load_file(tmp_path / "new" / "whole.safetensors")
+    resumed = load_file(tmp_path / "broken.safetensors")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert not state.exists()
@@ -105,9 +109,10 @@ def test_interrupted_and_given_again_the_command_ends_as_if_nothing_had_been(
 def child(line: list[str], place: Path, number: int) -> int:
     """One of two processes; leaves its weights in `place`, and the numbers of its samples."""
     from maskprompt.training.command.work import Work
-    from maskprompt.training.meca_samples import Source
+    from maskprompt.training.meca.examples import Source
 
-    run, made = Work.run, Source.__call__
+    run = Work.run
+    made = Source.__call__
 
     def watched(self: Any, parameters: Any, *rest: Any, **more: Any) -> loop.Progress:
         done = run(self, parameters, *rest, **more)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import masks
-from maskprompt.training.augment import FILL, Augmentation, Crop, cut
-from maskprompt.training.references import Reference
+from maskprompt.images import masks
+from maskprompt.training.data.references import Reference
+from maskprompt.training.dreamcom.augment import FILL, Augmentation, Crop, cut
 from PIL import Image
 
 
@@ -32,7 +32,8 @@ def reference(height: int, width: int, box: masks.Box, disc: bool = False) -> Re
 def references(draw: st.DrawFn) -> Reference:
     height, width = draw(st.integers(40, 300)), draw(st.integers(40, 300))
     box: masks.Box = {"x": 0, "y": 0, "width": draw(st.integers(8, width)), "height": draw(st.integers(8, height))}
-    box["x"], box["y"] = draw(st.integers(0, width - box["width"])), draw(st.integers(0, height - box["height"]))
+    box["x"] = draw(st.integers(0, width - box["width"]))
+    box["y"] = draw(st.integers(0, height - box["height"]))
     return reference(height, width, box, draw(st.booleans()))
 
 
@@ -78,7 +79,8 @@ def edges(box: masks.Box) -> tuple[int, int, int, int]:
 @given(references(), st.integers(0, 2**31))
 def test_the_box_is_that_of_the_mask_in_the_crop(reference: Reference, seed: int) -> None:
     """Pillow cuts and scales the mask in one go; its edges may fall on the next pixel."""
-    rng, size = np.random.default_rng(seed), 64
+    rng = np.random.default_rng(seed)
+    size = 64
     height, width = reference.mask.shape
     factor = rng.uniform(0.8, 1.2) * size / min(height, width)
     scaled = max(1, round(height * factor)), max(1, round(width * factor))
@@ -104,7 +106,8 @@ def test_a_subject_cut_off_by_the_crop_has_the_box_of_what_is_seen() -> None:
 @given(references(), st.integers(0, 2**31))
 def test_scales_stay_in_their_range(reference: Reference, seed: int) -> None:
     """Size of a pixel in the crop, against a picture whose short side is the crop's; unless it had to be shown whole."""
-    crop, size = Augmentation()(reference, 64, np.random.default_rng(seed)), 64
+    crop = Augmentation()(reference, 64, np.random.default_rng(seed))
+    size = 64
     height, width = reference.mask.shape
     rows = (crop.image[..., 1] * height)[crop.valid > 0]
     shown = int((crop.valid > 0).any(1).sum())
@@ -116,7 +119,8 @@ def test_scales_stay_in_their_range(reference: Reference, seed: int) -> None:
 @pytest.mark.parametrize(("chance", "wanted"), [(0.0, 0.0), (0.6, 0.6), (1.0, 1.0)])
 def test_pictures_are_scaled_with_their_chance(chance: float, wanted: float) -> None:
     """A square picture of the crop's size is itself, but for those that are scaled (a few of them by less than a pixel)."""
-    picture, rng = reference(64, 64, {"x": 20, "y": 20, "width": 20, "height": 20}), np.random.default_rng(0)
+    picture = reference(64, 64, {"x": 20, "y": 20, "width": 20, "height": 20})
+    rng = np.random.default_rng(0)
     crops = [Augmentation(chance=chance)(picture, 64, rng) for _ in range(300)]
     scaled = [not torch.allclose(crop.image, picture.image, atol=1e-3) for crop in crops]
     assert sum(scaled) / 300 == pytest.approx(wanted, abs=0.08)
@@ -132,7 +136,8 @@ def test_a_margin_draws_the_box_larger_and_changes_nothing_else(reference: Refer
     assert torch.equal(tight.image, roomy.image)
     assert torch.equal(tight.valid, roomy.valid)
     assert bool((roomy.box >= tight.box).all())
-    inner, outer = masks.bounding_box(tight.box), masks.bounding_box(roomy.box)
+    inner = masks.bounding_box(tight.box)
+    outer = masks.bounding_box(roomy.box)
     assert inner is not None
     assert outer is not None
     assert int(roomy.box.sum()) == outer["width"] * outer["height"]
@@ -142,7 +147,8 @@ def test_a_margin_draws_the_box_larger_and_changes_nothing_else(reference: Refer
 
 
 def test_a_margin_differs_from_crop_to_crop() -> None:
-    picture, rng = reference(64, 64, {"x": 24, "y": 24, "width": 16, "height": 16}), np.random.default_rng(0)
+    picture = reference(64, 64, {"x": 24, "y": 24, "width": 16, "height": 16})
+    rng = np.random.default_rng(0)
     sizes = [float(Augmentation(chance=0, margin=0.5)(picture, 64, rng).box.sum()) for _ in range(50)]
     assert len(set(sizes)) > 20
     assert 16 * 16 < sum(sizes) / 50 < 32 * 32

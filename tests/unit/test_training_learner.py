@@ -13,11 +13,11 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from maskprompt.training import loop, twin
-from maskprompt.training.adapted import Method
-from maskprompt.training.dreamcom import Examples, Loss, Options, train
-from maskprompt.training.learner import Learner
-from maskprompt.training.preview import paint
+from maskprompt.training.dreamcom.loss import Examples, Loss, Options, train
+from maskprompt.training.engine import loop, model_copy
+from maskprompt.training.engine.learner import Learner
+from maskprompt.training.engine.preview import paint
+from maskprompt.training.engine.trainable_weights import Method
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,7 +29,7 @@ METHODS: tuple[Method, ...] = ("lora", "full")
 
 @pytest.fixture(autouse=True)
 def quick_previews(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskprompt.training.preview.STEPS", 2)
+    monkeypatch.setattr("maskprompt.training.engine.preview.STEPS", 2)
 
 
 PARTS = ("patches", "object_patches", "wrappers", "injections", "model_options", "backup", "callbacks", "attachments")
@@ -38,7 +38,8 @@ PARTS = ("patches", "object_patches", "wrappers", "injections", "model_options",
 def examples(count: int = 4, side: int = 8, seed: int = 0) -> Examples:
     """Random latents, each with a box of its own and a strip of padding."""
     generator = torch.Generator().manual_seed(seed)
-    boxes, valid = torch.zeros(count, side * 8, side * 8, dtype=torch.bool), torch.ones(count, 1, side, side)
+    boxes = torch.zeros(count, side * 8, side * 8, dtype=torch.bool)
+    valid = torch.ones(count, 1, side, side)
     for number in range(count):
         boxes[number, 8 * (number % 2) : side * 5, 8 : side * 6 + number] = True
     valid[:, :, :, -1] = 0
@@ -104,8 +105,10 @@ def roughened(learner: Learner) -> None:
 def predicted(model: Any, seed: int = 1) -> Tensor:
     """What a MODEL makes of some noise, as the sampler asks it: [2, 4, 8, 8]."""
     generator = torch.Generator().manual_seed(seed)
-    noisy, sigmas = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([0.7, 3.0])
-    concat, text = torch.randn(2, 5, 8, 8, generator=generator), torch.randn(1, 77, 128, generator=generator).expand(2, -1, -1)
+    noisy = torch.randn(2, 4, 8, 8, generator=generator)
+    sigmas = torch.tensor([0.7, 3.0])
+    concat = torch.randn(2, 5, 8, 8, generator=generator)
+    text = torch.randn(1, 77, 128, generator=generator).expand(2, -1, -1)
     comfy.model_management.load_models_gpu([model])
     with torch.inference_mode():
         return model.model.apply_model(noisy, sigmas, c_concat=concat, c_crossattn=text, transformer_options={})
@@ -139,7 +142,8 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 def with_another_lora(model: Any) -> Any:
     """A clone of the MODEL with random LoRAs on two layers, as a stock loader leaves it."""
-    generator, state = torch.Generator().manual_seed(3), {}
+    generator = torch.Generator().manual_seed(3)
+    state = {}
     for name in ("input_blocks.1.1.transformer_blocks.0.attn2.to_k", "output_blocks.3.0.out_layers.3"):
         weight = model.model.state_dict()[f"diffusion_model.{name}.weight"]
         state[f"diffusion_model.{name}.lora_up.weight"] = torch.randn(weight.shape[0], 4, generator=generator) * 0.2
@@ -211,7 +215,8 @@ def test_what_was_learned_leaves_for_any_stock_loader(model: Any, tmp_path: Path
     with learner.loaded():
         assert torch.equal(learner_predicts(learner), before)
         roughened(learner)
-        wanted, learned = learner_predicts(learner), learner.learned()
+        wanted = learner_predicts(learner)
+        learned = learner.learned()
     assert (wanted - before).std() > 0.02 * before.std()
     save_file(learned, tmp_path / "lora.safetensors", None)
     for state in (learned, load_file(tmp_path / "lora.safetensors")):
@@ -259,7 +264,7 @@ def with_a_preview(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def loaded_twice(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     learned = learner.learned()
-    twin.unload(learner.patcher)
+    model_copy.unload(learner.patcher)
     with learner.loaded():
         again = learner.learned()
     assert all(torch.equal(learned[name], again[name]) for name in learned)
@@ -275,7 +280,8 @@ def test_the_model_stays_as_it_was(
 ) -> None:
     """Weights and all that hangs on it to the bit, and the picture it paints before, meanwhile and after."""
     base = with_another_lora(random_model())
-    before, picture = fingerprint(base), sample(base, size=(8, 8), steps=1)
+    before = fingerprint(base)
+    picture = sample(base, size=(8, 8), steps=1)
     learner = Learner(base, method, 2, checkpointing=False)
     try:
         with learner.loaded():
@@ -297,7 +303,9 @@ def test_the_model_stays_as_it_was(
 @pytest.mark.parametrize("method", METHODS)
 def test_a_preview_changes_nothing_of_the_outcome(model: Any, method: Method) -> None:
     """To the bit, though ComfyUI unloads the learner for it and draws from the global random numbers; on top of a LoRA."""
-    results, pictures, base = [], [], with_another_lora(model)
+    results = []
+    pictures = []
+    base = with_another_lora(model)
     for shows in (False, True):
         learner = Learner(base, method, 2, checkpointing=False)
 
@@ -314,7 +322,7 @@ def test_a_preview_changes_nothing_of_the_outcome(model: Any, method: Method) ->
                         patches=some.patches(slice(0, 1)),
                     )
                 )
-                twin.unload(learner.patcher)  # as a VAE on a small GPU does
+                model_copy.unload(learner.patcher)  # as a VAE on a small GPU does
                 learner.load()
 
         with learner.loaded():
@@ -345,7 +353,8 @@ def test_blocks_computed_twice_keep_less(model: Any) -> None:
     """Of what the forward pass keeps for the gradient, most is gone."""
     kept = []
     for checkpointing in (False, True):
-        learner, found = Learner(model, "lora", 4, checkpointing=checkpointing), {}
+        learner = Learner(model, "lora", 4, checkpointing=checkpointing)
+        found = {}
         with learner.loaded():
             own = {value.untyped_storage().data_ptr() for value in (*learner.network.parameters(), *learner.parameters.values())}
 
@@ -376,7 +385,8 @@ class Halved:
 @pytest.mark.parametrize("slot", ["attn1", "attn2"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_another_packs_replacement_is_honoured(model: Any, slot: str, masked: bool) -> None:
-    replaced, halved = model.clone(), Halved()
+    replaced = model.clone()
+    halved = Halved()
     replaced.set_model_patch_replace(halved, slot, "output", 2)
     losses = []
     for base in (model, replaced):
@@ -393,7 +403,8 @@ def test_another_packs_replacement_is_honoured(model: Any, slot: str, masked: bo
 
 def test_attention_without_a_gradient_is_not_learned_through(model: Any) -> None:
     """Sage, as packs put it into a MODEL: it serves the sampling, and PyTorch's attention the training."""
-    base, calls = model.clone(), []
+    base = model.clone()
+    calls = []
 
     def sage(attention: Any, *given: Any, **more: Any) -> Tensor:
         calls.append(torch.is_grad_enabled())
@@ -427,7 +438,8 @@ def test_half_precision_weights_learn_in_float32_on_a_cpu(dtype: torch.dtype, me
         progress = trained(learner, 1)
         assert all(value.dtype == torch.float32 for value in learner.parameters.values())
         roughened(learner)
-        wanted, learned = learner_predicts(learner), learner.learned()
+        wanted = learner_predicts(learner)
+        learned = learner.learned()
     assert all(torch.isfinite(torch.tensor(progress.losses)))
     loaded = with_lora(base, learned)
     # Weights of half precision round the sum of both.
@@ -443,10 +455,11 @@ def test_half_precision_weights_learn_in_float32_on_a_cpu(dtype: torch.dtype, me
 )
 def test_bfloat16_as_on_a_gpu(dtype: torch.dtype, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training and a preview in the precision of a GPU, with weights of any: nothing meets a number of another kind."""
-    base, losses = unet_of(32, small=True, dtype=dtype), {}
+    base = unet_of(32, small=True, dtype=dtype)
+    losses = {}
     base.model.manual_cast_dtype = None  # a GPU samples in the weights' own precision
     for compute in (torch.bfloat16, torch.float32):
-        monkeypatch.setattr("maskprompt.training.learner.compute_dtype", lambda model, compute=compute: compute)
+        monkeypatch.setattr("maskprompt.training.engine.learner.compute_dtype", lambda model, compute=compute: compute)
         learner = Learner(base, method, 4)
         with learner.loaded():
             seen: list[torch.dtype] = []
@@ -487,7 +500,8 @@ def test_sdxl_learns() -> None:
 
 def test_what_holds_on_to_the_models_own_layers_is_left_out_with_a_warning(model: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A compiled UNet would run the given model's weights, a bypass LoRA would be put into the given model's layers."""
-    base, calls = model.clone(), []
+    base = model.clone()
+    calls = []
     base.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "torch.compile", lambda *_, **__: calls.append(1))
     weight = model.model.state_dict()["diffusion_model.input_blocks.1.1.proj_in.weight"]
     key = "diffusion_model.input_blocks.1.1.proj_in"
@@ -516,14 +530,14 @@ def test_a_dynamically_loaded_model_is_read_again_as_a_plain_one(model: Any, mon
     monkeypatch.setattr(model, "is_dynamic", lambda: True)
     for init in ((load, ("checkpoint",), 0), (load, ("unet", {}))):
         monkeypatch.setattr(model, "cached_patcher_init", init)
-        own = twin.twin(model)
+        own = model_copy.twin(model)
         assert type(own) is ModelPatcher
         assert own.model is not model.model
         assert torch.equal(predicted(own), wanted)
     assert asked == [(("checkpoint",), True), (("unet", {}), True)]
     monkeypatch.setattr(model, "cached_patcher_init", None)
     with pytest.raises(ValueError, match=r"cannot be copied for training.*Load Checkpoint"):
-        twin.twin(model)
+        model_copy.twin(model)
 
 
 def test_nothing_is_left_when_the_copy_is_gone(model: Any) -> None:

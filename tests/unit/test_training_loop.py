@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from maskprompt.training import loop, state
+from maskprompt.training.engine import checkpoint, loop
 from torch import Tensor, nn
 
 STEPS = 12
@@ -45,12 +45,12 @@ def settings(**more: Any) -> loop.Settings:
     return loop.Settings(**{"steps": STEPS, "learning_rate": 0.05, "seed": 3, **more})
 
 
-def trained(values: dict[str, nn.Parameter], file: state.StateFile | None = None, stop: int = 0, **more: Any) -> loop.Progress:
+def trained(values: dict[str, nn.Parameter], file: checkpoint.StateFile | None = None, stop: int = 0, **more: Any) -> loop.Progress:
     return loop.run(values, loss_over(values), settings(**more), file, until(stop))
 
 
-def file_in(folder: Path, fingerprint: str = "this", every: int = 100) -> state.StateFile:
-    return state.StateFile(folder / "deep" / "state.pt", fingerprint, every)
+def file_in(folder: Path, fingerprint: str = "this", every: int = 100) -> checkpoint.StateFile:
+    return checkpoint.StateFile(folder / "deep" / "state.pt", fingerprint, every)
 
 
 def same(one: dict[str, nn.Parameter], other: dict[str, nn.Parameter]) -> bool:
@@ -59,7 +59,8 @@ def same(one: dict[str, nn.Parameter], other: dict[str, nn.Parameter]) -> bool:
 
 def test_it_is_adamw_with_clipped_gradients() -> None:
     """Against the loop as a text book has it."""
-    values, wanted = parameters(), parameters()
+    values = parameters()
+    wanted = parameters()
     progress = trained(values)
     optimizer = torch.optim.AdamW(wanted.values(), 0.05, (0.9, 0.999), weight_decay=1e-2)
     losses = []
@@ -81,7 +82,8 @@ def test_it_is_adamw_with_clipped_gradients() -> None:
 
 def test_the_average_follows_the_weights() -> None:
     """Equal to the weighted sum written out; with no average the weights stay the last ones."""
-    seen, values = [parameters()["a"].detach()], parameters()
+    seen = [parameters()["a"].detach()]
+    values = parameters()
     loop.run(values, loss_over(values), settings(average=0.8), None, lambda progress: seen.append(values["a"].detach().clone()))
     wanted = seen[0]
     for step, weights in enumerate(seen[1:]):
@@ -118,7 +120,8 @@ def test_an_error_in_the_loss_keeps_the_state_too(tmp_path: Path) -> None:
 
     with pytest.raises(torch.OutOfMemoryError):
         loop.run(values, loss, settings(), file_in(tmp_path))
-    again, whole = parameters(), parameters()
+    again = parameters()
+    whole = parameters()
     trained(again, file_in(tmp_path))
     trained(whole)
     assert same(again, whole)
@@ -127,14 +130,15 @@ def test_an_error_in_the_loss_keeps_the_state_too(tmp_path: Path) -> None:
 
 def test_the_state_is_written_every_so_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
-    monkeypatch.setattr(state.StateFile, "write", lambda self, learning: written.append(learning.step))
+    monkeypatch.setattr(checkpoint.StateFile, "write", lambda self, learning: written.append(learning.step))
     trained(parameters(), file_in(tmp_path, every=5))
     trained(parameters(), file_in(tmp_path, every=4))
     assert written == [5, 10, 4, 8]
 
 
 def test_more_steps_go_on_from_a_kept_state(tmp_path: Path) -> None:
-    whole, values = parameters(), parameters()
+    whole = parameters()
+    values = parameters()
     with pytest.raises(Interrupt):
         trained(values, file_in(tmp_path), stop=STEPS)
     trained(values, file_in(tmp_path), steps=2 * STEPS)
@@ -166,7 +170,9 @@ def without_a_part(file: Path) -> None:
 def test_a_spoiled_state_is_a_fresh_start_and_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
 ) -> None:
-    file, whole, values = file_in(tmp_path), parameters(), parameters()
+    file = file_in(tmp_path)
+    whole = parameters()
+    values = parameters()
     with pytest.raises(Interrupt):
         trained(parameters(), file, stop=6)
     spoil(file.path)
@@ -179,7 +185,8 @@ def test_a_spoiled_state_is_a_fresh_start_and_a_warning(
 
 
 def test_the_state_of_another_training_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    whole, values = parameters(), parameters()
+    whole = parameters()
+    values = parameters()
     trained(whole)
     with pytest.raises(Interrupt):
         trained(parameters(), file_in(tmp_path, "other"), stop=STEPS - 3)
@@ -190,7 +197,8 @@ def test_the_state_of_another_training_is_not_taken(tmp_path: Path, caplog: pyte
 
 
 def test_a_training_that_is_further_than_the_steps_asked_for_is_not_thrown_away(tmp_path: Path) -> None:
-    file, values = file_in(tmp_path), parameters()
+    file = file_in(tmp_path)
+    values = parameters()
     with pytest.raises(Interrupt):
         trained(parameters(), file, stop=STEPS + 3, steps=STEPS + 6)
     kept = file.path.read_bytes()
@@ -200,16 +208,16 @@ def test_a_training_that_is_further_than_the_steps_asked_for_is_not_thrown_away(
     assert len(trained(values, file, steps=STEPS + 3).losses) == STEPS + 3
 
 
-def no_folder(file: state.StateFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_folder(file: checkpoint.StateFile, monkeypatch: pytest.MonkeyPatch) -> None:
     file.path.parent.write_text("a file where the folder should be")
 
 
-def a_folder(file: state.StateFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def a_folder(file: checkpoint.StateFile, monkeypatch: pytest.MonkeyPatch) -> None:
     file.path.mkdir(parents=True)
 
 
-def full_disk(error: Exception) -> Callable[[state.StateFile, pytest.MonkeyPatch], None]:
-    def prepare(file: state.StateFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def full_disk(error: Exception) -> Callable[[checkpoint.StateFile, pytest.MonkeyPatch], None]:
+    def prepare(file: checkpoint.StateFile, monkeypatch: pytest.MonkeyPatch) -> None:
         def save(content: Any, path: Path) -> None:
             path.write_bytes(b"half of it")
             raise error
@@ -226,7 +234,9 @@ FULL = [full_disk(OSError(28, "No space left on device")), full_disk(RuntimeErro
 def test_a_disk_that_fails_does_not_stop_the_training(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, prepare: Any
 ) -> None:
-    file, values, whole = file_in(tmp_path, every=2), parameters(), parameters()
+    file = file_in(tmp_path, every=2)
+    values = parameters()
+    whole = parameters()
     trained(whole)
     prepare(file, monkeypatch)
     with caplog.at_level(logging.WARNING):
@@ -239,7 +249,8 @@ def test_a_disk_that_fails_does_not_stop_the_training(
 
 
 def test_a_full_disk_leaves_what_was_kept_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, values = file_in(tmp_path), parameters()
+    file = file_in(tmp_path)
+    values = parameters()
     with pytest.raises(Interrupt):
         trained(values, file, stop=4)
     with monkeypatch.context() as full:
@@ -264,7 +275,8 @@ def nan_gradient(values: dict[str, nn.Parameter], step: int) -> Tensor:
 
 @pytest.mark.parametrize("bad", [nan_loss, nan_gradient])
 def test_a_loss_that_is_no_number_is_said_and_spoils_nothing(tmp_path: Path, bad: Callable[[dict[str, nn.Parameter], int], Tensor]) -> None:
-    values, before = parameters(), parameters()
+    values = parameters()
+    before = parameters()
     trained(before, steps=5)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
@@ -287,7 +299,8 @@ def test_a_model_that_gives_no_numbers_is_not_blamed_on_the_rate() -> None:
 
 def test_weights_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
     """The loss can only be seen to be wrong a step after the weights are; what is on the disk stays good."""
-    file, values = file_in(tmp_path), parameters()
+    file = file_in(tmp_path)
+    values = parameters()
     with pytest.raises(Interrupt):
         trained(values, file, stop=4)
 
@@ -306,7 +319,8 @@ def together(values: dict[str, nn.Parameter], process: int, accumulate: int = 1)
     step = iter(range(STEPS))
 
     def share(shared: Sequence[Tensor]) -> None:
-        number, lanes = next(step), range((1 - process) * accumulate, (2 - process) * accumulate)
+        number = next(step)
+        lanes = range((1 - process) * accumulate, (2 - process) * accumulate)
         losses = [loss_over(values)(number, loop.random_numbers(3, number, lane)) for lane in lanes]
         other = torch.stack(losses).mean()
         gradients = torch.autograd.grad(other, list(values.values()))
@@ -318,9 +332,11 @@ def together(values: dict[str, nn.Parameter], process: int, accumulate: int = 1)
 
 def test_two_processes_share_the_mean_of_loss_and_gradients_and_one_writes(tmp_path: Path) -> None:
     """Run one after the other; the random numbers differ, the weights and the losses do not."""
-    results, told = [], []
+    results = []
+    told = []
     for process in (0, 1):
-        values, file = parameters(), file_in(tmp_path / str(process), every=2)
+        values = parameters()
+        file = file_in(tmp_path / str(process), every=2)
         progress = loop.run(values, loss_over(values), settings(), file, process=process, share=together(values, process))
         results.append(values)
         told.append(progress.losses)
@@ -336,7 +352,8 @@ def test_two_processes_share_the_mean_of_loss_and_gradients_and_one_writes(tmp_p
 
 def test_an_accumulated_step_is_one_of_the_mean_loss() -> None:
     """Against one loss that is the mean of three, written out."""
-    values, wanted = parameters(), parameters()
+    values = parameters()
+    wanted = parameters()
 
     def mean(step: int, generator: torch.Generator) -> Tensor:
         return torch.stack([loss_over(wanted)(step, loop.random_numbers(3, step, part)) for part in range(3)]).mean()
@@ -351,7 +368,8 @@ def test_an_accumulated_step_is_one_of_the_mean_loss() -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_two_processes_are_as_one_that_accumulates_twice_as_much(accumulate: int) -> None:
-    values, wanted = parameters(), parameters()
+    values = parameters()
+    wanted = parameters()
     shared = loop.run(values, loss_over(values), settings(accumulate=accumulate), share=together(values, 0, accumulate))
     alone = trained(wanted, accumulate=2 * accumulate)
     assert shared.losses == pytest.approx(alone.losses, rel=1e-5)
@@ -360,7 +378,8 @@ def test_two_processes_are_as_one_that_accumulates_twice_as_much(accumulate: int
 
 
 def test_accumulating_one_changes_nothing() -> None:
-    values, wanted = parameters(), parameters()
+    values = parameters()
+    wanted = parameters()
     trained(values, accumulate=1)
     trained(wanted)
     assert same(values, wanted)
@@ -368,7 +387,9 @@ def test_accumulating_one_changes_nothing() -> None:
 
 def test_an_accumulating_training_that_is_interrupted_goes_on(tmp_path: Path) -> None:
     """Also within a step, of which some parts are done."""
-    whole, values, asked = parameters(), parameters(), list[int]()
+    whole = parameters()
+    values = parameters()
+    asked = list[int]()
     wanted = trained(whole, accumulate=3)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
@@ -386,7 +407,8 @@ def test_an_accumulating_training_that_is_interrupted_goes_on(tmp_path: Path) ->
 
 
 def test_one_part_that_is_no_number_spoils_nothing() -> None:
-    values, before = parameters(), parameters()
+    values = parameters()
+    before = parameters()
     trained(before, steps=2, accumulate=2)
     calls = iter(range(100))
 

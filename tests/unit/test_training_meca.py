@@ -10,13 +10,15 @@ from typing import Any
 import comfy.model_management
 import pytest
 import torch
-from maskprompt.attention import numbering
+from maskprompt.attention import ip_adapter_layers
 from maskprompt.attention.meca import Mode
-from maskprompt.models import meca_adapter, meca_file
-from maskprompt.models.meca_network import MecaNetwork
-from maskprompt.training import loop, meca, memory
-from maskprompt.training.learner import Learner
-from maskprompt.training.meca import Examples, Loss, Options
+from maskprompt.models.ip_adapter import adapter as meca_adapter
+from maskprompt.models.ip_adapter import file as meca_file
+from maskprompt.models.ip_adapter.network import MecaNetwork
+from maskprompt.training.engine import loop, memory
+from maskprompt.training.engine.learner import Learner
+from maskprompt.training.meca import loss as meca
+from maskprompt.training.meca.loss import Examples, Loss, Options
 from torch import Tensor
 
 from .test_dreamcom_nodes import small_sdxl
@@ -36,7 +38,7 @@ def model() -> Any:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps of two samples each."""
-    monkeypatch.setattr("maskprompt.training.meca_options.CHUNK", 4)
+    monkeypatch.setattr("maskprompt.training.meca.options.CHUNK", 4)
 
 
 def examples(count: int = 3, side: tuple[int, int] = (8, 8), seed: int = 0, masked: Sequence[bool] = (True, False, False)) -> Examples:
@@ -77,17 +79,21 @@ class DenseAttention:
     """Equations 3, 4 and 6 written out for one row after the other, from the network's weights by name."""
 
     def __init__(self, unet: Any, network: MecaNetwork, pictures: Examples, mode: Mode) -> None:
-        self.weights, self.pictures, self.mode = {name: value.detach() for name, value in network.state_dict().items()}, pictures, mode
-        self.number = {layer: number for number, layer in numbering.numbered(unet).items()}
+        self.weights = {name: value.detach() for name, value in network.state_dict().items()}
+        self.pictures = pictures
+        self.mode = mode
+        self.number = {layer: number for number, layer in ip_adapter_layers.numbered(unet).items()}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any], **_: Any) -> Tensor:
         heads, (height, width) = extra_options["n_heads"], extra_options["activations_shape"][2:]
-        weights, number = self.weights, self.number[(*extra_options["block"], extra_options["block_index"])]
+        weights = self.weights
+        number = self.number[(*extra_options["block"], extra_options["block_index"])]
         result = torch.zeros_like(q)
         for row in range(len(q)):
             tokens = self.compressed(self.pictures.features[row])
             image_k, image_v = (tokens @ weights[f"ip_adapter.{number}.to_{part}_ip.weight"].T for part in ("k", "v"))
-            text, image = softmax(q[row], k[row], v[row], heads), softmax(q[row], image_k, image_v, heads)
+            text = softmax(q[row], k[row], v[row], heads)
+            image = softmax(q[row], image_k, image_v, heads)
             step = self.pictures.regions.shape[-1] // width
             inside = self.pictures.regions[row, step // 2 :: step, step // 2 :: step][:height, :width].reshape(-1, 1)
             if not self.pictures.masked[row]:
@@ -102,13 +108,15 @@ class DenseAttention:
         """Z' = softmax(Q (Z W_k)ᵗ / √d) (Z W_v)."""
         part = {name.removeprefix("image_proj."): value for name, value in self.weights.items() if name.startswith("image_proj.")}
         z = normed(features, part["norm_in.weight"], part["norm_in.bias"])
-        k, v = z @ part["to_k.weight"].T, z @ part["to_v.weight"].T
+        k = z @ part["to_k.weight"].T
+        v = z @ part["to_v.weight"].T
         found = torch.softmax(part["queries"] @ k.T / FEATURES**0.5, -1) @ v
         return normed(found @ part["proj_out.weight"].T + part["proj_out.bias"], part["norm_out.weight"], part["norm_out.bias"])
 
 
 def softmax(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    depth, found = q.shape[-1] // heads, torch.zeros_like(q)
+    depth = q.shape[-1] // heads
+    found = torch.zeros_like(q)
     for head in range(heads):
         part = slice(head * depth, (head + 1) * depth)
         found[:, part] = torch.softmax(q[:, part] @ k[:, part].T / depth**0.5, -1) @ v[:, part]
@@ -123,7 +131,8 @@ def normed(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def dense_loss(model: Any, network: MecaNetwork, pictures: Examples, noise: Tensor, steps: Tensor, mode: Mode) -> float:
     """Equation 7 on the given model's own network."""
     alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)[steps].float()
-    sigmas, alphas = ((1 - alphas) / alphas).sqrt(), alphas[:, None, None, None]
+    sigmas = ((1 - alphas) / alphas).sqrt()
+    alphas = alphas[:, None, None, None]
     z = pictures.latents * 0.18215
     noisy = alphas.sqrt() * z + (1 - alphas).sqrt() * noise
     dense = DenseAttention(model.model.diffusion_model, network, pictures, mode)
@@ -147,7 +156,8 @@ def blank_picture(latents: Tensor) -> Tensor:
 @pytest.mark.parametrize("mode", ["region", "query", "global"])
 def test_the_loss_is_equation_7_under_equations_3_4_and_6(model: Any, mode: Mode) -> None:
     """A batch of one with a region, one without and one without an image; and each alone."""
-    pictures, steps = examples(), torch.tensor([700, 40, 300])
+    pictures = examples()
+    steps = torch.tensor([700, 40, 300])
     noise = noise_of(pictures)
     learner = Learner(model, "frozen")
     with learner.loaded():
@@ -167,7 +177,9 @@ def test_odd_sizes_and_texts_of_several_lengths(model: Any, side: tuple[int, int
     """A batch is the mean of its samples alone, each with its own text unrepeated and its own region."""
     pictures = examples(3, side, masked=(True, True, False))
     pictures = replace(pictures, texts=[[[torch.cat([text[0][0]] * (row + 1), 1) + row, {}]] for row, text in enumerate(pictures.texts)])
-    noise, sigmas, learner = noise_of(pictures), torch.tensor([5.0, 0.3, 1.0]), Learner(model, "frozen")
+    noise = noise_of(pictures)
+    sigmas = torch.tensor([5.0, 0.3, 1.0])
+    learner = Learner(model, "frozen")
     with learner.loaded(), torch.no_grad():
         loss = Loss(learner, moved(meca.fresh(learner, FEATURES, OPTIONS)), source(), OPTIONS)
         rows = [slice(row, row + 1) for row in range(3)]
@@ -183,7 +195,9 @@ def test_sdxls_pooled_texts_stay_with_their_samples() -> None:
     generator = torch.Generator().manual_seed(0)
     texts = [conditioning(row, pooled_output=100 * torch.randn(1, 16, generator=generator)) for row in range(2)]
     pictures = replace(examples(2), texts=texts)
-    noise, sigmas, learner = noise_of(pictures), torch.tensor([5.0, 0.3]), Learner(small_sdxl(), "frozen")
+    noise = noise_of(pictures)
+    sigmas = torch.tensor([5.0, 0.3])
+    learner = Learner(small_sdxl(), "frozen")
     with learner.loaded(), torch.no_grad():
         network = moved(meca.fresh(learner, FEATURES, OPTIONS))
         assert list(network.widths) == [*range(1, 2 * len(network.widths), 2)]
@@ -204,7 +218,7 @@ def test_it_begins_with_the_texts_own_keys_and_values(model: Any, patched: bool)
         state = {name: value.clone() for name, value in learner.network.diffusion_model.state_dict().items()}
     assert sum(value.numel() for value in network.parameters()) == meca.size(learner, FEATURES, OPTIONS)
     weights = network.state_dict()
-    for number, (name, block, index) in numbering.numbered(model.model.diffusion_model).items():
+    for number, (name, block, index) in ip_adapter_layers.numbered(model.model.diffusion_model).items():
         place = (
             f"middle_block.{{}}.transformer_blocks.{index}" if name == "middle" else f"{name}_blocks.{block}.1.transformer_blocks.{index}"
         )
@@ -257,7 +271,7 @@ def test_no_image_is_learned_as_guidance_asks_for_it(model: Any) -> None:
     learner = Learner(model, "frozen")
     with learner.loaded(), torch.no_grad():
         network = moved(meca.fresh(learner, FEATURES, OPTIONS))
-        numbers = numbering.numbered(learner.network.diffusion_model)
+        numbers = ip_adapter_layers.numbered(learner.network.diffusion_model)
         learned = meca.keys_of(network.half().float(), numbers, examples().features, 3)
         pairs = meca.finished(network, OPTIONS, "a test", "it").pairs(encoded(patches=FEATURES))
         for number, layer in numbers.items():
@@ -268,7 +282,8 @@ def test_no_image_is_learned_as_guidance_asks_for_it(model: Any) -> None:
 
 
 def test_the_loss_on_a_fixed_batch_falls(model: Any) -> None:
-    learner, pictures = Learner(model, "frozen", checkpointing=False), examples()
+    learner = Learner(model, "frozen", checkpointing=False)
+    pictures = examples()
     with learner.loaded():
         network = meca.fresh(learner, FEATURES, OPTIONS)
         loss = Loss(learner, network, source(), OPTIONS)
@@ -316,7 +331,9 @@ def trained(model: Any, options: Options, state: Path | None = None, stop: int =
 @pytest.mark.parametrize("stop", [3, 4], ids=["within a chunk", "at a chunk's end"])
 @pytest.mark.usefixtures("small_chunks")
 def test_interrupted_and_resumed_it_ends_as_if_nothing_had_been(model: Any, tmp_path: Path, stop: int) -> None:
-    options, asked, later = replace(OPTIONS, average=0.9), [], []
+    options = replace(OPTIONS, average=0.9)
+    asked = []
+    later = []
     whole = trained(model, options, asked=asked).state_dict()
     broken = trained(model, options, tmp_path / "state.pt", stop).state_dict()
     resumed = trained(model, options, tmp_path / "state.pt", asked=later).state_dict()
@@ -359,7 +376,8 @@ def test_what_was_learned_is_saved_and_loaded_as_it_was(model: Any, tmp_path: Pa
     first, second = (one.pairs(encoded(patches=FEATURES)) for one in (adapter, loaded))
     assert first.keys() == second.keys() == network.widths.keys()
     assert all(torch.equal(one, two) for number in first for one, two in zip(first[number], second[number], strict=True))
-    own, tokens = network.state_dict(), adapter.patcher.model.state_dict()
+    own = network.state_dict()
+    tokens = adapter.patcher.model.state_dict()
     assert all(value.dtype == torch.float16 and torch.equal(value, own[name].half()) for name, value in tokens.items())
 
 
@@ -368,7 +386,7 @@ def test_a_preview_shows_what_was_learned_and_leaves_nothing(model: Any, monkeyp
         def decode(self, latents: Tensor) -> Tensor:
             return latents
 
-    monkeypatch.setattr("maskprompt.training.preview.STEPS", 2)
+    monkeypatch.setattr("maskprompt.training.engine.preview.STEPS", 2)
     learner = Learner(model, "frozen")
     with learner.loaded():
         network = meca.fresh(learner, FEATURES, OPTIONS)
@@ -396,7 +414,8 @@ def test_a_model_that_predicts_velocity_learns_velocity() -> None:
     config: Any = comfy.supported_models.SD15({**SD15, **few, "model_channels": 32, "context_dim": 128})
     config.model_type = lambda *_, **__: comfy.model_base.ModelType.V_PREDICTION
     learner = Learner(of_random_weights(config), "frozen")
-    pictures, steps = examples(1, masked=(False,)), torch.tensor([500])
+    pictures = examples(1, masked=(False,))
+    steps = torch.tensor([500])
     noise = noise_of(pictures)
     with learner.loaded(), torch.no_grad():
         loss = Loss(learner, meca.fresh(learner, FEATURES, OPTIONS), source(), OPTIONS)

@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from maskprompt.models import patch_visibility
-from maskprompt.training import captions, folder, random_masks
-from maskprompt.training.captions import Given, Picture
-from maskprompt.training.meca_options import Examples, Options
-from maskprompt.training.meca_samples import Plan, Sample, Source, Texts, encode, square, width_of
-from maskprompt.training.state import signature_of
+from maskprompt.models.clip_vision import patch_visibility
+from maskprompt.training.data import captions, folder
+from maskprompt.training.data.captions import Given, Picture
+from maskprompt.training.engine.checkpoint import signature_of
+from maskprompt.training.meca import random_masks
+from maskprompt.training.meca.examples import Plan, Sample, Source, Texts, encode, square, width_of
+from maskprompt.training.meca.options import Examples, Options
 from PIL import Image
 from torch import Tensor
 
 from .adapters import small_clip_vision
 
-SIZE, WIDTH = 64, 48
+SIZE = 64
+WIDTH = 48
 
 
 class Vae:
@@ -116,7 +118,7 @@ def test_a_chunk_is_the_same_whenever_it_is_asked_for(clip_vision: Any) -> None:
 
 def test_chunks_follow_one_another(clip_vision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = source(clip_vision, steps=6)(0)
-    monkeypatch.setattr("maskprompt.training.meca_options.CHUNK", 9)
+    monkeypatch.setattr("maskprompt.training.meca.options.CHUNK", 9)
     parts = source(clip_vision, steps=6)
     last = parts(2)
     assert same(last, parts(2))
@@ -153,7 +155,8 @@ def test_an_image_is_seen_in_its_region_alone(clip_vision: Any) -> None:
     found = source(clip_vision, steps=10, text_only=0.2, masked=0.6, blank=0.3)(0)
     kinds = {"whole": 0, "region": 0, "none": 0}
     for row in range(len(found)):
-        features, inside = found.features[row], found.regions[row]
+        features = found.features[row]
+        inside = found.regions[row]
         image = F.interpolate(found.latents[row : row + 1, :3], scale_factor=8)[0].movedim(0, -1)
         blank = features.shape == (1, WIDTH) and not features.any()
         kinds["none" if blank else "region" if found.masked[row] else "whole"] += 1
@@ -241,9 +244,11 @@ def test_few_pictures_are_encoded_at_a_time_and_progress_is_told(clip_vision: An
 
 def test_a_region_without_a_visible_patch_is_shown_no_image(clip_vision: Any) -> None:
     """A SigLIP model could not encode it at all."""
-    given, texts = pictures(1)[0], Texts(Clip())
+    given = pictures(1)[0]
+    texts = Texts(Clip())
     texts.know([given.caption])
-    image, region = square(given, SIZE)[0], torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    image = square(given, SIZE)[0]
+    region = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     region[:2, :2] = True
     found = encode([Sample(image, given.caption, region), Sample(image, given.caption)], texts, Vae(), clip_vision)
     assert torch.equal(found.features[0], torch.zeros(1, WIDTH))
@@ -271,7 +276,8 @@ def test_a_vision_models_width_and_signature(clip_vision: Any) -> None:
 
 
 def test_pictures_captions_and_masks_are_paired(caplog: pytest.LogCaptureFixture) -> None:
-    images, masks = [torch.rand(2, 64, 64, 3), torch.rand(1, 30, 40, 4)], [torch.zeros(2, 64, 64), torch.ones(30, 40)]
+    images = [torch.rand(2, 64, 64, 3), torch.rand(1, 30, 40, 4)]
+    masks = [torch.zeros(2, 64, 64), torch.ones(30, 40)]
     masks[0][1, :9] = 1
     with caplog.at_level(logging.WARNING):
         found = captions.pair(images, ["\na cat\n  a dog  \r\na  hat\n"], masks)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from maskprompt.training import memory
-from maskprompt.training.learner import Learner
+from maskprompt.training.engine import memory
+from maskprompt.training.engine.learner import Learner
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = memory.GIB
@@ -137,8 +137,10 @@ def test_what_is_tight_is_warned_about(monkeypatch: pytest.MonkeyPatch, caplog: 
 
 def test_auto_trains_all_weights_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """SD 1.5 on 16 GB and more, SDXL on no card below 48; never on a CPU, however much memory it has."""
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    sd15, sdxl = memory.Estimate(0, int(12.8 * GIB), GIB // 2), memory.Estimate(0, 40 * GIB, GIB)
+    gpu = torch.device("cuda")
+    cpu = torch.device("cpu")
+    sd15 = memory.Estimate(0, int(12.8 * GIB), GIB // 2)
+    sdxl = memory.Estimate(0, 40 * GIB, GIB)
     for there, needed, wanted in ((15.99, sd15, "full"), (12, sd15, "lora"), (24, sdxl, "lora"), (48, sdxl, "full"), (24, None, "full")):
         monkeypatch.setattr(memory, "total_memory", lambda device, there=there: there * GIB)
         assert memory.method_for(gpu, needed) == wanted

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from maskprompt.training import references
-from maskprompt.training.checks import check_model, check_size, check_words
-from maskprompt.training.dreamcom import Options, check
+from maskprompt.training.data import references
+from maskprompt.training.dreamcom.loss import Options, check
+from maskprompt.training.engine.checks import check_model, check_size, check_words
 
 from .conftest import random_model
 
@@ -26,7 +26,8 @@ def marks(count: int, height: int = 64, width: int = 80) -> torch.Tensor:
 
 
 def test_batches_and_lists_are_paired_in_their_order() -> None:
-    images, masks = [pictures(2), pictures(1, 40, 30)], [marks(1), marks(2)[1:], marks(1, 40, 60)[..., :30]]
+    images = [pictures(2), pictures(1, 40, 30)]
+    masks = [marks(1), marks(2)[1:], marks(1, 40, 60)[..., :30]]
     found = references.pair(images, masks)
     assert [tuple(one.mask.shape) for one in found] == [(64, 80), (64, 80), (40, 30)]
     for one, image, mask in zip(found, [*images[0], images[1][0]], [masks[0][0], masks[1][0], masks[2][0]], strict=True):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfy import model_sampling
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from maskprompt.training.schedule import Schedule
+from maskprompt.training.engine.noise import Schedule
 
 STEPS = torch.tensor([0, 1, 17, 500, 998, 999])
 

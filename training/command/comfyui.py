@@ -111,7 +111,8 @@ def load_clip_vision(name: str) -> Any:
 
 def load_sam(name: str) -> Any:
     """The SAM (`sam.LoadedSam`) of a file, or of one in ComfyUI's models/sams. ValueError if there is none, or if it is another model."""
-    from ...models import files, sam
+    from ...models import files
+    from ...models.sam import model as sam
 
     advice = "Name a SAM file such as sam_vit_b_01ec64.pth (375 MB), or mobile_sam.pt (40 MB)."
     return sam.load(name if os.path.isfile(name) else files.find_file("sams", name, advice))
@@ -119,10 +120,10 @@ def load_sam(name: str) -> Any:
 
 def load_blip(name: str) -> Any:
     """The BLIP (`caption.LoadedBlip`) of a folder, or of one in ComfyUI's models/blip. ValueError if there is none, or another model."""
-    from ...models import caption
+    from ...models.blip import captioner
 
     place = Path(name).expanduser().absolute()
     if not place.is_dir():
-        return caption.load(caption.find(name))
-    caption.check(place)
-    return caption.load(place)
+        return captioner.load(captioner.find(name))
+    captioner.check(place)
+    return captioner.load(place)

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import dreamcom, folder, memory, state
-from ..learner import Learner
+from ..data import folder
+from ..dreamcom import loss as dreamcom
+from ..engine import checkpoint, memory
+from ..engine.learner import Learner
 from .arguments import add_training, number
 from .work import Work
 
@@ -72,7 +74,8 @@ def add(methods: Any, general: argparse.ArgumentParser) -> None:
 
 def train(work: Work) -> None:
     """Pictures of a subject to a file that Load LoRA takes."""
-    given, automatic = work.given, work.given.method == "auto"
+    given = work.given
+    automatic = work.given.method == "auto"
     pictures = folder.load(Path(given.pictures).expanduser())
     model, clip, vae = work.checkpoint()
     options = dreamcom.Options(
@@ -90,7 +93,7 @@ def train(work: Work) -> None:
     memory.check(needed, learner.device, options.method)
     with torch.no_grad():
         texts = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (options.prompt, "")]
-    fingerprint = options.fingerprint(pictures, state.signature(model, texts))
+    fingerprint = options.fingerprint(pictures, checkpoint.signature(model, texts))
     examples = dreamcom.encode(pictures, vae, options, on_crop=work.counter("Encoding crops"))
     settings = options.settings(learner.width)
 

@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 
-from ...models.caption import captions
-from .. import annotate, masked_folder, state
-from ..checks import check_text
-from ..learner import Learner
-from ..loop import random_numbers
-from ..mask_controlnet_options import Options
-from ..mask_controlnet_samples import Source
-from ..masked_folder import MaskedFolder
-from ..meca_samples import Texts
-from ..survey import Counted, listed, survey, usable
+from ...models.blip.captioner import captions
+from ..data import annotate, object_folder
+from ..data.folder_scan import Counted, listed, survey, usable
+from ..data.object_folder import MaskedFolder
+from ..engine import checkpoint
+from ..engine.checks import check_text
+from ..engine.learner import Learner
+from ..engine.loop import random_numbers
+from ..mask_controlnet.examples import Source
+from ..mask_controlnet.options import Options
+from ..meca.examples import Texts
 from .arguments import add_training, number
 from .comfyui import load_blip, load_sam
 from .work import Work
@@ -74,7 +75,7 @@ def _add_data(data: Any) -> None:
         "--blip", metavar="FOLDER", help="writes captions for pictures without one: a folder, or the name of one in ComfyUI's models/blip"
     )
     data.add_argument(
-        "--cache", metavar="FOLDER", help=f"where masks and captions that were made are kept (default: {masked_folder.CACHE} in --pictures)"
+        "--cache", metavar="FOLDER", help=f"where masks and captions that were made are kept (default: {object_folder.CACHE} in --pictures)"
     )
     data.add_argument("--skip-broken", action="store_true", help="leave out pictures that cannot be read, with a warning")
 
@@ -85,8 +86,8 @@ def _title(given: argparse.Namespace) -> str:
 
 def train(work: Work) -> None:
     """Pictures to a file that Load Mask-ControlNet takes."""
-    from ...models import mask_controlnet_file
-    from .. import mask_controlnet
+    from ...models.mask_controlnet import file as mask_controlnet_file
+    from ..mask_controlnet import loss as mask_controlnet
 
     given = work.given
     options = Options(**{field.name: getattr(given, field.name) for field in fields(Options)})
@@ -101,9 +102,11 @@ def train(work: Work) -> None:
     with torch.no_grad():
         positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (first.texts[0], ""))
     check_text(learner, negative)
-    signatures = state.signature(model, [negative]), state.signature_of(vae.first_stage_model)
-    fingerprint, settings = options.fingerprint(examples.fingerprint(), *signatures), options.settings(learner.width)
-    place, parts = work.processes.number, options.accumulate
+    signatures = checkpoint.signature(model, [negative]), checkpoint.signature_of(vae.first_stage_model)
+    fingerprint = options.fingerprint(examples.fingerprint(), *signatures)
+    settings = options.settings(learner.width)
+    place = work.processes.number
+    parts = options.accumulate
 
     with learner.loaded():
         branch = mask_controlnet.Branch(learner, vae, options)
@@ -126,20 +129,20 @@ def _examples(work: Work, check: Callable[[MaskedFolder], None]) -> MaskedFolder
     """The pictures, annotated by the first process. `check` is asked before that, which may take long."""
     given = work.given
     place = Path(given.pictures).expanduser()
-    cache = Path(given.cache).expanduser() if given.cache else place / masked_folder.CACHE
+    cache = Path(given.cache).expanduser() if given.cache else place / object_folder.CACHE
 
     def prepare(beat: Callable[[], None]) -> None:
         found = survey(place, cache, _counted(work, "Reading pictures", beat))
         entries = usable(found, given.size, given.skip_broken)
         check(MaskedFolder(entries, [""] * len(entries), [entry.size for entry in entries]))
-        bare, wordless = masked_folder.lacking(entries)
-        masked_folder.check_complete([] if given.sam else bare, [] if given.blip else wordless)
+        bare, wordless = object_folder.lacking(entries)
+        object_folder.check_complete([] if given.sam else bare, [] if given.blip else wordless)
         # Both before the work, which may take hours, and should not fail after them.
         blip: Any = load_blip(given.blip) if wordless else None
         if bare:
             annotate.make_masks(bare, cache, load_sam(given.sam), _counted(work, "Finding objects", beat))
             found = survey(place, cache, quiet=True)
-            wordless = masked_folder.lacking(usable(found, given.size, given.skip_broken, quiet=True))[1]
+            wordless = object_folder.lacking(usable(found, given.size, given.skip_broken, quiet=True))[1]
         if wordless:
             annotate.make_captions(wordless, cache, lambda shown: captions(blip, shown), _counted(work, "Writing captions", beat))
 
@@ -148,7 +151,7 @@ def _examples(work: Work, check: Callable[[MaskedFolder], None]) -> MaskedFolder
     except KeyboardInterrupt:
         log.warning("The masks and captions that were made are kept in %s; the same command goes on from there.", cache)
         raise
-    return masked_folder.masked(place, cache, given.size, given.skip_broken, quiet=True)
+    return object_folder.masked(place, cache, given.size, given.skip_broken, quiet=True)
 
 
 def _counted(work: Work, what: str, beat: Callable[[], None]) -> Counted:

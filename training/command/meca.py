@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from ...attention.meca import Mode
-from ...models import meca_file
-from .. import folder, meca, meca_samples, memory, state
-from ..checks import check_text
-from ..learner import Learner
+from ...models.ip_adapter import file as meca_file
+from ..data import folder
+from ..engine import checkpoint, memory
+from ..engine.checks import check_text
+from ..engine.learner import Learner
+from ..meca import examples as meca_samples
+from ..meca import loss as meca
 from .arguments import add_training, number
 from .comfyui import load_clip_vision
 from .work import Interrupted, Work
@@ -83,7 +86,8 @@ def train(work: Work) -> None:
     model, clip, vae = work.checkpoint()
     clip_vision = load_clip_vision(given.clip_vision)
     meca.check(model, clip, vae, clip_vision, options, pictures)
-    learner, features = Learner(model, "frozen", checkpointing=options.checkpointing), meca_samples.width_of(clip_vision)
+    learner = Learner(model, "frozen", checkpointing=options.checkpointing)
+    features = meca_samples.width_of(clip_vision)
     weights = meca.size(learner, features, options)
     needed = memory.estimate(learner, options.latents, options.checkpointing, options.average > 0, weights)
     memory.check(needed, learner.device, learner.method)
@@ -92,8 +96,8 @@ def train(work: Work) -> None:
     check_text(learner, negative)
     fingerprint = options.fingerprint(
         pictures.fingerprint(),
-        state.signature(model, [negative]),
-        *(state.signature_of(part) for part in (clip_vision.model, vae.first_stage_model)),
+        checkpoint.signature(model, [negative]),
+        *(checkpoint.signature_of(part) for part in (clip_vision.model, vae.first_stage_model)),
     )
     source = meca_samples.Source(pictures, clip, vae, clip_vision, options, work.processes.number, _bars(work))
     shown = source.shown() if work.preview and work.processes.first else None

@@ -36,7 +36,8 @@ class Processes:
         except ImportError as error:
             raise ValueError(f"{self.count} processes were started, which takes accelerate: pip install accelerate") from error
         if not cpu and torch.cuda.is_available():
-            here, devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            devices = torch.cuda.device_count()
             if here > devices:
                 raise ValueError(f"{here} processes were started on a machine with {devices} GPU(s): --num_processes {devices} would do.")
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))

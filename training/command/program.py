@@ -67,7 +67,8 @@ def _failed(error: Exception, verbose: bool, processes: Processes | None, work: 
         try:
             processes.ready(problem=text)
         except UnreadyError as merged:
-            error, text = merged, str(merged)
+            error = merged
+            text = str(merged)
     if _speaks(processes) or (work is not None and work.started):
         kept = f"\n{work.kept()}" if work is not None and work.started and work.processes.first else ""
         print(f"train.py: {text}{kept}", file=sys.stderr)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models import files
-from .. import loop
+from ..engine import loop
 from . import comfyui
 from .processes import Processes
 
@@ -41,7 +41,8 @@ class Signals:
     """Inside `with`, Ctrl-C, a hang-up and a request to end are noted in `number`, so that no step and no file is cut in two."""
 
     def __init__(self, alone: bool) -> None:
-        self.alone, self.number = alone, 0
+        self.alone = alone
+        self.number = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
@@ -65,7 +66,9 @@ class Work:
     """One training: the command's arguments, this process, and the files that come of it. Serves every method."""
 
     def __init__(self, given: argparse.Namespace, processes: Processes, output: Path) -> None:
-        self.given, self.processes, self.output = given, processes, output
+        self.given = given
+        self.processes = processes
+        self.output = output
         self.state = Path(given.state).expanduser() if given.state else output.with_suffix(".state.pt")
         self.preview = Path(given.preview).expanduser() if given.preview else None
         self.signals = Signals(processes.count == 1)
@@ -97,7 +100,8 @@ class Work:
         bar = tqdm(desc=what, leave=False, disable=not self.processes.first)
 
         def count(done: int, of: int) -> None:
-            bar.total, bar.n = of, done
+            bar.total = of
+            bar.n = done
             bar.refresh()
             if done >= of:
                 bar.close()
@@ -199,7 +203,8 @@ class Work:
             step = int(kept["step"])
             problem = "" if kept["fingerprint"] == fingerprint else "is of another training (other options or pictures)"
         except Exception as error:  # torch.load raises many kinds
-            step, problem = 0, f"cannot be read ({error})"
+            step = 0
+            problem = f"cannot be read ({error})"
         if not problem and step > steps:
             problem = f"has {step} steps done already, more than --steps {steps}"
         if problem and not self.given.overwrite:

@@ -1,0 +1,1 @@
+"""What the README states of times and memory, measured: one file for each part."""

@@ -1,0 +1,1 @@
+"""What the README states of pictures, measured: one file for each table."""

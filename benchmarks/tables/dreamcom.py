@@ -1,0 +1,356 @@
+"""DreamCom's tables (Lu et al., "DreamCom", Table 4; supplement, Table 1 and Figure 1) on the tiny model, by the judge.
+
+Eight subjects that the tiny model never saw, each tuned in from pictures of it and painted into twenty backgrounds. Every LoRA and
+every set of painted pictures is kept in demo/work/dreamcom under a key of its settings, the pictures it is made from and the checkpoint,
+and found again by the next run. The key knows nothing of the code: delete that folder after a change to what trains or paints.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from demo import judge, scenes, subjects, tiny_model
+from demo.painter import CFG, SAMPLER, Painter
+from demo.subjects import SUBJECTS, Subject
+
+from .. import figures as results
+from ..cache import Kept, image_of, keep, keep_pictures, kept_pictures, sha
+from . import tiny_model as gates
+
+FORMAT = 2
+WORK = Path(__file__).resolve().parent.parent / "demo" / "work" / "dreamcom"
+SHEET = Path(__file__).resolve().parent.parent / "demo" / "output" / "dreamcom-table.png"
+BATCH = 8
+"""Crops a step: with 4, thin parts come out blurred more often (the star: 15 of 20 pictures right, against 19)."""
+STEPS = 15
+"""Of painting. The pictures hardly differ from those of the demo's 20."""
+FEWER_SUBJECTS = 2
+"""Of the table over the number of references, for which every subject is trained four times more."""
+MARGIN = 4
+"""Pixels around the box that do not count as background: SSIM's window reaches so far."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a subject gets into the box. `references`: how many pictures are learned from (0: none, the model as it is);
+    `masked`: masked cross-attention while training; `cross` and `layers`: masked cross- and self-attention while painting."""
+
+    name: str
+    references: int = 5
+    masked: bool = True
+    cross: bool = True
+    layers: str = "paper"
+
+
+BEFORE = Method("before", 0)
+WHOLE = Method("whole")
+NO_CROSS = Method("without masked cross-attention", masked=False, cross=False)
+NO_SELF = Method("without masked self-attention", layers="none")
+NEITHER = Method("without both", masked=False, cross=False, layers="none")
+ALL = Method("all layers", layers="all")
+OUTER = Method("the decoder's outer layers", layers="outer")
+FEWER = tuple(Method(f"{count} reference{'s' if count > 1 else ''}", count) for count in (1, 2, 3, 4))
+FIVE = replace(WHOLE, name="5 references")
+CHOICES = (replace(NO_SELF, name="no layer"), ALL, OUTER, replace(WHOLE, name="all but the decoder's outer layers (the paper's)"))
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the judge says of one picture. `colour_error` is None where no object was found."""
+
+    found: bool
+    shape: bool
+    colours: bool
+    fidelity: float
+    colour_error: float | None
+    ssim: float
+    similar: bool
+
+    @property
+    def success(self) -> bool:
+        return self.found and self.shape and self.colours
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a run is; the figures are kept only of the whole one."""
+
+    subjects: int = len(SUBJECTS)
+    seeds: int = 4
+    backgrounds: int = 20
+    steps: int = 400
+
+
+@dataclass
+class Bench:
+    """Trains, paints and judges; each thing once."""
+
+    size: Size
+    work: Path = WORK
+    checkpoint: Path = tiny_model.CHECKPOINT
+    painter: Painter = field(init=False)
+    eye: judge.Judge = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.painter = Painter(self.checkpoint)
+        self.eye = judge.load()
+        self.eyes = sha(judge.FILE.read_bytes())
+        self.kept = Kept(self.work, {"format": FORMAT, "checkpoint": sha(self.checkpoint.read_bytes())})
+
+    def options(self, subject: Subject, method: Method) -> Any:
+        from maskprompt.training.dreamcom import loss as dreamcom
+
+        return dreamcom.Options(
+            noun=subject.shape, steps=self.size.steps, batch=BATCH, size=subjects.SIZE, masked_attention=method.masked, checkpointing=False
+        )
+
+    def lora(self, subject: Subject, method: Method) -> Path:
+        """The file of what was learned, or is to be."""
+        shown = known(subject, method.references)
+        pictures = sha(b"".join(one.image.tobytes() + one.masks.tobytes() for one in shown))
+        return self.kept.file("lora", pictures=pictures, options=asdict(self.options(subject, method))).with_suffix(".safetensors")
+
+    def trained(self, subject: Subject, method: Method) -> tuple[dict[str, Tensor], float]:
+        """The subject's LoRA, and the seconds that making it took: crops, their encoding and the training."""
+        from maskprompt.training.data import references
+        from maskprompt.training.dreamcom import loss as dreamcom
+        from maskprompt.training.engine import learner as learners
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+
+        options = self.options(subject, method)
+        file = self.lora(subject, method)
+        if not file.is_file():
+            shown = known(subject, method.references)
+            pictures = [references.Reference(image_of(one.image), torch.from_numpy(one.masks[0])) for one in shown]
+            started = time.monotonic()
+            examples = dreamcom.encode(pictures, self.painter.vae, options)
+            learner = learners.Learner(self.painter.model, options.method, options.rank, options.seed, options.checkpointing)
+            with torch.inference_mode(False), learner.loaded():
+                words = self.painter.clip.encode_from_tokens_scheduled(self.painter.clip.tokenize(options.prompt))
+                dreamcom.train(learner, examples, words, options)
+                learned = learner.learned()
+            seconds = time.monotonic() - started
+            about = {"subject": subject.name, "references": str(method.references), "seconds": f"{seconds:.1f}"}
+            keep(file, lambda part: save_file({key: value.contiguous() for key, value in learned.items()}, part, about))
+        with safe_open(file, "pt") as kept:
+            return {key: kept.get_tensor(key) for key in kept.keys()}, float(kept.metadata()["seconds"])  # noqa: SIM118  (a safetensors file is no dict)
+
+    def model(self, subject: Subject, method: Method, masks: Tensor) -> Any:
+        """The model that paints: with the subject's LoRA and the method's masked attention."""
+        from comfy.sd import load_lora_for_models
+        from maskprompt.attention import chain, grid, layers
+        from maskprompt.attention import masked_attention as masked
+
+        model: Any = self.painter.model
+        region = grid.RegionMask(masks)
+        if method.references:
+            model, _ = load_lora_for_models(model, None, self.trained(subject, method)[0], 1.0, 0)
+        every = layers.layers_of(model.get_model_object("diffusion_model"))
+        inner = layers.preset("paper", every)
+        chosen = {"none": frozenset(), "all": frozenset(every), "outer": frozenset(every) - inner, "paper": inner}[method.layers]
+        patches: list[Any] = [masked.MaskedCrossAttention(region)] if method.cross else []
+        patches += [masked.MaskedSelfAttention(region, "paper", chain.Scope(chosen))] if chosen else []
+        return chain.install(model, *patches) if patches else model
+
+    def page(self, subject: Subject, method: Method, seed: int) -> Path:
+        """The file of one set of painted pictures, one below the other."""
+        shown, _, _ = self.backgrounds(subject)
+        pictures = sha(b"".join(one.image.tobytes() + repr(one.box).encode() for one in shown))
+        learned = self.lora(subject, method).stem if method.references else ""
+        how = [method.cross, method.layers, subject.shape, seed, SAMPLER, STEPS, CFG]
+        return self.kept.file("painted", backgrounds=pictures, lora=learned, how=how).with_suffix(".png")
+
+    def painted(self, subject: Subject, method: Method, seed: int) -> Tensor:
+        """All backgrounds with the subject in their boxes [B, 128, 128, 3], nothing pasted back."""
+        file = self.page(subject, method, seed)
+        if not file.is_file():
+            shown, images, masks = self.backgrounds(subject)
+            model = self.model(subject, method, masks)
+            words = [self.options(subject, method).prompt] * len(shown)
+            pictures = self.painter.inpaint(images, masks, words, seed=seed, steps=STEPS, model=model)
+            keep_pictures(file, pictures)
+        return kept_pictures(file, subjects.SIZE)
+
+    def backgrounds(self, subject: Subject) -> tuple[list[subjects.Background], Tensor, Tensor]:
+        shown = places(subject, self.size.backgrounds)
+        return shown, torch.stack([image_of(one.image) for one in shown]), gates.mask_of([one.box for one in shown])
+
+    def scores(self, subject: Subject, method: Method, seed: int) -> list[Score]:
+        pictures = self.painted(subject, method, seed)
+        page = self.page(subject, method, seed).stem
+        file = self.kept.file("scores", of=page, subject=subject.name, judge=self.eyes).with_suffix(".json")
+        if not file.is_file():
+            text = json.dumps([asdict(one) for one in self.judged(subject, pictures)])
+            keep(file, lambda part: part.write_text(text, encoding="utf-8"))
+        return [Score(**one) for one in json.loads(file.read_text("utf-8"))]
+
+    def judged(self, subject: Subject, pictures: Tensor) -> list[Score]:
+        """The judge looks at the box only, for nothing else was painted. Fidelity is of what it finds there, else of the whole box."""
+        shown, images, masks = self.backgrounds(subject)
+        verdicts = judge.look(self.eye, pictures, masks)
+        found = [gates.in_box(verdict, None, mask) for verdict, mask in zip(verdicts, masks, strict=True)]
+        cut = torch.stack([mask[::2, ::2] if f is None else torch.from_numpy(f.mask).float() for f, mask in zip(found, masks, strict=True)])
+        examples = known(subject, WHOLE.references)
+        cut_outs = torch.stack([image_of(one.image) for one in examples]), torch.stack([torch.from_numpy(one.masks[0]) for one in examples])
+        wanted = judge.features(self.eye, *cut_outs)
+        fidelity = (judge.features(self.eye, pictures, cut) @ wanted.T).mean(1)
+        return [
+            Score(
+                f is not None, f is not None and f.shape == subject.shape, f is not None and f.painted(*subject.colours),
+                float(alike), None if f is None else colour_error(picture, f, subject), ssim(picture, image, mask), background.similar,
+            )
+            for f, alike, picture, image, mask, background in zip(found, fidelity, pictures, images, masks, shown, strict=True)
+        ]  # fmt: skip
+
+
+@functools.cache
+def known(subject: Subject, count: int) -> list[scenes.Rendered]:
+    return subjects.references(subject, count)
+
+
+@functools.cache
+def places(subject: Subject, count: int) -> list[subjects.Background]:
+    return subjects.backgrounds(subject, count)
+
+
+def colour_error(picture: Tensor, found: judge.Found, subject: Subject) -> float:
+    """CIEDE2000 between the object's pixels and the nearer of the subject's two colours, on average."""
+    small = F.avg_pool2d(picture.movedim(-1, 0), 2).movedim(0, -1).numpy() * 255
+    pixels = small[judge.core(found.mask)]
+    return float(np.min([judge.colour_errors(pixels, name) for name in subject.colours], 0).mean())
+
+
+def ssim(picture: Tensor, background: Tensor, mask: Tensor) -> float:
+    """Structural similarity of what lies outside the box."""
+    from skimage.metrics import structural_similarity
+
+    found: Any = structural_similarity(picture.numpy(), background.numpy(), channel_axis=-1, data_range=1.0, full=True)
+    near = F.max_pool2d(mask[None], 2 * MARGIN + 1, 1, MARGIN)[0].numpy() > 0.5
+    return float(found[1].mean(-1)[~near].mean())
+
+
+def at_most(figure: results.Figure, limit: float) -> results.Figure:
+    return replace(figure, bar=f"≤ {limit:g}", met=figure.value <= limit)
+
+
+def figures_of(name: str, scores: Sequence[Score]) -> list[results.Figure]:
+    errors = [score.colour_error for score in scores if score.colour_error is not None]
+    return [
+        results.rate(f"{name}: appears in the box", [score.success for score in scores]),
+        results.rate(f"{name}: the same, a similar object beside it", [score.success for score in scores if score.similar]),
+        results.rate(f"{name}: an object in the box", [score.found for score in scores]),
+        results.rate(f"{name}: of its shape", [score.shape for score in scores]),
+        results.rate(f"{name}: in both of its colours", [score.colours for score in scores]),
+        results.mean(f"{name}: foreground fidelity", [score.fidelity for score in scores]),
+        results.mean(f"{name}: colour error (CIEDE2000)", errors),
+        results.mean(f"{name}: background SSIM", [score.ssim for score in scores]),
+    ]
+
+
+def tables(bench: Bench) -> list[results.Figure]:
+    """All figures, the most telling first."""
+    chosen = SUBJECTS[: bench.size.subjects]
+
+    def gathered(method: Method, seeds: int = bench.size.seeds, among: Sequence[Subject] = chosen) -> list[Score]:
+        found = []
+        for subject in among:
+            part = [score for seed in range(seeds) for score in bench.scores(subject, method, seed)]
+            print(f"{method.name}, {subject.name}: {np.mean([score.success for score in part]):.2f}", flush=True)
+            found += part
+        return found
+
+    before = figures_of("before", gathered(BEFORE))
+    after = figures_of("after", gathered(WHOLE))
+    figures = [at_most(before[0], 0.1), *before[1:], replace(after[0], bar="≥ 0.85", met=after[0].value >= 0.85), *after[1:]]
+    figures += figures_of("the subject itself, through the VAE", [score for subject in chosen for score in itself(bench, subject)])
+    figures += [results.rate(f"after, {s.name}: appears in the box", [x.success for x in gathered(WHOLE, among=[s])]) for s in chosen]
+    # A table of hours shares its machine: the least disturbed training tells what one takes.
+    seconds = min(bench.trained(subject, WHOLE)[1] for subject in chosen)
+    figures += [
+        at_most(results.mean("seconds of training for one subject, the least disturbed of all", [seconds]), 240),
+        results.mean("the VAE alone: background SSIM", own_ssim(bench, chosen)),
+    ]
+    for title, methods, seeds, among in (
+        ("parts", (WHOLE, NO_CROSS, NO_SELF, NEITHER), bench.size.seeds, chosen),
+        ("self-attention", CHOICES, bench.size.seeds, chosen),
+        ("references", (*FEWER, FIVE), bench.size.seeds, chosen[:FEWER_SUBJECTS]),
+    ):
+        for method in methods:
+            figures += figures_of(f"{title}, {method.name}", gathered(method, seeds, among))
+    return figures
+
+
+@torch.no_grad()
+def itself(bench: Bench, subject: Subject) -> list[Score]:
+    """The most that can be reached: the subject rendered into the boxes, as large as there is room, and passed through the VAE."""
+    shown, _, _ = bench.backgrounds(subject)
+    images = torch.stack([image_of(subjects.in_box(subject, background)) for background in shown])
+    return bench.judged(subject, bench.painter.vae.decode(bench.painter.vae.encode(images)).clamp(0, 1))
+
+
+@torch.no_grad()
+def own_ssim(bench: Bench, chosen: Sequence[Subject]) -> list[float]:
+    """What the VAE costs a background in which nothing is painted."""
+    found = []
+    for subject in chosen:
+        _, images, masks = bench.backgrounds(subject)
+        back = bench.painter.vae.decode(bench.painter.vae.encode(images)).clamp(0, 1)
+        found += [ssim(*three) for three in zip(back, images, masks, strict=True)]
+    return found
+
+
+def sheet(bench: Bench) -> None:
+    """For a human: two backgrounds of each subject, the first with a similar object, and what the judge says of each picture."""
+    from demo.contact_sheet import contact_sheet, picture_of
+
+    names = ("before", "whole", "no cross", "no self", "neither", "all layers", "outer layers")
+    methods = (BEFORE, WHOLE, NO_CROSS, NO_SELF, NEITHER, ALL, OUTER)
+    rows = []
+    for subject in SUBJECTS[: bench.size.subjects]:
+        shown, images, _ = bench.backgrounds(subject)
+        for index in range(min(2, len(shown))):
+            x, y, width, height = shown[index].box
+            marked = images[index].clone()
+            marked[[y, y + height - 1], x : x + width] = marked[y : y + height, [x, x + width - 1]] = torch.tensor([1.0, 0.0, 1.0])
+            row = [("reference", picture_of(image_of(one.image))) for one in known(subject, 2)] + [("box", picture_of(marked))]
+            for name, method in zip(names, methods, strict=True):
+                score = bench.scores(subject, method, 0)[index]
+                row.append((f"{name}: {said(score)}", picture_of(bench.painted(subject, method, 0)[index])))
+            rows.append((subject.name, row))
+    SHEET.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(rows, 192).save(SHEET)
+
+
+def said(score: Score) -> str:
+    if score.success or not score.found:
+        return "right" if score.success else "no object"
+    return f"other {'object' if not (score.shape or score.colours) else 'colours' if score.shape else 'shape'}"
+
+
+def main(command: str, arguments: Sequence[str] = ()) -> None:
+    usual = Size()
+    bench = Bench(results.size_of(usual, command, __doc__, arguments))
+    figures = tables(bench)
+    sheet(bench)
+    notes = {
+        "training": f"{usual.steps} steps of {BATCH} crops of {subjects.SIZE} px, LoRA, rank 16, its usual rate, 'a photo of sks <shape>'",
+        "painting": f"{SAMPLER}, {STEPS} steps, CFG {CFG}; nothing pasted back; background SSIM outside of the box and {MARGIN} px",
+        "success": "the judge finds an object in the box, of the subject's shape, its two main colours the subject's, each 15 % or more",
+        "fidelity": "mean cosine of the judge's features of the cut-out object (the box where none is found) and of the five references",
+        "not measured": "compatibility of object and background: a user study in the paper",
+        "checkpoint": bench.checkpoint.name,
+    }
+    results.write("dreamcom", command, figures, notes, bench.size == usual)

@@ -1,0 +1,1 @@
+"""What travels beside or in a prompt: words, handles, mask tokens. Imports without ComfyUI wherever the maths allows."""

@@ -1,0 +1,1 @@
+"""BLIP, which writes captions."""

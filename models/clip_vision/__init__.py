@@ -1,0 +1,1 @@
+"""A CLIP vision model some of whose patches are hidden."""

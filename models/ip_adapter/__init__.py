@@ -1,0 +1,1 @@
+"""An IP-Adapter that acts by region: network, file, and the adapter as nodes use it."""

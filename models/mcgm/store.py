@@ -1,0 +1,127 @@
+"""What one MCGM training leaves on disk: handles in models/embeddings, a LoRA in models/loras, the mask encoder in models/mcgm."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
+
+from torch import Tensor
+
+from ...conditioning import handles
+from ...conditioning.handles import Handle
+from .. import files
+from . import file as mask_encoder_file
+from .bundle import EMBEDDINGS, LORAS
+from .file import FOLDER, About, LoadedEncoder
+from .mask_encoder import MaskEncoder
+
+LONGEST = 100
+"""Characters of a handle's name, without the numbers that tell it from others: most file systems take 255 in all."""
+
+
+def handle_names(name: str, words: Sequence[str]) -> list[str]:
+    """A handle's name for each word: "fox" and ("cat", "big dog", "cat") to fox-cat, fox-big-dog, fox-cat-2.
+
+    No two are the same file, also where a file system does not tell Cat from cat. ValueError for a name that no prompt could say, or that
+    is too long for a file.
+    """
+    for plain in (_handle_name(name, word) for word in words):
+        if len(plain) > LONGEST:
+            raise ValueError(
+                f"'{plain[:40]}...' is too long for a handle's name ({len(plain)} characters, at most {LONGEST}). Use a shorter name, and "
+                "one plain word for each subject."
+            )
+    return _handle_names(name, words)
+
+
+def free_name(name: str, words: Sequence[str]) -> str:
+    """`name`, or with the first number (fox-2) under which nothing is stored yet, so that no file is overwritten.
+
+    Nor may another embedding have a handle's name, in whichever folder: which of them a text node then takes is chance. ValueError as from
+    `handle_names`; the number may make a name longer than is taken from the artist.
+    """
+    import folder_paths
+
+    handle_names(name, words)
+    known = {Path(file).stem.lower() for file in folder_paths.get_filename_list(EMBEDDINGS)}
+    count = 1
+    while _taken(_numbered(name, count), words, known):
+        count += 1
+    return _numbered(name, count)
+
+
+def save(
+    name: str,
+    words: Sequence[str],
+    vectors: Callable[[int], Mapping[str, Tensor]],
+    encoder: MaskEncoder | None,
+    lora: Mapping[str, Tensor],
+    base: str = "",
+) -> tuple[About, LoadedEncoder | None]:
+    """Writes everything under a name that is free. `vectors` gives a subject's vectors, as `handles.save` takes them.
+
+    Without a mask encoder (Break-A-Scene) there is no file in models/mcgm. OSError or safetensors' error where a file cannot be written;
+    those already written are then taken away again.
+    """
+    written: list[Path] = []
+    try:
+        found: list[Handle] = []
+        *embeddings, lora_path, encoder_path = _paths(name, words)
+        for number, (word, path) in enumerate(zip(words, embeddings, strict=True)):
+            own = vectors(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            written.append(path)
+            handles.save(str(path.parent), path.stem, own, word)
+            found.append(Handle(path.stem, word, handles.fingerprint(own)))
+        about = About(tuple(found), lora_path.name, base)
+        lora_path.parent.mkdir(parents=True, exist_ok=True)
+        written.append(lora_path)
+        files.write_weights(lora_path, lora, {"format": "pt", "maskprompt": "mcgm", "words": ", ".join(words)})
+        if encoder is None:
+            return about, None
+        encoder_path.parent.mkdir(parents=True, exist_ok=True)
+        written.append(encoder_path)
+        mask_encoder_file.save(encoder, about, str(encoder_path))
+        return about, mask_encoder_file.load(str(encoder_path))
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _handle_names(name: str, words: Sequence[str]) -> list[str]:
+    """`handle_names` of any length: also of a name that a number has made longer."""
+    found: list[str] = []
+    for plain in (_handle_name(name, word) for word in words):
+        taken = {other.lower() for other in found}
+        found.append(next(own for count in itertools.count(1) if (own := _numbered(plain, count)).lower() not in taken))
+        handles.check_name(found[-1])
+    return found
+
+
+def _handle_name(name: str, word: str) -> str:
+    return f"{name}-{'-'.join(part for part in _letters(word).split('-') if part) or 'subject'}"
+
+
+def _paths(name: str, words: Sequence[str]) -> list[Path]:
+    """Of the handles, the LoRA and the mask encoder."""
+    import folder_paths
+
+    files.register_folder(FOLDER)
+    embeddings, loras, encoders = (Path(folder_paths.get_folder_paths(folder)[0]) for folder in (EMBEDDINGS, LORAS, FOLDER))
+    return [*(embeddings / f"{own}.safetensors" for own in _handle_names(name, words)),
+            *(folder / f"{name}.safetensors" for folder in (loras, encoders))]  # fmt: skip
+
+
+def _taken(name: str, words: Sequence[str], known: Set[str]) -> bool:
+    """Whether a file of that name is there, or its handles are among the names of embeddings `known`, in small letters."""
+    return any(path.exists() for path in _paths(name, words)) or any(own.lower() in known for own in _handle_names(name, words))
+
+
+def _numbered(name: str, count: int) -> str:
+    return name if count == 1 else f"{name}-{count}"
+
+
+def _letters(word: str) -> str:
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in word)

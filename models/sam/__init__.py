@@ -1,0 +1,1 @@
+"""Segment Anything and MobileSAM: networks, weights, prompts."""

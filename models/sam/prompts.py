@@ -1,0 +1,186 @@
+"""From what an artist gives (points, boxes, a rough painting) to SAM's prompts, and from SAM's three masks to the one that is wanted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import torch
+import torch.nn.functional as F
+
+from ...images.masks import Box, boxes_per_image, clip_box, depth, match_batch, resize, tidied, to_mask
+from . import model as sam
+
+log = logging.getLogger(__name__)
+
+BEST, LARGEST, SMALLEST, ALL = CHOICES = ("best score", "largest", "smallest", "all")
+_GRID = 128
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted on one picture, in its pixels. painted: bool [H, W], a rough painting of the object."""
+
+    positive: tuple[tuple[float, float], ...] = ()
+    negative: tuple[tuple[float, float], ...] = ()
+    boxes: tuple[Box, ...] = ()
+    painted: torch.Tensor | None = None
+
+
+def parse_points(text: Any, name: str, height: int, width: int) -> tuple[tuple[float, float], ...]:
+    """Points in core SAM3's format, `[{"x": 120, "y": 80}, …]` in pixels, as text or as a list; nothing for an empty text.
+
+    ValueError, with `name` in it, if it is no such list or a point lies outside of the picture.
+    """
+    if text is None or (isinstance(text, str) and not text.strip()):
+        return ()
+    wanted = f'{name}: write the points as [{{"x": 120, "y": 80}}] in pixels'
+    try:
+        entries = json.loads(text) if isinstance(text, str) else text
+    except (ValueError, RecursionError):
+        raise ValueError(f"{wanted}. This is not JSON: {text[:80]!r}.") from None
+    if not isinstance(entries, list):
+        raise ValueError(f"{wanted}. A list was expected, got {str(entries)[:80]!r}.")
+    points = []
+    for entry in entries:
+        x, y = (entry.get("x"), entry.get("y")) if isinstance(entry, dict) else (None, None)
+        if not (_is_number(x) and _is_number(y)):
+            raise ValueError(f"{wanted}. This is not a point: {str(entry)[:80]!r}.")
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise ValueError(f"{name}: the point x={x:g}, y={y:g} lies outside of the picture, which is {width} x {height} pixels.")
+        points.append((float(x), float(y)))
+    return tuple(points)
+
+
+def requests(image: torch.Tensor, positive: Any, negative: Any, boxes: Any, rough: Any) -> list[Request]:
+    """One request for each picture of [B, H, W, C], from a node's inputs.
+
+    Points count for every picture; boxes (`boxes_per_image`) and rough masks (`match_batch`) for every picture or for each its own.
+    ValueError if nothing is given, if only negative points are given, or if one of the inputs is wrong. Lists of boxes and masks that are
+    wired but empty are no error: then nothing was found before this node, and nothing is found here.
+    """
+    if image.ndim != 4:
+        raise ValueError(f"image: an image has the shape [batch, height, width, channels], this one is {list(image.shape)}.")
+    batch, height, width = image.shape[:3]
+    on_object = parse_points(positive, "positive_coords", height, width)
+    beside = parse_points(negative, "negative_coords", height, width)
+    if not on_object and boxes is None and rough is None:
+        given = "only negative points" if beside else "no prompt"
+        raise ValueError(
+            f"SAM Mask got {given}, so it cannot know which object is meant. Give at least one of: points in positive_coords, "
+            'for example [{"x": 120, "y": 80}], a box at bboxes, a painting of the object at rough_mask.'
+        )
+    box_lists: list[list[Box]] = boxes_per_image(boxes, batch) if boxes is not None else [[]] * batch
+    painted: list[torch.Tensor | None] = [None] * batch
+    if rough is not None:
+        painted = list(_painted(match_batch(to_mask(rough, "rough_mask"), batch, "rough_mask").cpu() > 0.5, height, width))
+    return [Request(on_object, beside, tuple(box_lists[index]), painted[index]) for index in range(batch)]
+
+
+def segment(
+    model: sam.LoadedSam, image: torch.Tensor, request: Request, choice: str, min_score: float = 0.0
+) -> tuple[torch.Tensor, list[float]]:
+    """The masks float32 [K, H, W] (0 or 1) of the picture [H, W, C] and SAM's score of each; K is 3 for "all" (small to large), else 1.
+
+    Every box, and the points or painting beside them, is a prompt of its own; their masks are united, and the score is the lowest of
+    theirs. Specks and pinholes, which SAM leaves along inner edges, are removed. With `min_score` above 0, a mask that SAM scores below
+    it counts as not found. Nothing found: zeros and score 0.
+    """
+    height, width = image.shape[:2]
+    count = 3 if choice == ALL else 1
+    union = torch.zeros(count, height, width, dtype=torch.bool)
+    scores = [math.inf] * count
+    for prompt, painted in prompts_for(request, height, width):
+        answer = model.ask(image, prompt)
+        rank = answer.scores
+        if painted is not None:
+            first = int(_fit_to_painting(answer, painted).argmax())
+            answer = model.ask(image, sam.Prompt(points=prompt.points, logits=answer.logits[first]))
+            rank = _fit_to_painting(answer, painted)
+        chosen = _choose(answer, rank, choice, sam.fit(height, width, answer.logits.shape[-1]))
+        masks = [tidied(mask) for mask in model.full_size(answer.logits[chosen], height, width) > 0]
+        for place, score in enumerate(answer.scores[chosen].tolist()):
+            if (min_score <= 0 or score >= min_score) and masks[place].any():
+                union[place] |= masks[place]
+                scores[place] = min(scores[place], score)
+    return union.float(), [score if math.isfinite(score) else 0.0 for score in scores]
+
+
+def prompts_for(request: Request, height: int, width: int) -> list[tuple[sam.Prompt, torch.Tensor | None]]:
+    """SAM's prompts for one picture, each with the painting it stands for, if any.
+
+    A box takes the positive points inside it; those in no box join the painting, or stand for an object of their own. Negative points
+    go to every prompt. Boxes of no size at all, which nodes put out when they found nothing, are passed over.
+    ValueError for a box outside of the picture.
+    """
+    boxes = [clip_box(box, height, width, "bboxes") for box in request.boxes if box["width"] != 0 or box["height"] != 0]
+    negative = [(x, y, False) for x, y in request.negative]
+    prompts: list[tuple[sam.Prompt, torch.Tensor | None]] = []
+    for box in boxes:
+        inside = [(x, y, True) for x, y in request.positive if _holds(box, x, y)]
+        prompts.append((sam.Prompt(points=(*inside, *negative), box=box), None))
+    free = [(x, y, True) for x, y in request.positive if not any(_holds(box, x, y) for box in boxes)]
+    if request.painted is not None and request.painted.any():
+        painted = [(x, y, True) for x, y in inner_points(request.painted)]
+        prompts.append((sam.Prompt(points=(*painted, *free, *negative)), request.painted))
+    elif free:
+        prompts.append((sam.Prompt(points=(*free, *negative)), None))
+    return prompts
+
+
+def _painted(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    if mask.any() and abs(mask.shape[2] * height / (mask.shape[1] * width) - 1) > 0.02:
+        log.warning("rough_mask: %d x %d pixels are stretched to %d x %d", mask.shape[2], mask.shape[1], width, height)
+    # The largest value and not the mean: a thin stroke stays when the mask shrinks.
+    return F.adaptive_max_pool2d(mask[None].float(), (height, width))[0] > 0.5
+
+
+def inner_points(painted: torch.Tensor, count: int = 3) -> list[tuple[float, float]]:
+    """Up to `count` painted pixels (x, y) of bool [H, W], each as deep inside the painting and as far from the others as can be."""
+    height, width = painted.shape
+    cells = sam.fit(height, width, _GRID) if max(height, width) > _GRID else (height, width)
+    grid = F.adaptive_max_pool2d(painted[None].float(), cells)[0] > 0.5
+    deep = depth(F.pad(grid, (1, 1, 1, 1))[None])[0, 1:-1, 1:-1]
+    rows, columns = torch.meshgrid(torch.arange(cells[0]), torch.arange(cells[1]), indexing="ij")
+    pixels = painted.nonzero().float() + 0.5
+    points = []
+    for _ in range(count):
+        deepest = int(deep.argmax())
+        row, column = deepest // cells[1], deepest % cells[1]
+        if deep[row, column] <= 0:
+            break
+        centre = torch.tensor([(row + 0.5) * height / cells[0], (column + 0.5) * width / cells[1]])
+        y, x = pixels[(pixels - centre).square().sum(dim=1).argmin()].tolist()
+        points.append((x, y))
+        deep = torch.minimum(deep, torch.hypot((rows - row).float(), (columns - column).float()))
+    return points
+
+
+def _fit_to_painting(answer: sam.Answer, painted: torch.Tensor) -> torch.Tensor:
+    """[3]: SAM's score, plus the part of the painting that the mask covers, plus a quarter of the IoU of both."""
+    # Tried on MobileSAM with seven kinds of sloppy painting on five photographs: three inner points, and a second round on the answer
+    # that ranks first here, had a mean IoU of 0.89; the painting as SAM's mask input 0.65, its bounding box 0.52.
+    height, width = sam.fit(painted.shape[0], painted.shape[1], answer.logits.shape[-1])
+    weight = resize(painted[None].float(), height, width)
+    mask = (answer.logits[:, :height, :width] > 0).float()
+    common = (mask * weight).sum(dim=(1, 2))
+    painted_area = weight.sum()
+    return answer.scores + common / painted_area + 0.25 * common / (mask.sum(dim=(1, 2)) + painted_area - common)
+
+
+def _choose(answer: sam.Answer, rank: torch.Tensor, choice: str, inner: tuple[int, int]) -> list[int]:
+    if choice == BEST:
+        return [int(rank.argmax())]
+    by_area = (answer.logits[:, : inner[0], : inner[1]] > 0).sum(dim=(1, 2)).argsort().tolist()
+    return {SMALLEST: by_area[:1], LARGEST: by_area[-1:], ALL: by_area}[choice]
+
+
+def _holds(box: Box, x: float, y: float) -> bool:
+    return box["x"] <= x <= box["x"] + box["width"] and box["y"] <= y <= box["y"] + box["height"]
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9

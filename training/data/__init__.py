@@ -1,0 +1,1 @@
+"""What trainings learn from: pictures, references, captions, folders of them."""

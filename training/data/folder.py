@@ -1,0 +1,220 @@
+"""Pictures from a folder: references, each with a mask beside it or its own alpha channel; or pictures with captions beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from . import references
+from .captions import Picture
+from .references import Reference
+
+log = logging.getLogger(__name__)
+
+PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+MASK = ".mask.png"
+OBJECT = re.compile(r"(.+)\.mask(?:-(\d+))?\.png", re.IGNORECASE)
+"""Names of masks: with a number where a picture has several objects. For one subject the mask without a number counts."""
+ORIENTATION = 0x0112
+"""The tag of cameras; from 5 on the picture lies on its side."""
+HEAD = 1 << 16
+"""So many bytes of a file tell it from others of its size."""
+
+
+def load(folder: Path) -> list[Reference]:
+    """The references of all pictures in `folder`, by name; they may differ in size. Orientation tags of cameras are honoured.
+
+    A picture's mask is `<name without ending>.mask.png`, white where the subject is (transparent counts as black). Without that
+    file it is the picture's alpha channel, opaque where the subject is. ValueError that names the file and says what would do.
+    """
+    found = _found(folder, "put three to five pictures of the subject", ", each with its mask")
+    pairs = [_pair(path, mask) for path, mask in found]
+    return references.pair([image[None] for image, _ in pairs], [mask[None] for _, mask in pairs])
+
+
+def captioned(folder: Path) -> CaptionedFolder:
+    """All pictures of `folder`, by name, with their captions: `<name without ending>.txt`, in UTF-8. Masks as in `load`, but optional.
+
+    ValueError that names the file and says what would do, for what can be told without reading whole pictures.
+    """
+    found = _found(folder, "put the pictures to learn from", ", each with its caption")
+    captions = [_caption(path) for path, _ in found]
+    sizes = [_size(path) for path, _ in found]
+    if not any(captions):
+        raise ValueError(f"every caption in {folder} is empty: write into each what its picture shows.")
+    return CaptionedFolder(found, captions, sizes)
+
+
+@dataclass(frozen=True)
+class CaptionedFolder:
+    """Pictures (and masks or None) that are read from the disk when they are asked for; see `captions.Pictures`."""
+
+    files: Sequence[tuple[Path, Path | None]]
+    captions: Sequence[str]
+    sizes: Sequence[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int, /) -> Picture:
+        path, mask = self.files[number]
+        image = open_picture(path)
+        drawn = alpha(image) if mask is None else mask_of(mask, path, image)
+        return Picture(colours(image), self.captions[number], None if bool((drawn == 1).all()) else drawn)
+
+    def fingerprint(self) -> str:
+        """Of captions, sizes of files and their beginnings: names do not matter."""
+        digest = hashlib.sha256()
+        for (path, mask), caption in zip(self.files, self.captions, strict=True):
+            digest.update(caption.encode())
+            for file in (path, mask):
+                add_file(digest, file)
+        return digest.hexdigest()[:16]
+
+
+def _found(folder: Path, advice: str, more: str) -> list[tuple[Path, Path | None]]:
+    """The pictures in a folder, by name, each with the file of its mask, if there is one."""
+    pictures, masks = listing(folder, advice, more)
+    first = {path.name.lower(): path for those in masks.values() for path in those}
+    return [(path, first.get(f"{path.stem.lower()}{MASK}")) for path in pictures]
+
+
+def listing(folder: Path, advice: str, more: str, quiet: bool = False) -> tuple[list[Path], dict[str, list[Path]]]:
+    """The pictures in a folder, by name; and the masks in it, for each picture's name without ending, in lower case, in their order.
+
+    ValueError with `advice`, and maybe `more`, where there is none.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: {advice} into a folder{more}.")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    masks, names = masks_among(files)
+    pictures = [path for path in files if path.suffix.lower() in PICTURES and path.name not in names]
+    if not pictures:
+        raise ValueError(f"there is no picture in {folder} (looked for {', '.join(sorted(PICTURES))}): {advice} there.")
+    for name in () if quiet else sorted(masks.keys() - {path.stem.lower() for path in pictures}):
+        log.warning("%s is the mask of no picture in the folder; it is not used.", masks[name][0].name)
+    return pictures, masks
+
+
+def masks_among(files: Sequence[Path]) -> tuple[dict[str, list[Path]], set[str]]:
+    """The masks among files, for each picture's name without ending, in lower case, by number; and the names of all of them."""
+    numbered: dict[str, list[tuple[int, Path]]] = {}
+    for path in files:
+        if named := OBJECT.fullmatch(path.name):
+            numbered.setdefault(named[1].lower(), []).append((int(named[2] or 1), path))
+    masks = {name: [path for _, path in sorted(those)] for name, those in numbered.items()}
+    return masks, {path.name for those in masks.values() for path in those}
+
+
+def add_file(digest: Any, file: Path | None) -> None:
+    """A file's size and its beginning; that there is none for None."""
+    digest.update(str(file and file.stat().st_size).encode())
+    if file is not None:
+        with file.open("rb") as opened:
+            digest.update(opened.read(HEAD))
+
+
+def _caption(picture: Path) -> str:
+    """The text beside a picture, in one line."""
+    path = picture.with_suffix(".txt")
+    if not path.exists():
+        raise ValueError(
+            f"{picture.name} has no caption: write what it shows into {path.name} beside it, or take the picture out of the folder."
+        )
+    return text_of(path)
+
+
+def text_of(path: Path) -> str:
+    """A caption's file, in one line."""
+    try:
+        return " ".join(path.read_text("utf-8-sig").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the caption {path.name} cannot be read ({error}): save it again as text in UTF-8.") from error
+
+
+def _size(picture: Path) -> tuple[int, int]:
+    """Height and width as it stands upright, from its head alone."""
+    try:
+        with Image.open(picture) as image:
+            width, height = image.size
+            return (width, height) if image.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
+    except _UNREADABLE as error:
+        raise _unreadable(picture, error) from error
+
+
+def _pair(picture: Path, mask: Path | None) -> tuple[Tensor, Tensor]:
+    """[H, W, 3] and [H, W], float32 in 0..1."""
+    opened = open_picture(picture)
+    image = colours(opened)
+    if mask is not None:
+        marked = mask_of(mask, picture, opened)
+        where = f"{mask.name}: paint the subject white in it"
+    else:
+        marked = alpha(opened)
+        where = "its alpha channel: leave the subject opaque"
+        if bool((marked == 1).all()):
+            raise ValueError(
+                f"{picture.name} has no mask: save one beside it as {picture.stem}{MASK}, of the same size and white where the subject is, "
+                "or save the picture as a PNG in which everything but the subject is transparent."
+            )
+    if int((marked > 0.5).sum()) < references.SMALLEST:
+        raise ValueError(f"the mask of {picture.name} marks nothing ({where}), or take the picture out of the folder.")
+    return image, marked
+
+
+def mask_of(mask: Path, picture: Path, opened: Image.Image) -> Tensor:
+    """[H, W] in 0..1, of the picture's size."""
+    drawn = open_picture(mask)
+    if drawn.size != opened.size:
+        sizes = [f"{width} x {height}" for width, height in (opened.size, drawn.size)]
+        raise ValueError(
+            f"{picture.name} is {sizes[0]} pixels but its mask {mask.name} {sizes[1]}: draw the mask on the same picture, "
+            "before or after both are resized."
+        )
+    return colours(drawn).mean(-1) * alpha(drawn)
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The first frame, upright."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    reason = "it is no picture, or of a kind that Pillow does not know" if isinstance(error, Image.UnidentifiedImageError) else error
+    return ValueError(f"{path.name} cannot be read ({reason}): save it again as PNG or JPEG, or take it out of the folder.")
+
+
+def colours(image: Image.Image) -> Tensor:
+    """[H, W, 3] in 0..1. Pillow would clip 16-bit grey instead of scaling it."""
+    if image.mode.startswith("I"):
+        return _tensor(np.asarray(image, np.float32) / 65535)[..., None].repeat(1, 1, 3)
+    return _tensor(np.asarray(image.convert("RGB"), np.float32) / 255)
+
+
+def alpha(image: Image.Image) -> Tensor:
+    """[H, W] in 0..1, 1 without an alpha channel."""
+    if "transparency" not in image.info and "A" not in image.getbands():
+        return torch.ones(image.height, image.width)
+    return _tensor(np.asarray(image.convert("RGBA").getchannel("A"), np.float32) / 255)
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.from_numpy(np.array(values, np.float32)).clamp(0, 1)

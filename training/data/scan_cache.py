@@ -1,0 +1,110 @@
+"""What was found when a folder's pictures were read, so that a hundred thousand of them are read wholly only once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import folder as pictures
+
+log = logging.getLogger(__name__)
+
+NAME = "pictures.json"
+VERSION = 1
+
+Look = Callable[[Path, Sequence[Path]], tuple[tuple[int, int], bool]]
+"""Of a picture and the masks beside it: height and width, and whether the picture is cut out. ValueError for what is of no use."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What is known of a picture; `replaced`: it is another one than last time."""
+
+    size: tuple[int, int] = (0, 0)
+    cut_out: bool = False
+    problem: str = ""
+    replaced: bool = False
+
+
+class Records:
+    """Records of pictures by their names, from the file in a cache folder."""
+
+    def __init__(self, cache: Path) -> None:
+        self.path = cache / NAME
+        self._known = _read(self.path)
+        self._changed = False
+
+    def of(self, path: Path, masks: Sequence[Path], look: Look) -> Looked:
+        """What is known, or what `look` finds if the picture, or a mask beside it, is not the file that it was."""
+        known = self._known.get(path.name)
+        files = {one.name: _stat(one) for one in (path, *masks)}
+        replaced = False
+        if known is not None and known["files"] == files:
+            return Looked((known["size"][0], known["size"][1]), known["cut_out"])
+        try:
+            head = _head(path)
+            replaced = known is not None and known["head"] != head
+            size, cut_out = look(path, masks)
+        except (ValueError, OSError) as error:
+            if replaced:
+                del self._known[path.name]
+                self._changed = True
+            return Looked(problem=str(error), replaced=replaced)
+        self._known[path.name] = {"files": files, "head": head, "size": list(size), "cut_out": cut_out}
+        self._changed = True
+        return Looked(size, cut_out, replaced=replaced)
+
+    def write(self) -> None:
+        """Keeps what was found; where that fails, the next training only begins later."""
+        if not self._changed:
+            return
+        try:
+            write_whole({self.path: json.dumps({"version": VERSION, "pictures": self._known}).encode()})
+            self._changed = False
+        except OSError as error:
+            log.info("%s could not be written (%s): the pictures will be read again next time.", self.path, error)
+
+
+def write_whole(files: Mapping[Path, bytes]) -> None:
+    """Files that are there wholly or not at all, and nearly at once; their folders are made. OSError where that fails."""
+    unfinished = {path.with_name(f".{path.name}.{os.getpid()}.unfinished"): path for path in files}
+    try:
+        for place, path in unfinished.items():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(files[path])
+        for place, path in unfinished.items():
+            place.replace(path)
+    finally:
+        for place in unfinished:
+            with contextlib.suppress(OSError):
+                place.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The records of a file; none of one that is missing, damaged or of another version."""
+    try:
+        content = json.loads(path.read_bytes())
+        known: dict[str, Any] = content["pictures"] if content["version"] == VERSION else {}
+        if all({"files", "head", "size", "cut_out"} <= one.keys() and len(one["size"]) == 2 for one in known.values()):
+            return known
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass
+    return {}
+
+
+def _stat(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _head(path: Path) -> str:
+    digest = hashlib.sha256()
+    pictures.add_file(digest, path)
+    return digest.hexdigest()[:16]

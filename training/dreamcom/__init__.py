@@ -1,0 +1,1 @@
+"""DreamCom: a subject tuned into an inpainting model."""

@@ -1,0 +1,153 @@
+"""What a training keeps on disk, so that it can go on after an interrupt, and what tells one training from another."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Learning:
+    """Everything that a step changes: what learns, its moving average (empty: none), the optimizer, steps done and their losses."""
+
+    parameters: dict[str, torch.nn.Parameter]
+    average: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    step: int
+    losses: list[float]
+
+    def content(self) -> dict[str, Any]:
+        """As tensors, numbers and lists, which `torch.load` takes with `weights_only`."""
+        return {
+            "step": self.step,
+            "losses": self.losses,
+            "parameters": {name: value.detach() for name, value in self.parameters.items()},
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict()["state"],
+        }
+
+    @torch.no_grad()
+    def take(self, content: dict[str, Any]) -> None:
+        """The reverse of `content`. KeyError, ValueError or RuntimeError, and nothing changed, if it is of something else."""
+        for own, kept in ((self.parameters, content["parameters"]), (self.average, content["average"])):
+            if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in kept.items()}:
+                raise ValueError("it holds other weights")
+        step = int(content["step"])
+        losses = [float(loss) for loss in content["losses"]]
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": content["optimizer"], "param_groups": groups})
+        for own, kept in ((self.parameters, content["parameters"]), (self.average, content["average"])):
+            for name, value in own.items():
+                value.copy_(kept[name])
+        self.step = step
+        self.losses = losses
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """Where a training keeps its state: `path`, written every `every` steps and whenever it is interrupted; with `last` at its end too.
+
+    `fingerprint` says what is trained on what; a file of another training is not resumed.
+    """
+
+    path: Path
+    fingerprint: str
+    every: int = 100
+    last: bool = False
+
+    def resume(self, learning: Learning, steps: int) -> None:
+        """Puts the file's state into place, if there is one and it is this training's; else a warning.
+
+        ValueError if it is further than `steps`: nothing that was learned is thrown away.
+        """
+        if not self.path.is_file():
+            return
+        try:
+            kept: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            if kept["fingerprint"] != self.fingerprint:
+                raise ValueError("it is of another training")
+            further = int(kept["step"]) > steps
+            if not further:
+                learning.take(kept)
+        except Exception as error:  # a damaged file is no reason not to train
+            log.warning("The training state %s cannot be used: %s. Training starts afresh.", self.path.name, error)
+            return
+        if further:
+            raise ValueError(
+                f"this training has done {kept['step']} steps already, and {steps} were asked for. Set steps to {kept['step']} to get what "
+                "was learned so far, or switch `resume` off to begin again."
+            )
+        log.info("Training goes on from step %d.", learning.step)
+
+    def write(self, learning: Learning) -> None:
+        """Writes beside the file first, so that a full disk or a power cut spoils nothing. A failure is a warning: training goes on.
+
+        Weights that are no numbers are not written; what was kept before stays.
+        """
+        if not all(bool(torch.isfinite(value).all()) for value in learning.parameters.values()):
+            return
+        partial = self.path.with_suffix(".partial")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"fingerprint": self.fingerprint, **learning.content()}, partial)
+            partial.replace(self.path)
+        except Exception as error:  # torch reports a full disk as RuntimeError
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            log.warning(
+                "The training state could not be written to %s: %s. Is the disk full? An interrupt now would lose it.", self.path, error
+            )
+
+    def remove(self) -> None:
+        """For a training that is done, or begins again."""
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("The training state %s could not be removed: %s.", self.path, error)
+
+
+def signature(model: Any, texts: Sequence[Any] = ()) -> str:
+    """The same for the same weights, LoRAs and conditionings: 16 hexadecimal digits. Loaded or not makes no difference."""
+    digest = hashlib.sha256()
+    for name in ("diffusion_model.input_blocks.0.0.", "diffusion_model.out."):
+        for key, patches in sorted(model.get_key_patches(name).items()):
+            digest.update(key.encode())
+            _add(digest, patches[0][0])  # the weight as it is without LoRAs
+    for key, patches in sorted((str(key), patches) for key, patches in model.patches.items()):
+        digest.update(key.encode())
+        for strength, patch, of_weight, *_ in patches:
+            digest.update(f"{strength} {of_weight}".encode())
+            _add(digest, getattr(patch, "weights", patch))
+    for text in texts:
+        for entry, options in text:
+            _add(digest, (entry, options.get("pooled_output")))
+    return digest.hexdigest()[:16]
+
+
+def signature_of(network: torch.nn.Module) -> str:
+    """The same for a network of the same weights: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        _add(digest, value)
+    return digest.hexdigest()[:16]
+
+
+def _add(digest: Any, value: Any) -> None:
+    """About 4000 numbers of a tensor, or of each in a tuple."""
+    if isinstance(value, Tensor):
+        some = value.detach().flatten()[:: max(1, value.numel() // 4096)]
+        digest.update(some.float().cpu().contiguous().numpy().tobytes())
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            _add(digest, part)

@@ -1,0 +1,1 @@
+"""The mask encoder prompt's adapter (mask encoder cross attention)."""
