@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from . import context_window
 from .grid import Size, Window
 from .layers import Layer, layers_of
 
@@ -187,29 +188,32 @@ def rows_of(options: dict[str, Any], batch: int, size: Size) -> tuple[Size, tupl
     Raises RuntimeError where a call shows only a part of the latent and nothing tells which.
     """
     halves = options.get("cond_or_uncond") or [0]
-    images = batch // len(halves)
+    images = context_window.pictures(options, batch // len(halves))
     view: View | None = options.get(VIEW)
     latent = size if view is None else view.latent
+    seen = (0, 0, *latent) if view is None or view.seen is None else view.seen
     rows = []
     for chunk, half in enumerate(halves):
         uuids = options.get("uuids") or []
         window = view.areas.get(uuids[chunk]) if view is not None and chunk < len(uuids) else None
-        window = window or (0, 0, *latent)
+        window = window or seen
         if window[2:] != size:
             raise RuntimeError(
                 f"a node paints this picture in tiles or crops ({size[1] * 8}x{size[0] * 8} of {latent[1] * 8}x{latent[0] * 8} pixels) "
                 "without saying which, so a mask cannot be placed. Bypass the tiling node, or MaskPrompt's."
             )
-        rows += [Row(half, image, window) for image in range(images)]
+        rows += [Row(half, image, window) for image in images]
     return latent, tuple(rows)
 
 
 @dataclass(frozen=True)
 class View:
-    """The whole latent's size, and the area of every conditioning that has one (`Conditioning (Set Area)`) by its uuid."""
+    """The whole latent's size, the area of every conditioning that has one (`Conditioning (Set Area)`) by its uuid, and what a call sees
+    without one: all, or a context window's rows or columns."""
 
     latent: Size
     areas: dict[Any, Window]
+    seen: Window | None = None
 
 
 def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> Any:
@@ -220,7 +224,11 @@ def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Te
         if "area" in cond and len(cond["area"]) == 4:
             area_height, area_width, top, left = cond["area"]
             areas[cond["uuid"]] = (top, left, min(height - top, area_height), min(width - left, area_width))
-    options = {**model_options.get("transformer_options", {}), VIEW: View((height, width), areas)}
+    options = model_options.get("transformer_options", {})
+    latent, seen = context_window.place(options, (height, width))
+    if areas and latent != (height, width):
+        raise RuntimeError(f"a prompt's area and {context_window.SIDEWAYS} meet: where a mask lies is not known. Bypass one of the nodes.")
+    options = {**options, VIEW: View(latent, areas, seen)}
     return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})
 
 
