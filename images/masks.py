@@ -52,7 +52,7 @@ def to_mask(mask: Any, name: str = "mask") -> torch.Tensor:
 
 
 def resize(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """[B, h, w] → [B, height, width] as Pillow's bilinear resize does: every pixel counts when it shrinks. The same tensor if it fits."""
+    """[B, h, w] -> [B, height, width] as Pillow's bilinear resize does: every pixel counts when it shrinks. The same tensor if it fits."""
     if mask.shape[-2:] == (height, width):
         return mask
     resized = F.interpolate(mask[None], size=(height, width), mode="bilinear", align_corners=False, antialias=True)
@@ -60,7 +60,7 @@ def resize(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def match_batch(mask: torch.Tensor, batch: int, name: str = "mask") -> torch.Tensor:
-    """[b, H, W] → [batch, H, W] by ComfyUI's rule: repeated in turn when too few, cut when too many (with a logged warning)."""
+    """[b, H, W] -> [batch, H, W] by ComfyUI's rule: repeated in turn when too few, cut when too many (with a logged warning)."""
     count = mask.shape[0]
     if count > batch:
         log.warning("%s: %d masks for %d images, only the first %d are used", name, count, batch, batch)

@@ -105,7 +105,7 @@ class ApplyMECA(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "weight", default=1.0, min=0.0, max=3.0, step=0.05,
-                    tooltip="λ: how strongly the image acts. 0 is no adapter. In a region, a weight below 1 leaves the rest to the text.",
+                    tooltip="How strongly the image acts (lambda). 0: no adapter. In a region, below 1 leaves the rest to the text.",
                 ),
                 io.Combo.Input(
                     "mode",

@@ -100,7 +100,7 @@ class LoadedSam:
         return Answer(logits.cpu(), scores.cpu())
 
     def full_size(self, logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Logits [N, S/4, S/4] of the padded square → [N, height, width] of the picture, enlarged as SAM's own code does."""
+        """Logits [N, S/4, S/4] of the padded square -> [N, height, width] of the picture, enlarged as SAM's own code does."""
         square = F.interpolate(logits[None], (self.image_size, self.image_size), mode="bilinear", align_corners=False)
         inner_height, inner_width = fit(height, width, self.image_size)
         inner = square[..., :inner_height, :inner_width]
@@ -146,7 +146,7 @@ def fit(height: int, width: int, longest: int) -> tuple[int, int]:
 
 
 def prepare(image: torch.Tensor, size: int) -> torch.Tensor:
-    """A picture [H, W, 1, 3 or 4] in 0..1 → [1, 3, size, size]: longer side to `size`, normalised, padded at the right and bottom.
+    """A picture [H, W, 1, 3 or 4] in 0..1 -> [1, 3, size, size]: longer side to `size`, normalised, padded at the right and bottom.
 
     Resized in 8 bit by Pillow, because that is what SAM was trained on.
     """

@@ -41,3 +41,10 @@ def test_optional_libraries_are_imported_where_they_are_used() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
             extended = {"comfy"} if file.relative_to(ROOT).as_posix() in EXTENDING else set()
             assert {name.split(".")[0] for name in names} <= allowed | extended, f"{file} imports {names}"
+
+
+def test_sources_can_be_read_by_any_system() -> None:
+    """Some harnesses read files in Windows' western code page."""
+    for room in ("", "nodes", "attention", "conditioning", "images", "models", "training"):
+        for file in (ROOT / room).rglob("*.py") if room else ROOT.glob("*.py"):
+            file.read_text("utf-8").encode("cp1252")

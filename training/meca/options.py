@@ -78,7 +78,7 @@ class Examples:
     but one of the vision model, [M, features] each (`patch_visibility.own_tokens`). Zeros [1, features] are no image: just what
     `LoadedAdapter` gives the unconditional half of guidance, so that samples of text alone teach the adapter what no image is.
     `regions` [N, S, S], 0 or 1: where the image drives. `masked` bool [N]: whether the sample has a region; without one text and image
-    both act everywhere (equation 4, λ = 1), and `regions` is not looked at. `texts`: each sample's CONDITIONING.
+    both act everywhere (equation 4, lambda = 1), and `regions` is not looked at. `texts`: each sample's CONDITIONING.
     """
 
     latents: Tensor
