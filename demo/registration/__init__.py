@@ -7,7 +7,9 @@ Of CLIP vision models ComfyUI knows a fixed few, in one function; here, and only
 
 from __future__ import annotations
 
+import json
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any
 
 import comfy.clip_vision
@@ -29,19 +31,9 @@ TEXT_CONFIG: dict[str, Any] = {
     "vocab_size": 49408,
     "eos_token_id": 49407,
 }
-VISION_CONFIG: dict[str, Any] = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 192,
-    "intermediate_size": 384,
-    "num_attention_heads": 3,
-    "num_hidden_layers": 4,
-    "hidden_act": "quick_gelu",
-    "image_size": 128,
-    "patch_size": 8,
-    "num_channels": 3,
-    "projection_dim": 128,
-    "layer_norm_eps": 1e-5,
-}
+VISION_FILE = Path(__file__).resolve().parent / "tiny-clip-vision.json"
+"""A file, as ComfyUI before 0.24 takes no other form of a vision model's configuration."""
+VISION_CONFIG: dict[str, Any] = json.loads(VISION_FILE.read_text("utf-8"))
 
 
 class TinyTextModel(comfy.sd1_clip.SDClipModel):
@@ -99,7 +91,7 @@ def register() -> None:
     def load(sd: dict[str, Any], *rest: Any, **more: Any) -> Any:
         if not tiny_vision(sd):
             return stock(sd, *rest, **more)
-        model = comfy.clip_vision.ClipVisionModel(VISION_CONFIG)
+        model = comfy.clip_vision.ClipVisionModel(str(VISION_FILE))
         model.load_sd(sd)
         return model
 
