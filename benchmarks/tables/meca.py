@@ -282,9 +282,9 @@ class Bench:
         images, masks = (torch.stack(parts) for parts in zip(*(shown(case.reference) for case in page), strict=True))
         if method.seen == WHOLE:
             return self.clip_vision.encode_image(images), images
-        from maskprompt.models.clip_vision import patch_visibility as visibility
+        from maskprompt.models.clip_vision.patch_visibility import encode
 
-        seen = visibility.encode(self.clip_vision, images, 1 - masks, method.threshold, method.seen)
+        seen = encode(self.clip_vision, images, 1 - masks, method.threshold, method.seen)
         return seen.output, seen.preview
 
     def scores(self, page: Sequence[Case], method: Method, seed: int) -> list[Score]:

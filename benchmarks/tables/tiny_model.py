@@ -173,8 +173,8 @@ def similar_object(rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor
 def masked(painter: Painter, eye: judge.Judge, count: int = 100, seed: int = 3) -> list[Figure]:
     """Masked against plain attention, the same pictures and noise, where the photograph already holds a similar object."""
     from maskprompt.attention import chain, layers
-    from maskprompt.attention import masked_attention as pack
     from maskprompt.attention.grid import RegionMask
+    from maskprompt.attention.masked_attention import MaskedCrossAttention, MaskedSelfAttention
 
     pictures, masks, asked, _ = similar_object(np.random.default_rng(seed), count)
     texts = [words(shape, colour) for shape, colour in asked]
@@ -182,9 +182,9 @@ def masked(painter: Painter, eye: judge.Judge, count: int = 100, seed: int = 3) 
 
     def variants(part: Tensor) -> dict[str, list[Any]]:
         region = RegionMask(part)
-        cross = pack.MaskedCrossAttention(region)
-        own = pack.MaskedSelfAttention(region, "paper", scope)
-        apart = pack.MaskedSelfAttention(region, "renormalised", scope)
+        cross = MaskedCrossAttention(region)
+        own = MaskedSelfAttention(region, "paper", scope)
+        apart = MaskedSelfAttention(region, "renormalised", scope)
         return {"plain": [], "cross": [cross], "self": [own], "cross + self": [cross, own], "cross + self renormalised": [cross, apart]}
 
     before = judge.look(eye, pictures)
