@@ -13,7 +13,7 @@ BEGIN = "<!-- figures -->"
 END = "<!-- end of figures -->"
 ORDER: tuple[str, ...] = (
     "bench-attention", "bench-step", "bench-sam", "bench-visibility", "bench-meca", "bench-training", "bench-probe",
-    "tiny-model", "dreamcom", "meca", "mcgm", "mask-controlnet",
+    "tiny-model", "dreamcom", "meca", "mcgm", "mask-controlnet", "paste-back",
 )  # fmt: skip
 SIMILAR = ("an object in the box", "of the asked shape", "colour error")
 PARTS = ("appears in the box", "foreground fidelity", "colour error")
