@@ -126,8 +126,8 @@ class CropAroundBox(io.ComfyNode):
         batch, height, width = picture.shape[:3]
         masks = _fitted(checks.mask(mask, "mask", NAME), height, width)
         masks = match_batch(masks, batch, NAME) if len(masks) > batch else masks
-        masks = crops.extended_mask(masks, sides)
-        masks = grown(without_holes(masks) if fill_holes else masks, grow)
+        masks = without_holes(masks) if fill_holes else masks
+        masks = grown(crops.extended_mask(masks, sides), grow)
         rows, columns = masks.shape[1:]
         box = _around(masks, bboxes, sides, batch)
         also = None

@@ -56,7 +56,7 @@ def test_what_was_done_to_a_photograph_is_found(seed: int) -> None:
     colours = one.original[one.mask == 0].numpy()
     seen = np.array(found.gain) * colours + np.array(found.offset)
     assert np.abs(seen - (one.gain * colours + one.offset)).mean() < 0.012
-    plain = mend.undone(one.painted, align.Alignment(), *pieces.shape[1:3])
+    plain = mend.undone(one.painted, align.Alignment(), pieces.shape[1], pieces.shape[2])
     assert seam_error(one, pieces[0]) < 0.6 * seam_error(one, plain)
 
 
