@@ -15,6 +15,7 @@ from . import (
     mask_grid,
     mcgm,
     meca,
+    paste_back,
     patch_visibility,
     segment,
     train_dreamcom,
@@ -24,7 +25,7 @@ from . import (
 )
 
 NODES: list[type[io.ComfyNode]] = [
-    *segment.NODES, *dreamcom.NODES, *train_dreamcom.NODES, *crop.NODES,
+    *segment.NODES, *dreamcom.NODES, *train_dreamcom.NODES, *crop.NODES, *paste_back.NODES,
     *mask_controlnet.NODES, *train_mask_controlnet.NODES, *caption.NODES, *mcgm.NODES, *train_mcgm.NODES,
     *patch_visibility.NODES, *meca.NODES, *train_meca.NODES, *depth_hint.NODES, *mask_grid.NODES, *attention_map.NODES,
 ]  # fmt: skip

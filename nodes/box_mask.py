@@ -12,9 +12,11 @@ import torch
 from comfy_api.latest import io
 
 from ..images import masks
+from . import checks
 
 log = logging.getLogger(__name__)
 
+NAME = "Box Mask"
 MAX_SIZE = 16384
 
 
@@ -70,10 +72,16 @@ class MaskPromptBoxMask(io.ComfyNode):
         bboxes: Any = None,
         image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        rows, columns = (image_height, image_width) if image is None else (image.shape[1], image.shape[2])
+        if image is None:
+            rows = checks.whole(image_height, "image_height", NAME, 1, MAX_SIZE)
+            columns = checks.whole(image_width, "image_width", NAME, 1, MAX_SIZE)
+            batch = masks.frames_in(bboxes)
+        else:
+            batch, rows, columns = checks.image(image, "image", NAME, finite=False).shape[:3]
+        feather = checks.whole(feather, "feather", NAME, 0, MAX_SIZE)
         given = {"x": x, "y": y, "width": width, "height": height} if bboxes is None else bboxes
-        batch = image.shape[0] if image is not None else masks.frames_in(given)
-        frames = [[masks.clip_box(box, rows, columns, "Box Mask") for box in boxes] for boxes in masks.boxes_per_image(given, batch)]
+        named = checks.boxes(given, batch, "the box" if bboxes is None else "bboxes", NAME)
+        frames = [[masks.clip_box(box, rows, columns, NAME) for box in boxes] for boxes in named]
         if not any(frames):
             raise ValueError(
                 "Box Mask: the list of boxes is empty. What made it found nothing; wire another box, or use x, y, width, height."

@@ -15,8 +15,8 @@ import torch
 
 from demo import pack
 
-from .. import figures
-from . import run as bench
+from ..figures import Figure
+from .measure import SD15
 
 SIZE = 256
 STEPS = 2
@@ -30,7 +30,7 @@ def sd15() -> Any:
     from comfy.model_patcher import ModelPatcher
 
     cpu = torch.device("cpu")
-    config = comfy.supported_models.SD15(bench.SD15)
+    config = comfy.supported_models.SD15(SD15)
     config.set_inference_dtype(torch.float32, None)
     base = config.get_model({}, device=cpu)
     base.set_inpaint()
@@ -46,19 +46,20 @@ def sd15() -> Any:
 
 def train() -> list[float]:
     """LoRA steps with gradient checkpointing on random crops; their losses."""
-    from maskprompt.training.dreamcom import loss as dreamcom
-    from maskprompt.training.engine import learner
+    from maskprompt.training.dreamcom.loss import Examples, Options
+    from maskprompt.training.dreamcom.loss import train as train_subject
+    from maskprompt.training.engine.learner import Learner
 
     side = SIZE // 8
     given = sd15()
     boxes = torch.zeros(STEPS, SIZE, SIZE, dtype=torch.bool)
     boxes[:, SIZE // 4 : SIZE // 2, SIZE // 4 : SIZE // 2] = True
     latents, masked = torch.randn(2, STEPS, 4, side, side)
-    examples = dreamcom.Examples(latents, masked, boxes, torch.ones(STEPS, 1, side, side))
-    options = dreamcom.Options(noun="ball", steps=STEPS, method="lora", size=SIZE)
-    learns = learner.Learner(given, "lora", options.rank, checkpointing=options.checkpointing)
+    examples = Examples(latents, masked, boxes, torch.ones(STEPS, 1, side, side))
+    options = Options(noun="ball", steps=STEPS, method="lora", size=SIZE)
+    learns = Learner(given, "lora", options.rank, checkpointing=options.checkpointing)
     with learns.loaded():
-        progress = dreamcom.train(learns, examples, [[torch.randn(1, 77, 768), {}]], options)
+        progress = train_subject(learns, examples, [[torch.randn(1, 77, 768), {}]], options)
         learns.learned()
     return progress.losses
 
@@ -74,14 +75,14 @@ def most() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def training() -> list[figures.Figure]:
+def training() -> list[Figure]:
     """The peak of a whole process that trains."""
     run = subprocess.run([sys.executable, "-m", __name__], cwd=pack.ROOT, stdout=subprocess.PIPE, text=True, check=True)
     peak, losses = json.loads(run.stdout.splitlines()[-1])
     if len(losses) != STEPS or not all(map(math.isfinite, losses)):
         raise RuntimeError(f"the steps' losses are {losses}")
     name = f"DreamCom, SD 1.5, {SIZE} px, {STEPS} steps of a LoRA: the process's peak memory in GB"
-    return [figures.Figure(name, peak / 1e9, peak / 1e9, peak / 1e9, 1, f"≤ {AT_MOST:g}", peak / 1e9 <= AT_MOST)]
+    return [Figure(name, peak / 1e9, peak / 1e9, peak / 1e9, 1, f"≤ {AT_MOST:g}", peak / 1e9 <= AT_MOST)]
 
 
 if __name__ == "__main__":

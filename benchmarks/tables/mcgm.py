@@ -25,12 +25,13 @@ from demo import judge, scenes, subjects, tiny_model
 from demo.painter import SAMPLER, SCHEDULER, Painter
 from demo.subjects import SUBJECTS, Subject
 
-from .. import figures as results
 from ..cache import Kept, image_of, keep, keep_pictures, kept_pictures, sha
+from ..figures import Figure, apart, mean, rate, size_of, write
+from .settings import beside_defaults
 
 FORMAT = 1
-WORK = Path(__file__).resolve().parent.parent / "demo" / "work" / "mcgm"
-SHEET = Path(__file__).resolve().parent.parent / "demo" / "output" / "mcgm-table.png"
+WORK = tiny_model.ROOT / "demo" / "work" / "mcgm"
+SHEET = tiny_model.ROOT / "demo" / "output" / "mcgm-table.png"
 NAME = "subject-"
 SIZE = subjects.SIZE
 BATCH = 8
@@ -41,6 +42,12 @@ subjects' kinds."""
 STEPS = 15
 CFG = 4.0
 """Of painting."""
+PAPER = {
+    "steps": 400, "weight_steps": 400, "method": "full", "learning_rate": 2e-6, "batch_size": 1, "size": 512, "background": "plain",
+    "move_subjects": False, "attention_weight": 0.01, "mask_attention_weight": 0.3, "background_weight": 0.0, "mask_tokens": "paper",
+    "average": 0.0,
+}  # fmt: skip
+"""Of Train MCGM's inputs, as sections 3 and 4 of the paper have them."""
 PLACES: dict[int, tuple[tuple[float, float], ...]] = {
     1: ((0.5, 0.5),),
     2: ((0.27, 0.45), (0.73, 0.55)),
@@ -312,24 +319,24 @@ def grounds(picture: tuple[Subject, ...], count: int) -> list[str]:
     return [others[number % len(others)] for number in range(count)]
 
 
-def figures_of(name: str, scores: Sequence[Score]) -> list[results.Figure]:
+def figures_of(name: str, scores: Sequence[Score]) -> list[Figure]:
     found = [
-        results.mean(f"{name}: overlap with the mask", [value for score in scores for value in score.overlap]),
-        results.rate(f"{name}: the subject is there", [value for score in scores for value in score.present]),
+        mean(f"{name}: overlap with the mask", [value for score in scores for value in score.overlap]),
+        rate(f"{name}: the subject is there", [value for score in scores for value in score.present]),
     ]
     parts = mixed(f"{name}: part of an object in another's colours", scores)
     return [*found, parts] if parts.cases else found
 
 
-def mixed(name: str, scores: Sequence[Score]) -> results.Figure:
+def mixed(name: str, scores: Sequence[Score]) -> Figure:
     """How much of an object is in another subject's colours, on average."""
-    return results.mean(name, [value for score in scores for value in score.mixed])
+    return mean(name, [value for score in scores for value in score.mixed])
 
 
-def no_worse(name: str, ours: Sequence[Score], others: Sequence[Score]) -> results.Figure:
+def no_worse(name: str, ours: Sequence[Score], others: Sequence[Score]) -> Figure:
     """The difference of how often the subjects are there; no worse by more than five points."""
     differences = [float(np.mean(one.present)) - float(np.mean(other.present)) for one, other in zip(ours, others, strict=True)]
-    found = results.mean(name, differences)
+    found = mean(name, differences)
     return replace(found, bar="≥ -0.05", met=found.value >= -0.05)
 
 
@@ -339,7 +346,7 @@ def wins(ours: Sequence[Score], others: Sequence[Score]) -> list[float]:
     return [0.5 if one == other else float(one > other) for one, other in pairs]
 
 
-def tables(bench: Bench) -> list[results.Figure]:
+def tables(bench: Bench) -> list[Figure]:
     """All figures, the most telling first. Without the mask attention loss only pictures of two subjects are learned."""
     chosen = PICTURES[: bench.size.pictures]
 
@@ -357,7 +364,7 @@ def tables(bench: Bench) -> list[results.Figure]:
     counts = tuple(sorted({len(picture) for picture in chosen}))
     figures = []
     for other in (BLANK, BASELINE):
-        won = results.mean(f"shaped masks against {other.name}: pairs won", wins(gathered(SHAPED, counts), gathered(other, counts)))
+        won = mean(f"shaped masks against {other.name}: pairs won", wins(gathered(SHAPED, counts), gathered(other, counts)))
         figures.append(replace(won, bar="≥ 0.9", met=won.value >= 0.9))
     for other in (BLANK, BASELINE):
         figures.append(
@@ -365,7 +372,7 @@ def tables(bench: Bench) -> list[results.Figure]:
         )
     if 2 in counts:
         mixing = (mixed("", gathered(method, (2,))) for method in (SHAPED, WITHOUT_LOSS))
-        figures.append(results.apart("2 subjects, shaped masks with against without their attention loss: mixing", *mixing, more=False))
+        figures.append(apart("2 subjects, shaped masks with against without their attention loss: mixing", *mixing, more=False))
     for method in (SHAPED, BLANK, BASELINE):
         figures += figures_of(method.name, gathered(method, counts))
     for number in counts:
@@ -373,9 +380,9 @@ def tables(bench: Bench) -> list[results.Figure]:
             figures += figures_of(f"{number} subject{'s' if number > 1 else ''}, {method.name}", gathered(method, (number,)))
     for method in (SHAPED, BLANK):
         taken = [share for picture in chosen for share in bench.shares(picture, method)]
-        figures.append(results.mean(f"{method.name}: a mask token's share of the attention (evenly shared it were 0.013)", taken))
+        figures.append(mean(f"{method.name}: a mask token's share of the attention (evenly shared it were 0.013)", taken))
     seconds = [json.loads((bench.learned(picture, WHOLE) / "about.json").read_text("utf-8"))["seconds"] for picture in chosen]
-    return [*figures, results.mean("seconds of training for one picture", seconds)]
+    return [*figures, mean("seconds of training for one picture", seconds)]
 
 
 def sheet(bench: Bench) -> None:
@@ -396,13 +403,28 @@ def sheet(bench: Bench) -> None:
     contact_sheet(rows, 160).save(SHEET)
 
 
+def settings(options: Any) -> str:
+    """What `bench.options` sets that Train MCGM has another default for, or the paper another value. A rate of 0 is the usual one."""
+    from maskprompt.nodes.train_mcgm import TrainMCGM
+
+    measured = {
+        "steps": options.steps, "weight_steps": options.weight_steps, "method": options.method, "learning_rate": options.rate or 0.0,
+        "batch_size": options.batch, "size": options.size, "background": options.background, "move_subjects": options.move,
+        "attention_weight": options.attention_weight, "mask_attention_weight": options.mask_attention_weight,
+        "background_weight": options.background_weight, "prior_weight": options.prior_weight,
+        "mask_tokens": options.mode if options.masks else "off", "average": options.average,
+    }  # fmt: skip
+    return beside_defaults(measured, TrainMCGM, PAPER)
+
+
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     usual = Size()
-    bench = Bench(results.size_of(usual, command, __doc__, arguments))
+    bench = Bench(size_of(usual, command, __doc__, arguments))
     figures = tables(bench)
     sheet(bench)
     how = bench.options(PICTURES[0], WHOLE)
     notes = {
+        "settings other than the node's defaults or the paper's": settings(how),
         "training": f"{usual.steps} + {usual.weight_steps} steps of {BATCH} pictures of {SIZE} px, all weights, rate {RATE:g}, their "
         f"moving average ({AVERAGE:g}); "
         f"attention weight {how.attention_weight:g}, of mask tokens {how.mask_attention_weight:g} times that, background weight "
@@ -413,4 +435,4 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
         "not measured": "how well picture and text fit: a user study in the paper",
         "checkpoint": tiny_model.CHECKPOINT.name,
     }
-    results.write("mcgm", command, figures, notes, bench.size == usual)
+    write("mcgm", command, figures, notes, bench.size == usual)

@@ -24,9 +24,9 @@ from torch import Tensor
 from demo import judge, photos, scenes, subjects, tiny_model
 from demo.painter import CFG, SAMPLER, STEPS, Painter
 
-from .. import figures as results
 from ..cache import Kept, image_of, keep, keep_pictures, kept_pictures, sha
-from . import tiny_model as gates
+from ..figures import Figure, apart, mean, rate, size_of, write
+from .tiny_model import in_box, mask_of, words
 
 FORMAT = 1
 WORK = tiny_model.ROOT / "demo" / "work" / "meca"
@@ -102,7 +102,7 @@ class Case:
 
     @property
     def text(self) -> str:
-        return gates.words(self.thing.shape, self.thing.paint.colour, self.ground)
+        return words(self.thing.shape, self.thing.paint.colour, self.ground)
 
     @property
     def unwanted(self) -> scenes.Thing:
@@ -282,9 +282,9 @@ class Bench:
         images, masks = (torch.stack(parts) for parts in zip(*(shown(case.reference) for case in page), strict=True))
         if method.seen == WHOLE:
             return self.clip_vision.encode_image(images), images
-        from maskprompt.models.clip_vision import patch_visibility as visibility
+        from maskprompt.models.clip_vision.patch_visibility import encode
 
-        seen = visibility.encode(self.clip_vision, images, 1 - masks, method.threshold, method.seen)
+        seen = encode(self.clip_vision, images, 1 - masks, method.threshold, method.seen)
         return seen.output, seen.preview
 
     def scores(self, page: Sequence[Case], method: Method, seed: int) -> list[Score]:
@@ -318,7 +318,7 @@ class Bench:
 
 def regions_of(page: Sequence[Case]) -> Tensor:
     """Where the image drives: all but the box, [B, 128, 128]."""
-    return 1 - gates.mask_of([case.box for case in page])
+    return 1 - mask_of([case.box for case in page])
 
 
 def judged(eye: judge.Judge, pictures: Tensor, page: Sequence[Case]) -> list[Score]:
@@ -335,7 +335,7 @@ def judged(eye: judge.Judge, pictures: Tensor, page: Sequence[Case]) -> list[Sco
 def _score(verdict: judge.Verdict, ground: str, picture: Tensor, region: Tensor, case: Case) -> Score:
     shape = case.thing.shape
     colour = case.thing.paint.colour
-    found = gates.in_box(verdict, None, 1 - region)
+    found = in_box(verdict, None, 1 - region)
     reference, mask = shown(case.reference)
     seen, wanted = (
         [float(value) * 255 for value in image[where > 0.5].mean(0)] for image, where in ((picture, region), (reference, 1 - mask))
@@ -379,19 +379,19 @@ def fid(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(((means[0] - means[1]) ** 2).sum() + sum((factor**2).sum() for factor in factors) - 2 * mixed)
 
 
-def fid_figure(name: str, found: np.ndarray, wanted: np.ndarray) -> results.Figure:
+def fid_figure(name: str, found: np.ndarray, wanted: np.ndarray) -> Figure:
     """The distance of [cases, seeds, C], its interval by leaving out one case at a time (a bootstrap's doubles would add to it)."""
     count = len(found)
     value = fid(found.reshape(-1, found.shape[-1]), wanted)
     left = [fid(np.delete(found, case, 0).reshape(-1, found.shape[-1]), wanted) for case in range(count)] if count > 2 else [value] * 2
     half = 1.96 * math.sqrt((count - 1) / count * float(((np.array(left) - np.mean(left)) ** 2).sum()))
-    return results.Figure(name, value, value - half, value + half, found.shape[0] * found.shape[1])
+    return Figure(name, value, value - half, value + half, found.shape[0] * found.shape[1])
 
 
-def rate(name: str, right: Sequence[Sequence[bool]]) -> results.Figure:
+def clustered_rate(name: str, right: Sequence[Sequence[bool]]) -> Figure:
     """The part of pictures that are right, by case and seed. Seeds of one case are no cases of their own: Wilson's interval is wider
     by the root of the design effect, which is what pictures of one case have in common."""
-    figure = results.rate(name, [one for of_case in right for one in of_case])
+    figure = rate(name, [one for of_case in right for one in of_case])
     wider = math.sqrt(design_effect(right))
     low, high = (figure.value + wider * (end - figure.value) for end in (figure.low, figure.high))
     return replace(figure, low=max(0.0, low), high=min(1.0, high))
@@ -416,20 +416,29 @@ MEASURES = {
     LEAK: "leak", "leak of its shape": "same_shape", "leak of its colour": "same_colour",
 }  # fmt: skip
 """What is measured, and `Score`'s name for it."""
+UNWANTED = (OTHER, LEAK, "leak of its shape", "leak of its colour")
+"""Of which less is better."""
+BARRED = {
+    (REGION, GLOBAL): (PURE, OTHER, LEAK), (REGION.hidden, GLOBAL.hidden): (PURE, OTHER, LEAK), (REGION.hidden, GLOBAL): (PURE, LEAK),
+    (REGION.hidden, REGION): (LEAK,),
+}  # fmt: skip
+"""What has a bar, of which two methods."""
+COMPARED = (*BARRED, (QUERY, GLOBAL), (QUERY.hidden, GLOBAL.hidden), (QUERY, REGION))
+"""Methods that are held against each other, in everything that is measured."""
 
 
 def each(measure: str, scores: Scores) -> list[list[bool]]:
     return [[bool(getattr(score, MEASURES[measure])) for score in of_case] for of_case in scores]
 
 
-def figures_of(name: str, scores: Scores, photographs: Sequence[bool]) -> list[results.Figure]:
+def figures_of(name: str, scores: Scores, photographs: Sequence[bool]) -> list[Figure]:
     """All but the FID. `photographs` says of which cases the reference is one."""
-    figures = [rate(f"{name}: {what}", each(what, scores)) for what in MEASURES]
-    figures.append(results.mean(f"{name}: colour of the ground off (CIEDE2000)", [_mean(score.off for score in row) for row in scores]))
+    figures = [clustered_rate(f"{name}: {what}", each(what, scores)) for what in MEASURES]
+    figures.append(mean(f"{name}: colour of the ground off (CIEDE2000)", [_mean(score.off for score in row) for row in scores]))
     for kind, wanted in (("drawn grounds", False), ("photographs", True)):
         part = [of_case for of_case, photo in zip(scores, photographs, strict=True) if photo == wanted]
         if part:
-            figures.append(rate(f"{name}: {GROUND}, {kind}", each(GROUND, part)))
+            figures.append(clustered_rate(f"{name}: {GROUND}, {kind}", each(GROUND, part)))
     return figures
 
 
@@ -437,28 +446,24 @@ def _mean(values: Any) -> float:
     return float(np.mean(list(values)))
 
 
-def against(name: str, measure: str, one: Scores, two: Scores, more: bool) -> results.Figure:
+def against(name: str, measure: str, one: Scores, two: Scores, more: bool) -> Figure:
     """The mean difference of two methods over the cases. The bar: `one` has more (or less) of it, and the two rates' intervals do not
     touch."""
     first, second = (each(measure, scores) for scores in (one, two))
-    left, right = rate(name, first), rate(name, second)
-    return results.apart(name, left, right, more, [_mean(a) - _mean(b) for a, b in zip(first, second, strict=True)])
+    left, right = clustered_rate(name, first), clustered_rate(name, second)
+    return apart(name, left, right, more, [_mean(a) - _mean(b) for a, b in zip(first, second, strict=True)])
 
 
-def tables(bench: Bench) -> list[results.Figure]:
+def tables(bench: Bench) -> list[Figure]:
     """All figures, the comparisons first."""
     scores = {method: bench.gathered(method) for method in METHODS}
     photographs = [case.reference.photo is not None for page in bench.pages for case in page]
     wanted = bench.wanted()
     figures = []
-    for one, two, measures in (
-        (REGION, GLOBAL, (PURE, OTHER, LEAK)),
-        (REGION.hidden, GLOBAL.hidden, (PURE, OTHER, LEAK)),
-        (REGION.hidden, GLOBAL, (PURE, LEAK)),
-        (REGION.hidden, REGION, (LEAK,)),
-    ):
-        for what in measures:
-            figures.append(against(f"{one.name}, against {two.name}: {what}", what, scores[one], scores[two], more=what == PURE))
+    for one, two in COMPARED:
+        for what in MEASURES:
+            figure = against(f"{one.name}, against {two.name}: {what}", what, scores[one], scores[two], more=what not in UNWANTED)
+            figures.append(figure if what in BARRED.get((one, two), ()) else replace(figure, bar="", met=None))
     for method, found in scores.items():
         figures += figures_of(method.name, found, photographs)
         figures.append(fid_figure(f"{method.name}: FID against renders", bench.features(method), wanted))
@@ -507,7 +512,7 @@ def said(score: Score) -> str:
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     usual = Size()
-    bench = Bench(results.size_of(usual, command, __doc__, arguments))
+    bench = Bench(size_of(usual, command, __doc__, arguments))
     figures = tables(bench)
     sheet(bench)
     notes = {
@@ -523,4 +528,4 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
         "render": "the control: a render of what was asked through the autoencoder, so what a perfect painter would get",
         "checkpoint": bench.checkpoint.name,
     }
-    results.write("meca", command, figures, notes, bench.size == usual)
+    write("meca", command, figures, notes, bench.size == usual)

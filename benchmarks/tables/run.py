@@ -13,6 +13,7 @@ TABLES: dict[str, str] = {
     "meca": "meca",
     "mcgm": "mcgm",
     "mask-controlnet": "mask_controlnet",
+    "paste-back": "paste_back",
 }
 """The tables and the modules that measure them."""
 

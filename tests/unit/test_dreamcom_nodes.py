@@ -9,8 +9,9 @@ import pytest
 import torch
 from maskprompt.attention import chain, layers, masked_attention
 from maskprompt.images import crops
-from maskprompt.nodes.crop import CropAroundBox, PasteBack
+from maskprompt.nodes.crop import CropAroundBox
 from maskprompt.nodes.dreamcom import MaskedAttention
+from maskprompt.nodes.paste_back import PasteBack
 
 from .conftest import Sample
 from .test_layers import SDXL

@@ -12,8 +12,8 @@ import pytest
 import torch
 from scipy import linalg
 
-from benchmarks import figures as results
 from benchmarks.cache import Kept
+from benchmarks.figures import rate
 from benchmarks.tables import meca
 from benchmarks.tables import run as tables
 from demo import judge, scenes
@@ -205,13 +205,13 @@ def test_seeds_of_one_mind_count_once() -> None:
 def test_a_rates_interval_is_no_narrower_than_its_cases_allow() -> None:
     rng = np.random.default_rng(3)
     cases = (rng.random((64, 1)) < 0.4).tolist()
-    alone = meca.rate("", cases)
-    twice = meca.rate("", [[row[0], row[0]] for row in cases])
-    assert alone == results.rate("", [row[0] for row in cases])
+    alone = meca.clustered_rate("", cases)
+    twice = meca.clustered_rate("", [[row[0], row[0]] for row in cases])
+    assert alone == rate("", [row[0] for row in cases])
     assert twice.value == alone.value
     assert (twice.cases, alone.cases) == (128, 64)
     assert (twice.high - twice.low) == pytest.approx(alone.high - alone.low, rel=0.05)
-    every = meca.rate("", [[True, True]] * 64)
+    every = meca.clustered_rate("", [[True, True]] * 64)
     assert every.value == 1
     assert every.high == pytest.approx(1)
     assert 0.9 < every.low < 1

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,6 +17,42 @@ EXTENDING = {
     "training/mask_controlnet/loss.py",
 }
 """Modules whose classes extend ComfyUI's own; nodes import them when they run."""
+
+
+MOST = 3_000_000
+"""Bytes of the archive that users install."""
+
+
+def listed(*arguments: str) -> set[str]:
+    """Files as `git ls-files` gives them: those of the repository, new ones that are not ignored included."""
+    command = ["git", "ls-files", "-z", *arguments]
+    return set(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, encoding="utf-8").stdout.split("\0")) - {""}
+
+
+def installed() -> set[str]:
+    """What the registry packs: the repository's files but for those that .comfyignore names, which is read as a .gitignore."""
+    every = listed("--cached", "--others", "--exclude-standard")
+    left_out = listed("--cached", "--ignored", "--exclude-from=.comfyignore")
+    left_out |= listed("--others", "--ignored", "--exclude-from=.comfyignore")
+    return {name for name in every - left_out if (ROOT / name).is_file()}
+
+
+def test_what_users_install_is_small_and_whole() -> None:
+    """Without demo, tests, benchmarks and the pictures of docs/; with all that runs, helps and opens."""
+    names = installed()
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(names):
+            archive.write(ROOT / name, name)
+    assert len(content.getvalue()) <= MOST
+    assert not [name for name in names if name.startswith(("demo/", "tests/", "benchmarks/", "docs/pictures/", ".ci/"))]
+    rooms = ("nodes", "attention", "conditioning", "images", "models", "training", "web", "workflows")
+    wanted = {path.relative_to(ROOT).as_posix() for room in rooms for path in (ROOT / room).rglob("*") if path.is_file()}
+    wanted = {name for name in wanted if "__pycache__" not in name}
+    assert wanted <= names
+    assert {"__init__.py", "train.py", "README.md", "LICENSE", "pyproject.toml", "requirements.txt", "docs/troubleshooting.md"} <= names
+    assert {f"web/docs/{node}.md" for node in ("MaskPromptSAMMask", "MaskPromptMaskedAttention")} <= names
+    assert {"workflows/masked_inpaint.json", "workflows/api/masked_inpaint.json"} <= names
 
 
 def test_requirements_are_pyprojects_dependencies() -> None:
