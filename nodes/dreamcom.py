@@ -17,6 +17,7 @@ from ..attention.grid import RegionMask
 from ..attention.masked_attention import MaskedCrossAttention, MaskedSelfAttention
 from ..images.masks import to_mask
 from . import inputs
+from .checked import checked
 from .inputs import LIST, layers_of
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class MaskedAttention(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(
         cls,
         model: Any,

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from ..attention import grid, layers
 from ..images.masks import to_mask
+from .checked import checked
 from .inputs import layers_of
 
 PANEL = 256
@@ -51,6 +52,7 @@ class MaskGrid(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(cls, model: Any, mask: torch.Tensor, latent: dict[str, torch.Tensor] | None = None) -> io.NodeOutput:
         layers_of(model)
         picture = to_mask(mask)[:1].cpu()

@@ -19,6 +19,7 @@ from ..models import files
 from ..models.ip_adapter import adapter as meca_adapter
 from ..models.ip_adapter import file as meca_file
 from . import inputs
+from .checked import checked
 from .inputs import LIST, layers_of
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class LoadMECA(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(cls, adapter_name: str) -> io.NodeOutput:
         return io.NodeOutput(meca_adapter.load(files.find_file(FOLDER, adapter_name, ADVICE)))
 
@@ -139,6 +141,7 @@ class ApplyMECA(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(
         cls,
         model: Any,

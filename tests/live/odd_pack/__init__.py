@@ -24,13 +24,6 @@ def holed(value: torch.Tensor, hole: float) -> torch.Tensor:
     return flat.reshape(value.shape)
 
 
-def nested() -> list[Any]:
-    """A list that holds itself."""
-    value: list[Any] = [1]
-    value.append(value)
-    return value
-
-
 SHAPES: dict[str, tuple[int, ...]] = {
     "empty batch": (0, 64, 96, 3), "no width": (1, 64, 0, 3), "one channel": (1, 64, 96, 1), "two channels": (1, 64, 96, 2),
     "four channels": (1, 64, 96, 4), "five channels": (1, 64, 96, 5), "one pixel": (1, 1, 1, 3), "a line": (1, 1, 96, 3),
@@ -63,7 +56,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "points": lambda: "1e400,3; 4", "open brackets": lambda: "[" * 5000, "JSON object": lambda: '{"x": {"x": []}}',
     "JSON points": lambda: '[{"x": 1e999, "y": "a"}]', "JSON huge": lambda: f'[{{"x": {HUGE}, "y": 2}}]', "comma": lambda: ",,,",
     "layers": lambda: "input 99, output -1", "bytes": lambda: b"abc", "object": object, "a type": lambda: int,
-    "empty list": list, "list": lambda: [1, "a", None], "lists": lambda: [[[]]], "itself": nested, "empty dict": dict,
+    "empty list": list, "list": lambda: [1, "a", None], "lists": lambda: [[[]]], "empty dict": dict,
     "dict": lambda: {"samples": 3}, "latent": lambda: {"samples": torch.zeros(1, 4, 8, 12)},
     "empty latent": lambda: {"samples": torch.zeros(0, 4, 8, 12)}, "wide latent": lambda: {"samples": torch.zeros(1, 16, 8, 12)},
     "video latent": lambda: {"samples": torch.zeros(1, 4, 3, 8, 12)}, 
