@@ -18,20 +18,27 @@ from . import checks
 
 Execute = TypeVar("Execute", bound=Callable[..., Any])
 
-ABLE: dict[str, tuple[str, ...]] = {
-    "MODEL": ("clone", "get_model_object"),
-    "CLIP": ("tokenize", "encode_from_tokens_scheduled", "cond_stage_model"),
-    "VAE": ("encode", "decode"),
-    "CLIP_VISION": ("encode_image", "load_device"),
-    "CLIP_VISION_OUTPUT": ("penultimate_hidden_states",),
-    "CONTROL_NET": ("copy", "set_cond_hint"),
-    "MASKPROMPT_SAM": ("ask", "full_size"),
-    "MASKPROMPT_CROP": ("height", "width"),
-    "MASKPROMPT_MASK_ADAPTER": ("hint", "layer"),
-    "MASKPROMPT_MASK_ENCODER": ("network", "about"),
-    "MASKPROMPT_MECA": ("pairs", "about", "context"),
+NEEDED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "MODEL": ("a model", ("get_model_object",)),
+    "CLIP": ("a text encoder (CLIP)", ("tokenize", "encode_from_tokens_scheduled", "cond_stage_model")),
+    "VAE": ("a VAE", ("encode",)),
+    "CLIP_VISION": ("a CLIP vision model", ("model",)),
+    "CLIP_VISION_OUTPUT": ("an encoded picture (CLIP_VISION_OUTPUT)", ()),
+    "CONTROL_NET": ("a control network", ("set_cond_hint",)),
+    "MASKPROMPT_CROP": ("the crop of Crop Around Box", ("height", "width")),
+    "MASKPROMPT_SAM": ("a SAM model", ("ask", "full_size")),
+    "MASKPROMPT_MASK_ADAPTER": ("the adapter of a Mask-ControlNet", ("hint", "layer")),
+    "MASKPROMPT_MASK_ENCODER": ("a mask encoder", ("network", "about")),
+    "MASKPROMPT_MECA": ("a MECA adapter", ("pairs", "about", "context")),
 }
-"""What an object of each type can do: one that cannot is of another type."""
+"""What an input of each type needs, in words, and what such an object has: one that has not is of another type."""
+NOTHING: dict[str, str] = {
+    "CLIP": "no text encoder was given (the checkpoint holds none): wire the CLIP of the checkpoint, or Load CLIP.",
+    "VAE": "no VAE was given (the checkpoint holds none): wire Load VAE.",
+    "MASKPROMPT_MASK_ENCODER": "no mask encoder was given: Train MCGM makes none where its mask_tokens is off. Train with mask tokens, or "
+    "bypass this node.",
+}
+"""What is said where a link of a type brings nothing, and why it may."""
 BARE = re.compile(r"embedding:\s*(?=$|[()])")
 FILES = "_name"
 """Choices of files are checked by the nodes, which say where the files belong."""
@@ -105,10 +112,12 @@ def _one(value: Any, declared: Any, node: str) -> Any:
         return _latent(value, name, node)
     if kind == "CONDITIONING":
         return _conditioning(value, name, node)
-    lacks = [one for one in ABLE.get(kind, ()) if not hasattr(value, one)]
-    if value is None or lacks:
+    if value is None and kind in NOTHING:
+        raise ValueError(NOTHING[kind])
+    what, has = NEEDED.get(kind, (f"something of the type {kind}", ()))
+    if value is None or not all(hasattr(value, one) for one in has):
         found = "nothing" if value is None else type(value).__name__
-        raise ValueError(f"{node}: {name} must be of the type {kind}, got {found}. Wire an output of that type to it.")
+        raise ValueError(f"{name}: {found} was given, but {node} needs {what}. Wire an output of the type {kind} to it.")
     return value
 
 
