@@ -15,7 +15,8 @@ import torch
 from maskprompt.training.engine import memory
 from maskprompt.training.engine.learner import Learner
 
-ROOT = Path(__file__).resolve().parents[2]
+from demo.pack import ROOT
+
 GIB = memory.GIB
 
 CASES = [(48, True), (32, False)]
