@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from demo import judge, scenes, subjects, tiny_model
@@ -27,6 +26,7 @@ from demo.subjects import SUBJECTS, Subject
 from ..cache import Kept, image_of, keep, keep_pictures, kept_pictures, sha
 from ..figures import Figure, mean, rate, size_of, write
 from .dreamcom_methods import ALL, BEFORE, CAUSES, CHOICES, FEWER, FIVE, NEITHER, NO_CROSS, NO_SELF, OUTER, PARTS, WHOLE, Method, patched
+from .dreamcom_scores import MARGIN, Score, at_most, colour_error, figures_of, said, ssim
 from .settings import beside_defaults
 from .tiny_model import in_box, mask_of
 
@@ -41,25 +41,6 @@ FEWER_SUBJECTS = 2
 """Of the table over the number of references, for which every subject is trained four times more."""
 PAPER = {"steps": 400, "method": "full", "batch_size": 1, "size": 512, "masked_attention": True, "average": 0.0, "box_margin": 0.0}
 """Of Train DreamCom's inputs, as sections 4 and 6 of the paper have them."""
-MARGIN = 4
-"""Pixels around the box that do not count as background: SSIM's window reaches so far."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """What the judge says of one picture. `colour_error` is None where no object was found."""
-
-    found: bool
-    shape: bool
-    colours: bool
-    fidelity: float
-    colour_error: float | None
-    ssim: float
-    similar: bool
-
-    @property
-    def success(self) -> bool:
-        return self.found and self.shape and self.colours
 
 
 @dataclass(frozen=True)
@@ -200,40 +181,6 @@ def places(subject: Subject, count: int) -> list[subjects.Background]:
     return subjects.backgrounds(subject, count)
 
 
-def colour_error(picture: Tensor, found: judge.Found, subject: Subject) -> float:
-    """CIEDE2000 between the object's pixels and the nearer of the subject's two colours, on average."""
-    small = F.avg_pool2d(picture.movedim(-1, 0), 2).movedim(0, -1).numpy() * 255
-    pixels = small[judge.core(found.mask)]
-    return float(np.min([judge.colour_errors(pixels, name) for name in subject.colours], 0).mean())
-
-
-def ssim(picture: Tensor, background: Tensor, mask: Tensor) -> float:
-    """Structural similarity of what lies outside the box."""
-    from skimage.metrics import structural_similarity
-
-    found: Any = structural_similarity(picture.numpy(), background.numpy(), channel_axis=-1, data_range=1.0, full=True)
-    near = F.max_pool2d(mask[None], 2 * MARGIN + 1, 1, MARGIN)[0].numpy() > 0.5
-    return float(found[1].mean(-1)[~near].mean())
-
-
-def at_most(figure: Figure, limit: float) -> Figure:
-    return replace(figure, bar=f"≤ {limit:g}", met=figure.value <= limit)
-
-
-def figures_of(name: str, scores: Sequence[Score]) -> list[Figure]:
-    errors = [score.colour_error for score in scores if score.colour_error is not None]
-    return [
-        rate(f"{name}: appears in the box", [score.success for score in scores]),
-        rate(f"{name}: the same, a similar object beside it", [score.success for score in scores if score.similar]),
-        rate(f"{name}: an object in the box", [score.found for score in scores]),
-        rate(f"{name}: of its shape", [score.shape for score in scores]),
-        rate(f"{name}: in both of its colours", [score.colours for score in scores]),
-        mean(f"{name}: foreground fidelity", [score.fidelity for score in scores]),
-        mean(f"{name}: colour error (CIEDE2000)", errors),
-        mean(f"{name}: background SSIM", [score.ssim for score in scores]),
-    ]
-
-
 def tables(bench: Bench) -> list[Figure]:
     """All figures, the most telling first."""
     chosen = SUBJECTS[: bench.size.subjects]
@@ -312,12 +259,6 @@ def sheet(bench: Bench) -> None:
             rows.append((subject.name, row))
     SHEET.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(rows, 192).save(SHEET)
-
-
-def said(score: Score) -> str:
-    if score.success or not score.found:
-        return "right" if score.success else "no object"
-    return f"other {'object' if not (score.shape or score.colours) else 'colours' if score.shape else 'shape'}"
 
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:

@@ -8,9 +8,9 @@ import re
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from demo.pack import ROOT
+
 EXTENDING = {
     "models/mask_controlnet/control.py",
     "models/mask_controlnet/network.py",

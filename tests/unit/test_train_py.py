@@ -228,7 +228,7 @@ CHILD = """
 import sys
 from pathlib import Path
 import tests.unit  # ComfyUI has a folder of that name too
-from benchmarks.pack import load_pack
+from demo.pack import load_pack
 load_pack()
 from tests.unit.test_train_py import child
 print(child(Path(sys.argv[1]), int(sys.argv[2])))

@@ -230,7 +230,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import tests.unit  # ComfyUI has a folder of that name too
-from benchmarks.pack import load_pack
+from demo.pack import load_pack
 load_pack()
 from tests.unit.test_train_py_mask_controlnet import child
 print("statuses", child(json.loads(sys.argv[2]), Path(sys.argv[3])))

@@ -134,7 +134,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 import tests.unit  # ComfyUI has a folder of that name too
-from benchmarks.pack import load_pack
+from demo.pack import load_pack
 load_pack()
 from tests.unit.test_train_py_meca import child
 sys.exit(child(json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
