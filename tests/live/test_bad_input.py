@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import zipfile
@@ -61,11 +62,11 @@ def box_mask(**inputs: Any) -> Prompt:
     }
 
 
-def cropped(mask: dict[str, Any]) -> Prompt:
+def cropped(mask: dict[str, Any], **more: Any) -> Prompt:
     return {
         "photo": PHOTO,
         "mask": mask,
-        "crop": node("MaskPromptCropAroundBox", image=["photo", 0], mask=["mask", 0], context=0.5, resolution=128),
+        "crop": node("MaskPromptCropAroundBox", image=["photo", 0], mask=["mask", 0], **{"context": 0.5, "resolution": 128, **more}),
         "save": node("SaveImage", images=["crop", 0], filename_prefix="bad-input"),
     }
 
@@ -196,6 +197,23 @@ REFUSED: dict[str, tuple[Prompt, str]] = {
     "a box outside": (box_mask(x=700, y=0, width=50, height=50), "lies outside of the picture, which is 600 x 400"),
     "a box without area": (box_mask(x=0, y=0, width=0, height=50), "has no area"),
     "nothing to crop around": (cropped(solid(0.0)), "empty.*nothing to crop around"),
+    "a context that is no number": (cropped(solid(1.0), context=math.nan), "Crop Around Box: context must be from 0 to 1000, got nan"),
+    "an exact size of one side": (cropped(solid(1.0), output_width=512), "output_width is 512 but output_height is 0. Give both"),
+    "an exact size that a VAE would cut": (cropped(solid(1.0), output_width=500, output_height=300), "500x300 would be cut by the VAE"),
+    "a context mask of another shape": (
+        {**cropped(solid(1.0), context_mask=["also", 0]), "also": solid(1.0, 300, 300)},
+        "300x300 but the picture is 600x400",
+    ),
+    "an infinite box": (box_mask(bboxes={"x": 0, "y": 0, "width": math.inf, "height": 9}), "Box Mask: bboxes: .*must be finite"),
+    "a box of 400 digits": (box_mask(bboxes={"x": 10**400, "y": 0, "width": 9, "height": 9}), "Box Mask: bboxes: .*must be finite"),
+    "a picture where the crop belongs": (
+        {
+            **cropped(solid(1.0)),
+            "save": node("SaveImage", images=["back", 0], filename_prefix="bad-input"),
+            "back": node("MaskPromptPasteBack", image=["photo", 0], painted=["crop", 0], crop={"x": 0}, feather=0),
+        },
+        "crop must come from Crop Around Box, got dict",
+    ),
     "a mask of another shape": (painted(solid(1.0, 300, 100)), "the mask is 300x100.*their shapes differ"),
     "a model that is no UNet": (painted(solid(1.0, 128, 128), VIDEO_MODEL), r"\(MaskPromptMaskedAttention\).*UNet"),
     "a subject marked in two of three pictures": (training([MARKED, solid(0.0, 512, 512), MARKED]), "picture 2 marks nothing"),

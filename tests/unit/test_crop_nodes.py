@@ -95,7 +95,7 @@ def test_in_200_random_cases_what_is_outside_stays_to_the_bit(block: int) -> Non
                 around[top : top + height, left : left + width] = mask
                 inside = around.numpy() >= 0.5
                 inside = inside if inside.any() else around.numpy() > 0
-                near = ndimage.distance_transform_edt(~inside)[top : top + height, left : left + width] <= asked.get("grow", 0)
+                near = np.asarray(ndimage.distance_transform_edt(~inside))[top : top + height, left : left + width] <= asked.get("grow", 0)
                 mask = torch.maximum(mask, torch.from_numpy(near).float())
             outside = mask == 0
             assert torch.equal(kept[index][outside], image[index][outside])
