@@ -17,6 +17,7 @@ from . import (
     meca,
     paste_back,
     patch_visibility,
+    pointing,
     segment,
     train_dreamcom,
     train_mask_controlnet,
@@ -32,6 +33,11 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class MaskPromptExtension(ComfyExtension):
+    @override
+    async def on_load(self) -> None:
+        """Add the route that answers to clicks, before the server starts."""
+        pointing.register()
+
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
