@@ -34,8 +34,8 @@ class MaskPromptBoxMask(io.ComfyNode):
             node_id="MaskPromptBoxMask",
             display_name="Box Mask",
             category="MaskPrompt/Segment",
-            description="A mask that is 1 inside a box and 0 outside. Drag the box over the picture (Draw the box in the picture), type its "
-            "numbers, or wire boxes.",
+            description="A mask that is 1 inside a box and 0 outside. Drag the box over the picture (Draw the box in the picture), type "
+            "its numbers, or wire boxes.",
             search_aliases=["rectangle mask", "bounding box to mask", "bbox mask", "square mask"],
             inputs=[
                 _pixels("x", 128, -MAX_SIZE, "The box's left edge in pixels."),
@@ -95,4 +95,4 @@ class MaskPromptBoxMask(io.ComfyNode):
             torch.stack([torch.zeros(1, rows, columns), *(masks.box_mask(b, rows, columns, feather) for b in boxes)]).amax(dim=0)
             for boxes in frames
         ]
-        return io.NodeOutput(torch.cat(union), masks.boxes_output(frames), ui=received(image, cls.hidden) or None)
+        return io.NodeOutput(torch.cat(union), masks.boxes_output(frames), ui=received(image, cls.hidden))

@@ -26,7 +26,7 @@ def received(image: torch.Tensor | None, hidden: Any) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         picture(image[..., :3].expand(-1, -1, -1, 3)).save(folder / name, compress_level=1)
     except OSError:  # a full or write-protected disk costs the artist this picture, not the run
-        return {}
+        return {KEY: []}
     return {KEY: [{"filename": name, "subfolder": "", "type": "temp"}]}
 
 
