@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from ..models.sam.pointing import Pointer, Question, Shown
+    from ..models.sam.pointing import Picture, Pointer, Question, Shown
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class PointingRoute:
             self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="maskprompt-pointing")
         return self._pool
 
-    def _work(self, model: str, picture: str, question: Question) -> dict[str, Any]:
+    def _work(self, model: str, picture: Picture, question: Question) -> dict[str, Any]:
         from ..models.sam.pointing import Pointer
 
         if self._server.prompt_queue.get_tasks_remaining() > 0:
@@ -134,9 +134,11 @@ def _model_of(body: dict[str, Any]) -> str:
         raise RefusedError(404, str(error)) from error
 
 
-def _picture_of(body: dict[str, Any]) -> str:
-    """The picture's path, safely below one of ComfyUI's own folders for pictures."""
+def _picture_of(body: dict[str, Any]) -> Picture:
+    """The picture, safely below one of ComfyUI's own folders for pictures."""
     import folder_paths
+
+    from ..models.sam.pointing import Picture
 
     name, annotated = _text(body, "picture"), None
     for kind in FOLDERS:
@@ -159,7 +161,7 @@ def _picture_of(body: dict[str, Any]) -> str:
         raise missing from None
     if not found:
         raise missing
-    return path
+    return Picture(path, f"{os.path.relpath(path, base)} [{kind}]")
 
 
 def _question_of(body: dict[str, Any]) -> Question:

@@ -109,9 +109,9 @@ class MaskPromptSAMMask(io.ComfyNode):
                     options=list(prompts.CHOICES),
                     default=prompts.WHOLE,
                     optional=True,
-                    tooltip="SAM offers three masks, often a part, the object, and all of it. Whole object: for a single point, the one "
-                    "that looks most like a whole object; otherwise as best score. Best score: the one SAM trusts most (with a painting: "
-                    "the one that fits it best). Largest, smallest: by area. All: the three as a batch, from small to large.",
+                    tooltip="SAM offers three masks, often a part, the object, and all of it. Whole object: the one at the first point "
+                    "that looks most like a whole object; further points mend it. Best score: the one SAM trusts most (with a painting: "
+                    "that fits it best). Largest, smallest: by area. All: the three as a batch, from small to large.",
                 ),
                 io.Combo.Input(
                     "fill", options=list(FILLS), default="white", optional=True, tooltip="What lies around the object in the object image."

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ...images.masks import Box
 from ...images.typed_coordinates import parse_boxes, parse_points
@@ -22,6 +22,14 @@ MOST_MARKS = 200
 SHOWN = 1024
 """The longer side in pixels of the mask that is shown; the node's own mask has the picture's size."""
 REMEMBERED = 8
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file: its path, and what core's Load Image calls it, such as `cups/cup.png [input]`."""
+
+    path: str
+    annotated: str
 
 
 @dataclass(frozen=True)
@@ -53,10 +61,10 @@ class Pointer:
         self._model: tuple[str, sam.LoadedSam] | None = None
         self._seen: OrderedDict[tuple[str, str, int, int], tuple[torch.Tensor, int, int]] = OrderedDict()
 
-    def answer(self, model_path: str, picture_path: str, question: Question) -> Shown:
+    def answer(self, model_path: str, picture: Picture, question: Question) -> Shown:
         """Cut out of the picture what the question marks. ValueError in words for a file that is no picture, or for bad marks."""
         model = self._load(model_path)
-        embedding, height, width = self._look(model, model_path, picture_path)
+        embedding, height, width = self._look(model, model_path, picture)
         positive = parse_points(question.positive, "positive_coords", height, width)
         negative = parse_points(question.negative, "negative_coords", height, width)
         boxes = parse_boxes(question.box, "box")
@@ -80,32 +88,39 @@ class Pointer:
             self._model = (path, sam.shared(path))
         return self._model[1]
 
-    def _look(self, model: sam.LoadedSam, model_path: str, path: str) -> tuple[torch.Tensor, int, int]:
-        found = os.stat(path)
-        key = (model_path, path, found.st_size, found.st_mtime_ns)
+    def _look(self, model: sam.LoadedSam, model_path: str, picture: Picture) -> tuple[torch.Tensor, int, int]:
+        found = os.stat(picture.path)
+        key = (model_path, picture.path, found.st_size, found.st_mtime_ns)
         if key not in self._seen:
-            picture = read(path)
-            self._seen[key] = (model.embed(picture), picture.shape[0], picture.shape[1])
+            pixels = read(picture.path, picture.annotated)
+            self._seen[key] = (model.embed(pixels), pixels.shape[0], pixels.shape[1])
         self._seen.move_to_end(key)
         while len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
         return self._seen[key]
 
 
-def read(path: str) -> torch.Tensor:
-    """Read a picture as Load Image does: float32 [H, W, 3] in 0..1, turned upright. ValueError in words if it is none or far too large."""
+def read(path: str, annotated: str) -> torch.Tensor:
+    """Read a picture with core's Load Image, so that a run sees the same numbers: float [H, W, 3] in 0..1.
+
+    annotated: the same file in core's words, such as `cups/cup.png [input]`. ValueError in words if it is no picture or far too large.
+    """
     name = os.path.basename(path)
     try:
-        with Image.open(path, formats=FORMATS) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                raise ValueError(f"'{name}' has {opened.width} x {opened.height} pixels; {MOST_PIXELS // 1_000_000} million are the most.")
-            upright: Any = ImageOps.exif_transpose(opened)
-            if upright.mode == "I":
-                upright = upright.point(lambda value: value * (1 / 255))
-            pixels = np.array(upright.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as opened:
+                size = opened.width * opened.height
+        if size > MOST_PIXELS:
+            raise ValueError(f"'{name}' has {size / 1e6:.0f} million pixels; {MOST_PIXELS // 1_000_000} million are the most.")
+        from nodes import LoadImage
+
+        pictures: torch.Tensor = LoadImage().load_image(annotated)[0]
+    except ValueError:
+        raise
+    except Exception as error:  # each of core's decoders has exceptions of its own
         raise ValueError(f"'{name}' cannot be read as a picture ({type(error).__name__}).") from error
-    return torch.from_numpy(pixels.astype(np.float32) / 255.0)
+    return pictures[0]
 
 
 def _scaled(points: tuple[tuple[float, float], ...], scale: tuple[float, float]) -> tuple[tuple[float, float], ...]:
