@@ -18,6 +18,7 @@ from . import (
     paste_back,
     patch_visibility,
     pointing,
+    sample_pictures,
     segment,
     train_dreamcom,
     train_mask_controlnet,
@@ -35,8 +36,9 @@ NODES: list[type[io.ComfyNode]] = [
 class MaskPromptExtension(ComfyExtension):
     @override
     async def on_load(self) -> None:
-        """Add the route that answers to clicks, before the server starts."""
+        """Add the route that answers to clicks, before the server starts, and put the templates' pictures where they look for them."""
         pointing.register()
+        sample_pictures.place_at_start()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
