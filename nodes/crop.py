@@ -150,8 +150,8 @@ class CropAroundBox(io.ComfyNode):
         cut_mask = crops.within(masks, place)
         if not bool(cut_mask.any()):
             raise ValueError(
-                f"the mask lies outside of {describe(around)} and its surroundings, so nothing would be painted. Wire the box of this mask, "
-                "or leave bboxes unwired and box empty."
+                f"the mask lies outside of {describe(around)} and its surroundings, so nothing would be painted. Wire the box of this "
+                "mask, or leave bboxes unwired and box empty."
             )
         piece = crops.scale(crops.cut(crops.extended(picture, sides), place), *size)
         info = crops.Crop(place, height, width, cut_mask, sides)
