@@ -17,6 +17,8 @@ from . import (
     meca,
     paste_back,
     patch_visibility,
+    pointing,
+    sample_pictures,
     segment,
     train_dreamcom,
     train_mask_controlnet,
@@ -32,6 +34,12 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class MaskPromptExtension(ComfyExtension):
+    @override
+    async def on_load(self) -> None:
+        """Add the route that answers to clicks, before the server starts, and put the templates' pictures where they look for them."""
+        pointing.register()
+        sample_pictures.place_at_start()
+
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -13,6 +13,7 @@ from comfy_api.latest import io
 
 from ..images import masks
 from . import checks
+from .shown_picture import received
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ class MaskPromptBoxMask(io.ComfyNode):
             node_id="MaskPromptBoxMask",
             display_name="Box Mask",
             category="MaskPrompt/Segment",
-            description="A mask that is 1 inside a box and 0 outside. The box comes from the numbers, or from the bboxes input.",
+            description="A mask that is 1 inside a box and 0 outside. Drag the box over the picture (Draw the box in the picture), type "
+            "its numbers, or wire boxes.",
             search_aliases=["rectangle mask", "bounding box to mask", "bbox mask", "square mask"],
             inputs=[
                 _pixels("x", 128, -MAX_SIZE, "The box's left edge in pixels."),
@@ -57,6 +59,7 @@ class MaskPromptBoxMask(io.ComfyNode):
                 io.Mask.Output("mask", display_name="mask", tooltip="The box as a mask of the picture's size."),
                 io.BoundingBox.Output("bbox", display_name="bbox", tooltip="The box that was used, cut off at the picture's edge."),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -92,4 +95,4 @@ class MaskPromptBoxMask(io.ComfyNode):
             torch.stack([torch.zeros(1, rows, columns), *(masks.box_mask(b, rows, columns, feather) for b in boxes)]).amax(dim=0)
             for boxes in frames
         ]
-        return io.NodeOutput(torch.cat(union), masks.boxes_output(frames))
+        return io.NodeOutput(torch.cat(union), masks.boxes_output(frames), ui=received(image, cls.hidden))

@@ -13,7 +13,9 @@ from typing_extensions import override
 
 from ..images import crops
 from ..images.masks import Box, bounding_box, box_mask, clip_box, describe, grown, match_batch, resize, without_holes
+from ..images.typed_coordinates import parse_boxes
 from . import checks
+from .shown_picture import received
 
 CATEGORY = "MaskPrompt/DreamCom"
 CropType = io.Custom("MASKPROMPT_CROP")
@@ -85,12 +87,18 @@ class CropAroundBox(io.ComfyNode):
                     tooltip="With output_width: the piece has exactly this size. 0: resolution counts.",
                 ),
                 *(_extension(side) for side in SIDES),
+                io.String.Input(
+                    "box", default="", optional=True, placeholder="a box instead of the mask's: left,top,width,height",
+                    tooltip="The box to crop around, instead of the mask's own: drag it over the picture (Draw the box in the picture), or "
+                    "type 235,180,110,110 (left, top, width, height in pixels). Empty: the mask's own.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The cut-out piece."),
                 io.Mask.Output(display_name="mask", tooltip="The mask, cut out and scaled alike."),
                 CropType.Output(display_name="crop", tooltip="Where the piece came from, for Paste Back."),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )  # fmt: skip
 
     @classmethod
@@ -112,6 +120,7 @@ class CropAroundBox(io.ComfyNode):
         extend_top: int = 0,
         extend_right: int = 0,
         extend_bottom: int = 0,
+        box: str = "",
     ) -> io.NodeOutput:
         picture = checks.image(image, "image", NAME)
         context = checks.number(context, "context", NAME, 0, 1000)
@@ -129,24 +138,24 @@ class CropAroundBox(io.ComfyNode):
         masks = without_holes(masks) if fill_holes else masks
         masks = grown(crops.extended_mask(masks, sides), grow)
         rows, columns = masks.shape[1:]
-        box = _around(masks, bboxes, sides, batch)
+        around = _around(masks, [*parse_boxes(box, "box"), *_boxes(bboxes, batch)], sides)
         also = None
         if context_mask is not None:
             seen = crops.within(_fitted(checks.mask(context_mask, "context_mask", NAME), height, width), _canvas(sides, height, width))
             also = bounding_box(seen.amax(0), 0.5) or bounding_box(seen.amax(0), 0.0)
-        place = crops.surround(box, rows, columns, context, also, shape)
-        if crop != ALWAYS and box["width"] * box["height"] * 4 >= columns * rows:
+        place = crops.surround(around, rows, columns, context, also, shape)
+        if crop != ALWAYS and around["width"] * around["height"] * 4 >= columns * rows:
             place = crops.surround(crops.whole(rows, columns), rows, columns, 0, None, shape) if shape else crops.whole(rows, columns)
         size = shape or crops.painting_size(place, resolution)
         cut_mask = crops.within(masks, place)
         if not bool(cut_mask.any()):
             raise ValueError(
-                f"the mask lies outside of {describe(box)} and its surroundings, so nothing would be painted. Wire the box of this mask, "
-                "or leave bboxes unwired."
+                f"the mask lies outside of {describe(around)} and its surroundings, so nothing would be painted. Wire the box of this "
+                "mask, or leave bboxes unwired and box empty."
             )
         piece = crops.scale(crops.cut(crops.extended(picture, sides), place), *size)
         info = crops.Crop(place, height, width, cut_mask, sides)
-        return io.NodeOutput(piece, resize(cut_mask, *size), info)
+        return io.NodeOutput(piece, resize(cut_mask, *size), info, ui=received(picture, cls.hidden))
 
 
 def _shape(width: Any, height: Any) -> tuple[int, int] | None:
@@ -172,11 +181,15 @@ def _canvas(sides: crops.Sides, height: int, width: int) -> Box:
     return {"x": -left, "y": -top, "width": width + left + right, "height": height + top + bottom}
 
 
-def _around(masks: torch.Tensor, bboxes: Any, sides: crops.Sides, batch: int) -> Box:
+def _boxes(bboxes: Any, batch: int) -> list[Box]:
+    """All wired boxes, whichever picture they are for."""
+    return [box for boxes in checks.boxes(bboxes, batch, "bboxes", NAME) for box in boxes] if bboxes is not None else []
+
+
+def _around(masks: torch.Tensor, boxes: list[Box], sides: crops.Sides) -> Box:
     """The box to crop around, in the extended picture's pixels: around the given ones and whatever is new, else around the masks."""
     rows, columns = masks.shape[1:]
     left, top, right, bottom = sides
-    boxes = [box for boxes in checks.boxes(bboxes, batch, "bboxes", NAME) for box in boxes] if bboxes is not None else []
     around = masks.amax(0)
     if boxes:
         given: list[Box] = [{**box, "x": box["x"] + left, "y": box["y"] + top} for box in boxes]

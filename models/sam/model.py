@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -93,10 +94,13 @@ class LoadedSam:
 
     def ask(self, image: torch.Tensor, prompt: Prompt) -> Answer:
         """The three masks that SAM offers for `prompt` on the picture [H, W, C], on the CPU."""
-        embedding = self.embed(image)
+        return self.answer(self.embed(image), image.shape[0], image.shape[1], prompt)
+
+    def answer(self, embedding: torch.Tensor, height: int, width: int, prompt: Prompt) -> Answer:
+        """The same for a picture of height x width pixels that `embed` has seen: several prompts need to look at it once only."""
         device = _load(self.decoder, 64 * 1024**2)
         with torch.no_grad():
-            logits, scores = self.decoder.model(embedding.to(device), *self._encode(prompt, image.shape[0], image.shape[1], device))
+            logits, scores = self.decoder.model(embedding.to(device), *self._encode(prompt, height, width, device))
         return Answer(logits.cpu(), scores.cpu())
 
     def full_size(self, logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -137,6 +141,24 @@ def load(path: str) -> LoadedSam:
         raise ValueError(f"'{os.path.basename(path)}' is not a SAM model that can be loaded here. {error}") from error
     log.info("SAM: %s holds a %s", os.path.basename(path), network.name)
     return LoadedSam(network)
+
+
+_shared: weakref.WeakValueDictionary[tuple[str, int, int], LoadedSam] = weakref.WeakValueDictionary()
+"""The models that somebody holds, by their file's path, size and time of change."""
+
+
+def shared(path: str) -> LoadedSam:
+    """Load as `load` does, or hand out the same model while anybody holds it: pointing and running then share weights and embeddings."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return load(path)
+    key = (os.path.abspath(path), found.st_size, found.st_mtime_ns)
+    model = _shared.get(key)
+    if model is None:
+        model = load(path)
+        _shared[key] = model
+    return model
 
 
 def fit(height: int, width: int, longest: int) -> tuple[int, int]:

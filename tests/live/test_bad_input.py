@@ -184,7 +184,9 @@ def saved(server: Server, prompt: Prompt) -> np.ndarray:
 
 
 REFUSED: dict[str, tuple[Prompt, str]] = {
-    "points that are not JSON": (sam_mask(positive_coords="over there"), r"positive_coords.*not JSON.*over there"),
+    "points that are not JSON": (sam_mask(positive_coords="[over there"), r"positive_coords.*not JSON.*over there"),
+    "points in words": (sam_mask(positive_coords="over there"), r"positive_coords.*not a point.*over there"),
+    "a box in words": (sam_mask(box="around it"), r"box: write a box as left,top,width,height.*around it"),
     "points without x and y": (sam_mask(positive_coords="[[300, 150]]"), "positive_coords.*not a point"),
     "a point outside": (sam_mask(positive_coords='[{"x": 601, "y": 10}]'), "x=601, y=10 lies outside of the picture, which is 600 x 400"),
     "no prompt": (sam_mask(), "cannot know which object"),
