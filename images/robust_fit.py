@@ -18,6 +18,7 @@ PRIOR = 0.02
 """The contrast below which a gain cannot be told from an offset, and is held at 1."""
 UNCERTAINTIES = (1.5, 0.7, 0.4, 0.2, 0.1)
 """How far off the place may still be, in pixels, from the first round on: a difference that this explains is none of the picture's."""
+GREY = 0.5
 MOST_ROUNDS = 12
 SETTLED = 0.003
 """Rounds end where the border moves by less, in pixels."""
@@ -112,23 +113,26 @@ def _weights(differences: Tensor, right: Tensor, down: Tensor, there: Tensor, un
 def _solved(original: Tensor, seen: Tensor, slopes: tuple[Tensor, ...], weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weighted least squares of seen + slopes * change = gain * original + offset: change [3], gain [3], offset [3], and the inverse [3, 3]
     of the normal matrix's part for the change when all others are free."""
-    chosen = weight > 0
-    weights = weight[chosen].double()
-    known = [original[colour][chosen].double() for colour in range(3)]
     matrix = torch.zeros(9, 9, dtype=torch.float64)
     target = torch.zeros(9, dtype=torch.float64)
+    counted = weight.flatten()
+    held = float(counted.sum()) * PRIOR**2
     for colour in range(3):
-        columns = torch.stack([*(-slope[colour][chosen].double() for slope in slopes), known[colour], torch.ones_like(weights)], 1)
-        weighted = columns * weights[:, None]
+        # Around mid grey, so that sums in single precision are exact enough.
+        known = original[colour].flatten() - GREY
+        columns = torch.stack([*(-slope[colour].flatten() for slope in slopes), known, torch.ones_like(known)])
+        weighted = columns * counted
         places = torch.tensor([0, 1, 2, 3 + 2 * colour, 4 + 2 * colour])
-        matrix[places[:, None], places[None]] += weighted.T @ columns
-        target[places] += weighted.T @ seen[colour][chosen].double()
-        matrix[3 + 2 * colour, 3 + 2 * colour] += float(weights.sum()) * PRIOR**2
-        target[3 + 2 * colour] += float(weights.sum()) * PRIOR**2
+        matrix[places[:, None], places[None]] += (weighted @ columns.T).double()
+        target[places] += (weighted @ (seen[colour].flatten() - GREY)).double()
+        matrix[3 + 2 * colour, 3 + 2 * colour] += held
+        target[3 + 2 * colour] += held
     matrix += 1e-9 * torch.eye(9, dtype=torch.float64)
     inverse = torch.linalg.inv(matrix)
     found = inverse @ target
-    return found[:3], found[3::2].float(), found[4::2].float(), inverse[:3, :3]
+    gain = found[3::2]
+    offset = found[4::2] + GREY * (1 - gain)
+    return found[:3], gain.float(), offset.float(), inverse[:3, :3]
 
 
 def _tint(original: Tensor, seen: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
