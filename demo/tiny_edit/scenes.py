@@ -216,10 +216,14 @@ def moved(thing: Placed, rng: np.random.Generator) -> Placed:
 
 
 def box_around(rng: np.random.Generator, box: tuple[int, int, int, int], size: int) -> tuple[int, int, int, int]:
-    """The box, larger by 4 to 25 % of its size on each side, between cells of 8 pixels, cut off at the picture's edge: x, y, width, height."""
+    """The box, larger by 4 to 25 % of its size on each side, between cells of 8 pixels, cut off at the picture's edge: x, y, width, height.
+
+    Below it is larger by a sixth of the width at least, so that it holds the contact shadow.
+    """
     x, y, width, height = box
     left, right = (width * float(rng.uniform(0.04, 0.25)) for _ in range(2))
     up, down = (height * float(rng.uniform(0.04, 0.25)) for _ in range(2))
+    down = max(down, width / 6)
     x0 = max(0, math.floor((x - left) / 8) * 8)
     y0 = max(0, math.floor((y - up) / 8) * 8)
     x1 = min(size, math.ceil((x + width + right) / 8) * 8)
