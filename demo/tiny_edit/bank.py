@@ -21,7 +21,11 @@ WORDLESS = 0.1
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one kind: what is painted [B, C, h, w], its references, loss weights [B, 1, h, w], words [B, 24], and which are silent [B]."""
+    """Samples of one kind.
+
+    `target` is what is painted [B, C, h, w], `references` of the same shape, `weights` the loss's [B, 1, h, w], `words` rows of the
+    vocabulary [B, 24]; the words of `silent` samples [B] are not heard.
+    """
 
     target: Tensor
     references: list[Tensor]
@@ -77,9 +81,10 @@ class Bank:
             rows.append(vocabulary.rows("" if silent[index] else sentence))
         index = torch.tensor(numbers, device=self.device)
         targets = torch.tensor([task.target for task in drawn], device=self.device)
-        references = [
-            self.latents[index, torch.tensor([task.references[place] for task in drawn], device=self.device)].float() for place in range(kind)
-        ]
+        references = []
+        for place in range(kind):
+            slots = torch.tensor([task.references[place] for task in drawn], device=self.device)
+            references.append(self.latents[index, slots].float())
         counted = torch.zeros(count, 4, dtype=torch.uint8)
         for sample, task in enumerate(drawn):
             counted[sample, list(tasks.cells_of(task))] = 1

@@ -23,7 +23,7 @@ def world(folder: Path) -> Path:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds `--folder` and `--threads`."""
-    parser.add_argument("--folder", type=Path, default=DEFAULT, help=f"where the training lies (default: {DEFAULT.name} in the user's cache)")
+    parser.add_argument("--folder", type=Path, default=DEFAULT, help="where the training lies (default: in the user's cache)")
     parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch on a CPU (0: as PyTorch thinks)")
 
 

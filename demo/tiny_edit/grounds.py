@@ -138,6 +138,7 @@ def drawn(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
     picture[edge:] = floor
     down = np.linspace(0, 1, size, dtype=np.float32)[:, None, None]
     across = np.linspace(-1, 1, size, dtype=np.float32)[None, :, None]
-    picture *= 0.86 + 0.2 * (1 - (across - rng.uniform(-0.7, 0.7)) ** 2 * 0.5) * np.where(down < WALL_HORIZON, 0.6 + down / 2, 1.15 - down / 4)
+    lit = 0.86 + 0.2 * (1 - (across - rng.uniform(-0.7, 0.7)) ** 2 * 0.5)
+    picture *= lit * np.where(down < WALL_HORIZON, 0.6 + down / 2, 1.15 - down / 4)
     picture[edge : edge + max(1, size // 80)] *= 0.8
     return np.clip(picture + rng.normal(0, 2, (size, size, 1)), 0, 255).astype(np.uint8)

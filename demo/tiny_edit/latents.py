@@ -3,15 +3,21 @@
     python -m demo.tiny_edit.latents --minutes 12
 
 TAESD's layout at eight channels (`demo/autoencoder.py`), begun from the four of the tiny UNet, which confuse colours that its world does
-not have (a pink pig comes back white). Runs on a CPU or a GPU, and resumes. The transformer is trained on the latents of one encoder: once it
-has begun, only `--decoder-only` goes on.
+not have (a pink pig comes back white). Runs on a CPU or a GPU, and resumes. The transformer is trained on the latents of one encoder:
+once it has begun, only `--decoder-only` goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,15 +89,40 @@ def random_picture(rng: np.random.Generator, place: world.World, codes: list[str
     return scenes.render(place, scenes.Scene(turned, ground), size).image
 
 
-def crops(rng: np.random.Generator, place: world.World, codes: list[str], count: int) -> Tensor:
-    """`count` crops [count, 3, 64, 64] in 0..1, eight of each picture; a third of the pictures at half of the resolution."""
+def crops(rng: np.random.Generator, place: world.World, codes: list[str], number: int) -> np.ndarray:
+    """`number` crops uint8 [number, 3, 64, 64], eight of each picture; a third of the pictures at half of the resolution."""
     found: list[np.ndarray] = []
-    while len(found) < count:
+    while len(found) < number:
         image = random_picture(rng, place, codes, 128 if rng.random() < 0.35 else 256)
         for _ in range(8):
             y, x = rng.integers(0, image.shape[0] - CROP + 1, 2)
             found.append(image[y : y + CROP, x : x + CROP])
-    return torch.from_numpy(np.stack(found[:count])).permute(0, 3, 1, 2).float() / 255
+    return np.stack(found[:number]).transpose(0, 3, 1, 2)
+
+
+_WORLD: dict[Path, world.World] = {}
+
+
+def crops_of(folder: Path, batch: int, seed: int, step: int) -> np.ndarray:
+    """The crops of a step, uint8 [batch, 3, 64, 64]. The world is read once in each process."""
+    if folder not in _WORLD:
+        _WORLD[folder] = world.load(folders.world(folder))
+    return crops(np.random.default_rng([seed, step]), _WORLD[folder], list(things.TRAINING), batch)
+
+
+def drawn(folder: Path, batch: int, seed: int, step: int, workers: int) -> Generator[np.ndarray, None, None]:
+    """The crops of this step and those that follow, drawn by so many processes some steps ahead."""
+    if not workers:
+        for number in count(step):
+            yield crops_of(folder, batch, seed, number)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = deque(pool.submit(crops_of, folder, batch, seed, number) for number in range(step, step + 2 * workers))
+        try:
+            for number in count(step + 2 * workers):
+                yield waiting.popleft().result()
+                waiting.append(pool.submit(crops_of, folder, batch, seed, number))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def loss_of(model: NarrowAutoencoder, pictures: Tensor, decoder_only: bool) -> tuple[Tensor, Tensor]:
@@ -107,7 +138,9 @@ def loss_of(model: NarrowAutoencoder, pictures: Tensor, decoder_only: bool) -> t
     return plain + 0.5 * blurred + 0.7 * edges + 0.02 * moments, plain
 
 
-def train(folder: Path, minutes: float, batch: int, rate: float, decoder_only: bool, start: Path | None, seed: int = 0) -> None:
+def train(
+    folder: Path, minutes: float, batch: int, rate: float, decoder_only: bool, start: Path | None, workers: int = 0, seed: int = 0
+) -> None:
     """Learns for so many minutes in all, saving every 100 steps and at the end."""
     device = device_of()
     torch.manual_seed(seed)
@@ -135,11 +168,17 @@ def train(folder: Path, minutes: float, batch: int, rate: float, decoder_only: b
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
     log = Log(folder / "training.log")
+    coming = drawn(folder, batch, seed, step, workers)
+
+    def state_now() -> dict[str, Any]:
+        networks = {"model": model.state_dict(), "average": average.state_dict()}
+        return {**networks, "optimizer": optimizer.state_dict(), "step": step, "spent": spent}
+
     begun, seen, counted = time.monotonic() - spent * 60, 0.0, 0
     while (spent := (time.monotonic() - begun) / 60) < minutes:
         for group in optimizer.param_groups:
             group["lr"] = cosine(spent / minutes, rate, rate / 20)
-        data = crops(np.random.default_rng([seed, step]), place, codes, batch).to(device, memory_format=torch.channels_last)
+        data = (torch.from_numpy(next(coming)).to(device).float() / 255).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss, plain = loss_of(model, data, decoder_only)
         optimizer.zero_grad(set_to_none=True)
@@ -156,8 +195,9 @@ def train(folder: Path, minutes: float, batch: int, rate: float, decoder_only: b
             log(f"autoencoder step {step} minute {spent:.1f} L1 {seen / counted:.4f} loss {loss.item():.4f}")
             seen, counted = 0.0, 0
         if step % 100 == 0:
-            folders.save({"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent": spent}, file)
-    folders.save({"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent": spent}, file)
+            folders.save(state_now(), file)
+    folders.save(state_now(), file)
+    coming.close()
     write(folder, average.cpu(), place, codes, keep_statistics=decoder_only)
     log(f"autoencoder done at step {step}, minute {spent:.1f}")
 
@@ -184,10 +224,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--decoder-only", action="store_true", help="keep the encoder and its latents; train the decoder alone")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw (0: this one)")
     parser.add_argument("--start", type=Path, help="begin from these weights (a state dict of NarrowAutoencoder)")
     options = parser.parse_args()
     folders.begin(options)
-    train(options.folder, options.minutes, options.batch, options.rate, options.decoder_only, options.start)
+    train(options.folder, options.minutes, options.batch, options.rate, options.decoder_only, options.start, options.workers)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python -m demo.tiny_edit.records --size 128 --count 2048
 
-The eight pictures of a record: the ground alone; one to three things on it; the same without one thing and with a grey box where it was; with that thing
-replaced; with it moved (or, among several things, taken away); the things on another ground; that thing, and the one that replaces it,
-alone on other grounds, larger and turned. Every task of the training is a choice among them, so one record serves many times. A shard is a
-file of 64 records; record number n of a size and seed is always the same.
+The eight pictures of a record: the ground alone; one to three things on it; the same without one thing and with a grey box where it
+was; with that thing replaced; with it moved (or, among several things, taken away); the things on another ground; that thing, and the
+one that replaces it, alone on other grounds, larger and turned. Every task of the training is a choice among them, so one record serves
+many times. A shard is a file of 64 records; record number n of a size and seed is always the same.
 """
 
 from __future__ import annotations
@@ -159,8 +159,21 @@ def encode(latents: Latents, records: list[Record]) -> dict[str, Any]:
     }
 
 
-def make(folder: Path, size: int, count: int, seed: int = 0, workers: int = 0, device: torch.device | None = None) -> Iterator[int]:
-    """Makes the shards that are missing of `count` records; yields how many shards there are after each."""
+def halved(one: Record) -> Record:
+    """The record at half of the size, its pictures averaged and its cells covered where one of four was."""
+    count, size = one.pictures.shape[:2]
+    small = one.pictures.reshape(count, size // 2, 2, size // 2, 2, 3).mean((2, 4))
+    cells = one.cells.reshape(len(one.cells), size // 16, 2, size // 16, 2).any((2, 4))
+    return Record(np.rint(small).astype(np.uint8), cells, one.about)
+
+
+def make(
+    folder: Path, size: int, count: int, seed: int = 0, workers: int = 0, device: torch.device | None = None, halves: bool = False
+) -> Iterator[int]:
+    """Makes the shards that are missing of `count` records; yields how many shards there are after each.
+
+    With `halves` each shard is also stored at half of the size, from the same pictures.
+    """
     (folder / "shards").mkdir(parents=True, exist_ok=True)
     latents = Latents.load(folder, device or device_of())
     draw = partial(numbered, folder, size, seed)
@@ -171,7 +184,10 @@ def make(folder: Path, size: int, count: int, seed: int = 0, workers: int = 0, d
             if not file.is_file():
                 numbers = range(number * SHARD, (number + 1) * SHARD)
                 drawn = pool.map(draw, numbers, chunksize=4) if pool else map(draw, numbers)
-                folders.save(encode(latents, list(drawn)), file)
+                found = list(drawn)
+                if halves:
+                    folders.save(encode(latents, [halved(one) for one in found]), shard_file(folder, size // 2, number))
+                folders.save(encode(latents, found), file)
             yield number + 1
     finally:
         if pool:
@@ -184,9 +200,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="pixels of a side, a multiple of 16")
     parser.add_argument("--count", type=int, default=2048, help="records")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw (0: this one)")
+    parser.add_argument("--halves", action="store_true", help="store the same pictures at half of the size too")
     options = parser.parse_args()
     folders.begin(options)
-    for shards in make(options.folder, options.size, options.count, workers=options.workers):
+    for shards in make(options.folder, options.size, options.count, workers=options.workers, halves=options.halves):
         print(f"{shards * SHARD} records of {options.size} pixels", flush=True)
 
 

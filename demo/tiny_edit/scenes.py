@@ -201,9 +201,9 @@ def random_layout(rng: np.random.Generator, codes: list[str], horizon: float) ->
             highest = min(lowest, max(highest, horizon + 0.1))
         bottom = float(rng.uniform(highest, lowest))
         tilt = float(rng.normal(0, 5) if horizon <= FLOATING else rng.normal(0, 12))
-        placed.append(
-            Placed(code, float(np.clip(x, size / 2, 1 - size / 2)), bottom - size / 2, size, tilt, bool(rng.random() < 0.5), float(rng.uniform(0.9, 1.08)))
-        )
+        centre = float(np.clip(x, size / 2, 1 - size / 2))
+        flip = bool(rng.random() < 0.5)
+        placed.append(Placed(code, centre, bottom - size / 2, size, tilt, flip, float(rng.uniform(0.9, 1.08))))
     return tuple(sorted(placed, key=lambda thing: thing.bottom))
 
 

@@ -21,11 +21,21 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "fill": ("{a}", "{a} {ground}", "paint {a} into the box", "fill the box with {a}", "{all} {ground}"),
     "add": ("add {a} {place}", "put {a} {place}", "add {a}"),
     "remove": ("remove the {the}", "take the {the} away", "the same picture without the {the}"),
-    "replace": ("replace the {the} with {other}", "turn the {the} into {other}", "change the {the} to {other}", "{other} instead of the {the}"),
+    "replace": (
+        "replace the {the} with {other}",
+        "turn the {the} into {other}",
+        "change the {the} to {other}",
+        "{other} instead of the {the}",
+    ),
     "move": ("move the {the} {to}", "put the {the} {place}", "the same {the} but {place}"),
     "new ground": ("put the {the} {ground}", "the same {the} {ground}", "change the background so that the {the} is {ground}"),
     "new ground of all": ("put them {ground}", "the same things {ground}", "change the background : {all} {ground}"),
-    "subject": ("the {the} of the picture {ground} {place}", "this {the} {place} {ground}", "the same {the} {ground}", "this {the} {ground}"),
+    "subject": (
+        "the {the} of the picture {ground} {place}",
+        "this {the} {place} {ground}",
+        "the same {the} {ground}",
+        "this {the} {ground}",
+    ),
     "compose": (
         "the {the} of the first picture {place} in the second picture",
         "put the {the} of the first picture into the second picture {place}",

@@ -58,4 +58,4 @@ def words_of(code: str) -> str:
 
 def with_article(words: str) -> str:
     """The words with "a" or "an" before them."""
-    return f"{'an' if words[0] in 'aeio' else 'a'} {words}"
+    return f"{'an' if words[0] in 'aeio' or words.startswith('umb') else 'a'} {words}"

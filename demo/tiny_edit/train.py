@@ -116,7 +116,8 @@ class Training:
         torch.manual_seed(seed)
         self.networks = Networks(self.vocabulary).to(self.device)
         self.average = {name: value.clone() for name, value in self.networks.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(self.networks.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01, fused=self.device.type == "cuda")
+        fused = self.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(self.networks.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01, fused=fused)
         self.step = 0
         self.spent = 0.0
         self.samples = 0
@@ -142,7 +143,8 @@ class Training:
         if self.maker is None and (self.bank.shards < FIRST_SHARDS or self.step % STEPS_PER_SHARD == 0):
             self.bank.fill(due)
         if not self.bank.about:
-            raise FileNotFoundError(f"no records of {stage.size} pixels in {self.folder}: run `python -m demo.tiny_edit.records --size {stage.size}`")
+            command = f"python -m demo.tiny_edit.records --size {stage.size}"
+            raise FileNotFoundError(f"no records of {stage.size} pixels in {self.folder}: run `{command}`")
         return self.bank
 
     def advance(self, rate: float) -> tuple[int, float]:

@@ -261,7 +261,10 @@ class Flux(nn.Module):
     def forward(
         self, noisy: Tensor, times: Tensor, words: Tensor, pooled: Tensor, references: Sequence[Tensor] = (), spacing: float = 1.0
     ) -> Tensor:
-        """Noisy latents [B, C, H, W], times [B], words [B, L, 128], pooled words [B, 128], reference latents [B, C, h, w] to [B, C, H, W]."""
+        """Answers [B, C, H, W] for noisy latents [B, C, H, W] at times [B] in 0..1.
+
+        `words` [B, L, 128] and `pooled` [B, 128] are the text encoder's, `references` latents [B, C, h, w] of any even sizes.
+        """
         height, width = noisy.shape[2:]
         pictures = [noisy, *references]
         image = self.img_in(torch.cat([patches_of(picture) for picture in pictures], 1))

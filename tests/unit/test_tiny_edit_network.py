@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from demo import tiny_model
 from demo.tiny_edit import text, transformer
-from torch import Tensor
 
 tiny_model.comfyui_on_path()
 
@@ -133,7 +134,12 @@ def test_it_answers_as_diffusers_does(references: list[tuple[int, int]]) -> None
     with torch.no_grad():
         tokens = torch.cat([transformer.patches_of(picture) for picture in (noisy, *pictures)], 1)
         expected = theirs(
-            hidden_states=tokens, encoder_hidden_states=words, pooled_projections=pooled, timestep=times, img_ids=ids, txt_ids=torch.zeros(5, 3)
+            hidden_states=tokens,
+            encoder_hidden_states=words,
+            pooled_projections=pooled,
+            timestep=times,
+            img_ids=ids,
+            txt_ids=torch.zeros(5, 3),
         ).sample[:, : 6 * 8]
         answer = ours(noisy, times, words, pooled, pictures)
     torch.testing.assert_close(answer, transformer.latents_of(expected, 12, 16), atol=2e-5, rtol=1e-4)
