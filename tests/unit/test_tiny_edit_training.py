@@ -61,11 +61,11 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(folder: Pat
 
 
 def test_it_learns(folder: Path, tmp_path: Path) -> None:
-    run = train.Training(copy(folder, tmp_path / "learns"), train.stages_of("32:16"), 2e-3, 0, records.SHARD, make=True)
-    before = np.mean(advance(run, 8))
-    advance(run, 60)
-    after = np.mean(advance(run, 8))
-    assert after < 0.85 * before
+    run = train.Training(copy(folder, tmp_path / "learns"), train.stages_of("32:8"), 2e-3, 0, records.SHARD, make=True)
+    before = np.mean(advance(run, 6))
+    advance(run, 24)
+    after = np.mean(advance(run, 6))
+    assert after < 0.9 * before
 
 
 def test_another_seed_is_another_run(folder: Path, tmp_path: Path) -> None:
@@ -96,12 +96,11 @@ def test_the_rate_rises_and_cools(folder: Path, tmp_path: Path) -> None:
 
 def test_a_batch_shows_the_pictures_that_its_tasks_name(folder: Path) -> None:
     """With one task of two references allowed, target and references are the record's very latents."""
-    held = bank.Bank(folder, 32, records.SHARD, torch.device("cpu"))
+    held = bank.Bank(folder, 64, records.SHARD, torch.device("cpu"))
     held.fill(1)
     compose = next(task for task in tasks.TASKS if task.name == "compose")
-    only = {task.name: [] for task in tasks.TASKS} | {"compose": held.suiting["compose"][:1]}
-    held.suiting = only
-    number = only["compose"][0]
+    number = next(one for one in held.suiting["compose"] if 0 < held.cells[one, 0].sum() < 16)
+    held.suiting = {task.name: [] for task in tasks.TASKS} | {"compose": [number]}
     batch = held.batch(np.random.default_rng(0), 2, 3, text.Vocabulary.load(folder))
     assert len(held.about[number]["codes"]) == 1
     for sample in range(3):
