@@ -1,4 +1,4 @@
-"""tiny-edit's latent space: the autoencoder, its training, and the latents' statistics.
+"""tiny-edit's latent space: the autoencoder and its training.
 
     python -m demo.tiny_edit.latents --minutes 12
 
@@ -17,12 +17,12 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..autoencoder import NarrowAutoencoder
 from ..trainer import Log, cosine, device_of
@@ -31,17 +31,16 @@ from . import folders, scenes, things, world
 CHANNELS = 8
 CROP = 64
 FILE = "autoencoder.pt"
-"""Weights of the average, and mean and deviation of each channel on pictures of the world."""
+"""The averaged weights, as the transformer knows them."""
 STATE = "autoencoder-state.pt"
 
 
 class Latents:
-    """The autoencoder with normalised latents: each channel of the world's pictures has mean 0 and deviation 1."""
+    """The autoencoder. Each channel of the latents of the world's pictures has mean 0 and deviation 1: ComfyUI need not scale them."""
 
-    def __init__(self, autoencoder: NarrowAutoencoder, mean: Tensor, deviation: Tensor) -> None:
-        self.autoencoder = autoencoder.eval()
-        self.mean = mean
-        self.deviation = deviation
+    def __init__(self, autoencoder: NarrowAutoencoder, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
+        self.autoencoder = autoencoder.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | None = None) -> Latents:
@@ -49,23 +48,37 @@ class Latents:
         file = folder / FILE
         if not file.is_file():
             raise FileNotFoundError(f"no {FILE} in {folder}: run `python -m demo.tiny_edit.latents` first")
-        state = torch.load(file, weights_only=True, map_location="cpu")
         autoencoder = NarrowAutoencoder(CHANNELS)
-        autoencoder.load_state_dict(state["weights"])
-        autoencoder.requires_grad_(False).to(device or "cpu").to(memory_format=torch.channels_last)
-        return cls(autoencoder, state["mean"].to(device or "cpu"), state["deviation"].to(device or "cpu"))
+        autoencoder.load_state_dict(torch.load(file, weights_only=True, map_location="cpu"))
+        return cls(autoencoder, device)
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in 0..1 to normalised latents [B, 8, H/8, W/8]."""
-        raw = self.autoencoder.encode(pictures.contiguous(memory_format=torch.channels_last))
-        return (raw - self.mean[:, None, None]) / self.deviation[:, None, None]
+        """Pictures [B, 3, H, W] in 0..1 to latents [B, 8, H/8, W/8]."""
+        return self.autoencoder.encode(pictures.contiguous(memory_format=torch.channels_last))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents to pictures [B, 3, H, W] in 0..1."""
-        raw = latents * self.deviation[:, None, None] + self.mean[:, None, None]
-        return self.autoencoder.decode(raw.contiguous(memory_format=torch.channels_last)).clamp(0, 1)
+        """Latents to pictures [B, 3, H, W] in 0..1."""
+        return self.autoencoder.decode(latents.contiguous(memory_format=torch.channels_last)).clamp(0, 1)
+
+
+@torch.no_grad()
+def normalised(autoencoder: NarrowAutoencoder, mean: Tensor, deviation: Tensor) -> NarrowAutoencoder:
+    """The same autoencoder with latents less their mean, over their deviation, both [8].
+
+    Exact in the encoder. The decoder bounds its latents softly before its first layer, and pads them with zeros, so that there it is near
+    but not exact: `--decoder-only` makes up for it.
+    """
+    same = NarrowAutoencoder(CHANNELS)
+    same.load_state_dict(autoencoder.state_dict())
+    last = cast(nn.Conv2d, same.encoder[-1])
+    first = cast(nn.Conv2d, same.decoder[1])
+    last.weight /= deviation[:, None, None, None]
+    cast(Tensor, last.bias).sub_(mean).div_(deviation)
+    cast(Tensor, first.bias).add_(first.weight.sum((2, 3)) @ mean)
+    first.weight *= deviation[:, None, None]
+    return same
 
 
 def widened(weights: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
@@ -198,23 +211,19 @@ def train(
             folders.save(state_now(), file)
     folders.save(state_now(), file)
     coming.close()
-    write(folder, average.cpu(), place, codes, keep_statistics=decoder_only)
+    write(folder, average.cpu(), place, codes, keep_encoder=decoder_only)
     log(f"autoencoder done at step {step}, minute {spent:.1f}")
 
 
 @torch.no_grad()
-def write(folder: Path, average: NarrowAutoencoder, place: world.World, codes: list[str], keep_statistics: bool) -> None:
-    """Writes `autoencoder.pt`; the statistics are measured on 24 pictures of 256 pixels, or kept as they were."""
-    if keep_statistics:
-        old = Latents.load(folder)
-        mean, deviation = old.mean, old.deviation
-    else:
+def write(folder: Path, average: NarrowAutoencoder, place: world.World, codes: list[str], keep_encoder: bool) -> None:
+    """Writes `autoencoder.pt`, its latents normalised over 32 pictures of 256 pixels, or with the encoder as it was."""
+    if not keep_encoder:
         rng = np.random.default_rng(0)
-        pictures = np.stack([random_picture(rng, place, codes, 256) for _ in range(24)])
+        pictures = np.stack([random_picture(rng, place, codes, 256) for _ in range(32)])
         raw = average.eval().encode(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255)
-        mean, deviation = raw.mean((0, 2, 3)), raw.std((0, 2, 3))
-    weights = {name: value.contiguous() for name, value in average.state_dict().items()}
-    folders.save({"weights": weights, "mean": mean, "deviation": deviation}, folder / FILE)
+        average = normalised(average, raw.mean((0, 2, 3)), raw.std((0, 2, 3)))
+    folders.save({name: value.contiguous() for name, value in average.state_dict().items()}, folder / FILE)
 
 
 def main() -> None:

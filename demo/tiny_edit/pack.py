@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -150,8 +151,8 @@ def join(out: Path, folder: Path) -> None:
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    weights = one["weights"]
-    return all(torch.equal(weights[name], value) for name, value in other["weights"].items())
+    """Whether two autoencoders encode alike: their encoders are equal."""
+    return all(torch.equal(one[name], value) for name, value in other.items() if name.startswith("encoder."))
 
 
 def main() -> None:
@@ -160,7 +161,7 @@ def main() -> None:
     gathering = commands.add_parser("gather", help="put all that the training needs into a new folder")
     gathering.add_argument("target", type=Path)
     gathering.add_argument("--folder", type=Path, default=folders.DEFAULT)
-    working = commands.add_parser("work", help="train in such a folder; options after -- go to the training")
+    working = commands.add_parser("work", help="train in such a folder")
     working.add_argument("out", type=Path)
     working.add_argument("--folder", type=Path, default=Path("training"))
     working.add_argument("--minutes", type=float, default=9, help="in all")
@@ -168,7 +169,7 @@ def main() -> None:
     working.add_argument("--stages", default="128:256:5000,256:192")
     working.add_argument("--records", type=int, default=60_000)
     working.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2), help="processes that draw")
-    working.add_argument("more", nargs="*", help="options of demo.tiny_edit.train")
+    working.add_argument("--train", default="", help='options of demo.tiny_edit.train, as "--rate 2e-3 --cool 2 --compile"')
     joining = commands.add_parser("join", help="put the pieces together into the training folder")
     joining.add_argument("out", type=Path)
     joining.add_argument("--folder", type=Path, default=folders.DEFAULT)
@@ -177,7 +178,7 @@ def main() -> None:
         print(f"{options.target}: {gather(options.folder, options.target) / 2**20:.1f} MiB")
     elif options.command == "work":
         numbers = (options.minutes, options.autoencoder_minutes, options.stages, options.records, options.workers)
-        work(options.folder, options.out, *numbers, options.more)
+        work(options.folder, options.out, *numbers, shlex.split(options.train))
     else:
         join(options.out, options.folder)
         print(f"joined into {options.folder}")

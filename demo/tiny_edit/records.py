@@ -147,10 +147,9 @@ def shard_file(folder: Path, size: int, number: int) -> Path:
 
 def encode(latents: Latents, records: list[Record]) -> dict[str, Any]:
     """A shard of records: latents fp16 [N, 8, C, S/8, S/8], cells as bits, and what sentences need."""
-    device = latents.mean.device
     kept: list[Tensor] = []
     for one in records:
-        pictures = torch.from_numpy(one.pictures).to(device).permute(0, 3, 1, 2).float() / 255
+        pictures = torch.from_numpy(one.pictures).to(latents.device).permute(0, 3, 1, 2).float() / 255
         kept.append(latents.encode(pictures).half().cpu())
     return {
         "latents": torch.stack(kept),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from demo.autoencoder import NarrowAutoencoder
 from demo.tiny_edit import bank, folders, latents, pack, records, tasks, text, train
 
 from . import tiny_edit_world
@@ -122,11 +123,20 @@ def test_cells_come_back_from_their_bits(folder: Path) -> None:
         assert held.about[number] == one.about
 
 
-def test_latents_are_normal_and_come_back(folder: Path) -> None:
-    held = latents.Latents.load(folder)
-    raw = held.autoencoder.encode(torch.zeros(1, 3, 16, 16))
-    again = held.encode(torch.zeros(1, 3, 16, 16)) * held.deviation[:, None, None] + held.mean[:, None, None]
-    torch.testing.assert_close(again, raw)
+def test_latents_are_normalised_in_the_weights() -> None:
+    """The encoder exactly; the decoder's first layer nearly, away from the edge, for latents that its soft bound leaves alone."""
+    torch.manual_seed(0)
+    network = NarrowAutoencoder(latents.CHANNELS)
+    mean = torch.linspace(-0.02, 0.02, latents.CHANNELS)
+    deviation = torch.linspace(0.5, 1.5, latents.CHANNELS)
+    same = latents.normalised(network, mean, deviation)
+    pictures = torch.rand(1, 3, 32, 32)
+    small = 0.02 * torch.randn(1, latents.CHANNELS, 8, 8)
+    with torch.no_grad():
+        expected = (network.encode(pictures) - mean[:, None, None]) / deviation[:, None, None]
+        torch.testing.assert_close(same.encode(pictures), expected, atol=1e-4, rtol=1e-4)
+        first = network.decoder[:2](small * deviation[:, None, None] + mean[:, None, None])
+        torch.testing.assert_close(same.decoder[:2](small)[..., 1:-1, 1:-1], first[..., 1:-1, 1:-1], atol=1e-4, rtol=1e-3)
 
 
 def test_stages_that_cannot_be_are_refused() -> None:
@@ -156,7 +166,7 @@ def test_what_travels_comes_back_whole(folder: Path, tmp_path: Path) -> None:
     code = "import sys; sys.modules['diffusers'] = sys.modules['transformers'] = sys.modules['comfy'] = None"
     (target / "sitecustomize.py").write_text(code, "utf-8")
     subprocess.run(
-        [*command, "--stages", "32:4", "--", "--steps", "3", "--threads", "1"], cwd=target, check=True, env={"PYTHONPATH": str(target)}
+        [*command, "--stages", "32:4", "--train", "--steps 3 --threads 1"], cwd=target, check=True, env={"PYTHONPATH": str(target)}
     )
     pieces = sorted((target / "out").glob("piece-*.bin"))
     assert all(piece.stat().st_size < 16 * 2**20 for piece in pieces)

@@ -45,8 +45,7 @@ def prepare(folder: Path) -> None:
     words = {word: [number + 300] for number, word in enumerate(sentences.vocabulary())}
     torch.manual_seed(0)
     network = autoencoder.NarrowAutoencoder(latents.CHANNELS)
-    mean = torch.linspace(-0.2, 0.2, latents.CHANNELS)
-    folders.save({"weights": network.state_dict(), "mean": mean, "deviation": 1 + mean}, folder / latents.FILE)
+    folders.save(network.state_dict(), folder / latents.FILE)
     import json
 
     (folder / text.FILE).write_text(json.dumps(words), "utf-8")
