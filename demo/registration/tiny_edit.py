@@ -1,7 +1,7 @@
 """Tells ComfyUI of tiny-edit: the widths of its transformer and its text encoder, and the eight channels of its latents.
 
-Both are known by their sizes, which no published file has. The transformer takes reference latents as Flux.2 does: each at a position of its
-own of the first axis.
+Both are known by their sizes, which no published file has. The transformer takes reference latents as Flux.2 does: each at a position
+of its own of the first axis.
 """
 
 from __future__ import annotations

@@ -67,12 +67,8 @@ def write(folder: Path, target: Path, fp8: bool = True) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     state: dict[str, Any] = torch.load(folder / train.STATE, weights_only=True, map_location="cpu")
     vocabulary = Vocabulary.load(folder)
-    about = {
-        "format": "maskprompt tiny edit 1",
-        "step": str(state["step"]),
-        "samples": str(state["samples"]),
-        "minutes": f"{state['spent']:.1f}",
-    }
+    run = {"step": str(state["step"]), "samples": str(state["samples"]), "minutes": f"{state['spent']:.1f}"}
+    about = {"format": "maskprompt tiny edit 1", **run}
     parts = {
         TRANSFORMER: transformer_state(state["average"], fp8),
         TEXT: text_state(state["average"], vocabulary.ids),
