@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..autoencoder import NarrowAutoencoder
+from ..autoencoder import NarrowAutoencoder, narrowed
 from ..trainer import Log, cosine, device_of
 from . import folders, scenes, things, world
 
@@ -33,6 +33,7 @@ CROP = 64
 FILE = "autoencoder.pt"
 """The averaged weights, as the transformer knows them."""
 STATE = "autoencoder-state.pt"
+CHECKPOINT = Path(__file__).resolve().parent.parent / "tiny-sd-inpaint.safetensors"
 
 
 class Latents:
@@ -91,6 +92,16 @@ def widened(weights: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
         start[name] *= 0.3
         start[name][tuple(slice(0, length) for length in value.shape)] = value
     return start
+
+
+def begun_from(start: Path) -> dict[str, Tensor]:
+    """Weights to begin with: a checkpoint of the tiny UNet, or an `autoencoder.pt`."""
+    if start.suffix != ".safetensors":
+        return torch.load(start, weights_only=True)
+    from safetensors.torch import load_file
+
+    prefix = "first_stage_model."
+    return narrowed({name.removeprefix(prefix): value for name, value in load_file(start).items() if name.startswith(prefix)}).state_dict()
 
 
 def random_picture(rng: np.random.Generator, place: world.World, codes: list[str], size: int) -> np.ndarray:
@@ -171,7 +182,7 @@ def train(
     elif decoder_only:
         model.load_state_dict(Latents.load(folder).autoencoder.state_dict())
     elif start is not None:
-        model.load_state_dict(widened(torch.load(start, weights_only=True), CHANNELS))
+        model.load_state_dict(widened(begun_from(start), CHANNELS))
     if state is None:
         average.load_state_dict(model.state_dict())
     model.to(device).to(memory_format=torch.channels_last)
@@ -234,9 +245,13 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--decoder-only", action="store_true", help="keep the encoder and its latents; train the decoder alone")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw (0: this one)")
-    parser.add_argument("--start", type=Path, help="begin from these weights (a state dict of NarrowAutoencoder)")
+    parser.add_argument("--start", type=Path, default=CHECKPOINT, help="begin from this file's autoencoder (default: the tiny UNet's)")
+    parser.add_argument("--again", action="store_true", help="train the encoder although there is one: what was trained on it is lost")
     options = parser.parse_args()
     folders.begin(options)
+    if (options.folder / FILE).is_file() and not (options.again or options.decoder_only):
+        print(f"{options.folder / FILE} is there already: its encoder stays (--again trains it, --decoder-only its decoder)")
+        return
     train(options.folder, options.minutes, options.batch, options.rate, options.decoder_only, options.start, options.workers)
 
 

@@ -44,8 +44,8 @@ def light(state: dict[str, Any]) -> dict[str, Any]:
     return {**small, **{name: state[name] for name in ("step", "spent", "samples")}}
 
 
-def gather(folder: Path, target: Path) -> int:
-    """Copies code, world, autoencoder, vocabulary and the weights so far into an empty folder; returns its bytes."""
+def gather(folder: Path, target: Path, anew: bool = False) -> int:
+    """Copies code, world, autoencoder, vocabulary and (unless `anew`) the weights so far into an empty folder; returns its bytes."""
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} is not empty; name a new folder")
     demo = Path(__file__).resolve().parent.parent
@@ -59,7 +59,7 @@ def gather(folder: Path, target: Path) -> int:
     shutil.copy(folder / text.FILE, training)
     shutil.copy(folder / latents.FILE, training)
     state = folder / train.STATE
-    if state.is_file():
+    if state.is_file() and not anew:
         folders.save(light(torch.load(state, weights_only=True, map_location="cpu")), training / train.STATE)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     if size > LIMIT:
@@ -79,7 +79,7 @@ def work(
         wide = ["--batch", "128"] if torch.cuda.is_available() else []
         start = folder / "autoencoder-start.pt"
         torch.save(latents.Latents.load(folder).autoencoder.state_dict(), start)
-        options = ["--minutes", str(autoencoder_minutes), "--start", str(start), "--workers", str(workers), *wide]
+        options = ["--minutes", str(autoencoder_minutes), "--start", str(start), "--again", "--workers", str(workers), *wide]
         subprocess.run([*python, "demo.tiny_edit.latents", *common, *options], check=True)
     sizes = sorted({stage.size for stage in train.stages_of(stages)})
     halves = ["--halves"] if len(sizes) == 2 and sizes[1] == 2 * sizes[0] else []
@@ -161,6 +161,7 @@ def main() -> None:
     gathering = commands.add_parser("gather", help="put all that the training needs into a new folder")
     gathering.add_argument("target", type=Path)
     gathering.add_argument("--folder", type=Path, default=folders.DEFAULT)
+    gathering.add_argument("--anew", action="store_true", help="without the weights so far: the transformer begins from nothing")
     working = commands.add_parser("work", help="train in such a folder")
     working.add_argument("out", type=Path)
     working.add_argument("--folder", type=Path, default=Path("training"))
@@ -175,7 +176,7 @@ def main() -> None:
     joining.add_argument("--folder", type=Path, default=folders.DEFAULT)
     options = parser.parse_args()
     if options.command == "gather":
-        print(f"{options.target}: {gather(options.folder, options.target) / 2**20:.1f} MiB")
+        print(f"{options.target}: {gather(options.folder, options.target, options.anew) / 2**20:.1f} MiB")
     elif options.command == "work":
         numbers = (options.minutes, options.autoencoder_minutes, options.stages, options.records, options.workers)
         work(options.folder, options.out, *numbers, shlex.split(options.train))

@@ -11,7 +11,8 @@ many times. A shard is a file of 64 records; record number n of a size and seed 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,13 +45,26 @@ class Record:
     about: dict[str, Any]
 
 
+def held_out(code: str, ground: str) -> bool:
+    """About an eighth of the pairs of a named thing and a ground, which no picture that is painted in training shows together."""
+    return code in things.NAMED and zlib.crc32(f"{code}/{ground}".encode()) % 8 == 0
+
+
+def fitting_ground(rng: np.random.Generator, place: world.World, codes: Iterable[str]) -> scenes.Ground:
+    """A random ground that may be shown with all of these things."""
+    while True:
+        ground = scenes.random_ground(rng, place.grounds())
+        if not any(held_out(code, ground.name) for code in codes):
+            return ground
+
+
 def plan(rng: np.random.Generator, place: world.World) -> tuple[scenes.Scene, int, dict[str, Any]]:
     """The record's main scene, which of its things is in focus, and whether its things are named."""
     named = rng.random() < 0.65
     count = int(rng.choice(3, p=(0.62, 0.3, 0.08))) + 1 if named else 1
     pool = things.NAMED if named else things.TRAINING
     codes = [pool[index] for index in rng.choice(len(pool), count, replace=False)]
-    ground = scenes.random_ground(rng, place.grounds())
+    ground = fitting_ground(rng, place, codes)
     layout = scenes.random_layout(rng, codes, scenes.horizon_of(place, ground))
     if not named:
         layout = (replace(layout[0], hue=float(rng.choice((0.0, rng.random())))),)
@@ -70,12 +84,13 @@ def portrait(rng: np.random.Generator, place: world.World, thing: scenes.Placed)
 def suiting_ground(rng: np.random.Generator, place: world.World, layout: tuple[scenes.Placed, ...], but: str) -> scenes.Ground:
     """Another ground, on which the things stand below the horizon if one can be found."""
     lowest = min(thing.bottom for thing in layout)
-    ground = scenes.random_ground(rng, place.grounds())
+    codes = [thing.code for thing in layout]
+    ground = fitting_ground(rng, place, codes)
     for _ in range(12):
         horizon = scenes.horizon_of(place, ground)
         if ground.name != but and (horizon < lowest or horizon > scenes.FLOATING):
             break
-        ground = scenes.random_ground(rng, place.grounds())
+        ground = fitting_ground(rng, place, codes)
     return ground
 
 
@@ -84,7 +99,8 @@ def record(rng: np.random.Generator, place: world.World, size: int) -> Record:
     scene, focus, about = plan(rng, place)
     thing = scene.things[focus]
     pool = things.NAMED if about["named"] else things.TRAINING
-    others = [code for code in pool if code not in {one.code for one in scene.things}]
+    shown = {one.code for one in scene.things}
+    others = [code for code in pool if code not in shown and not held_out(code, scene.ground.name)]
     other = replace(thing, code=others[rng.integers(len(others))], flip=bool(rng.random() < 0.5))
     if not about["named"]:
         other = replace(other, hue=float(rng.choice((0.0, rng.random()))))

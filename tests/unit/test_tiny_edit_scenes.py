@@ -93,12 +93,17 @@ def test_nothing_held_out_is_in_a_record(place: world.World) -> None:
     assert "coffee" in place.photographs
     seen_things: set[str] = set()
     seen_grounds: set[str] = set()
+    pairs: set[tuple[str, str]] = set()
     for seed in range(150):
         about = records.record(np.random.default_rng(seed), place, 32).about
         seen_things |= {*about["codes"], about["other"]}
         seen_grounds |= {about["ground"], about["elsewhere"]}
+        pairs |= {(code, about[ground]) for code in about["codes"] for ground in ("ground", "elsewhere")}
+        pairs.add((about["other"], about["ground"]))
     assert not seen_things & {*things.HELD_OUT}
     assert not seen_grounds & {*grounds.HELD_OUT}
+    assert not any(records.held_out(*pair) for pair in pairs)
+    assert sum(records.held_out(code, name) for code in things.NAMED for name in grounds.TRAINING) > 300
     assert "beach" in seen_grounds
     assert len(seen_things) > 80
 
