@@ -14,6 +14,7 @@ TABLES: dict[str, str] = {
     "mcgm": "mcgm",
     "mask-controlnet": "mask_controlnet",
     "paste-back": "paste_back",
+    "tiny-edit": "tiny_edit",
 }
 """The tables and the modules that measure them."""
 

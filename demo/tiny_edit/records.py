@@ -178,8 +178,8 @@ def halved(one: Record) -> Record:
     """The record at half of the size, its pictures averaged and its cells covered where one of four was."""
     count, size = one.pictures.shape[:2]
     small = one.pictures.reshape(count, size // 2, 2, size // 2, 2, 3).mean((2, 4))
-    cells = one.cells.reshape(len(one.cells), size // 16, 2, size // 16, 2).any((2, 4))
-    return Record(np.rint(small).astype(np.uint8), cells, one.about)
+    cells = one.cells.reshape(len(one.cells), size // 16, 2, size // 16, 2)
+    return Record(np.rint(small).astype(np.uint8), np.asarray(cells.any((2, 4))), one.about)
 
 
 def make(

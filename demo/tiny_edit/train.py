@@ -172,9 +172,8 @@ class Training:
     def _update_average(self) -> None:
         """Moves the averaged weights: over the last tenth of a short run, over about 4,000 steps of a long one."""
         part = max(AVERAGE_EVERY / 4000, AVERAGE_EVERY * 10 / (self.step + 10 * AVERAGE_EVERY))
-        own = self.networks.state_dict()
-        floats = [name for name, value in own.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.average[name] for name in floats], [own[name] for name in floats], min(1.0, part))
+        for name, value in self.networks.state_dict().items():
+            self.average[name].lerp_(value, min(1.0, part))
 
     def save(self) -> None:
         """Writes the whole state."""

@@ -122,10 +122,10 @@ def test_comfyuis_sampler_paints_what_ours_does(folder: Path, count: int, precis
     references = [torch.randn(1, 8, 12, 16, generator=generator), torch.randn(1, 8, 8, 20, generator=generator)][:count]
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 4)
     extra = {"reference_latents": references} if references else {}
-    conditions = [[[words[half : half + 1], {"pooled_output": pooled[half : half + 1], **extra}]] for half in (0, 1)]
+    positive, negative = ([[words[half : half + 1], {"pooled_output": pooled[half : half + 1], **extra}]] for half in (0, 1))
     found = comfy.sample.sample(
-        model, noise, 4, 3.0, "euler", "simple", *conditions, torch.zeros_like(noise), seed=1, disable_pbar=True
-    )  # fmt: skip
+        model, noise, 4, 3.0, "euler", "simple", positive, negative, torch.zeros_like(noise), seed=1, disable_pbar=True
+    )
     with torch.no_grad():
         own = [(words[half : half + 1], pooled[half : half + 1], references) for half in (0, 1)]
         expected = euler(flux_of(file), noise, own, 3.0, sigmas)

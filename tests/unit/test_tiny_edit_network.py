@@ -114,13 +114,13 @@ def test_it_answers_as_comfyui_does(references: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("references", [[], [(12, 16)], [(12, 16), (8, 8)]])
 def test_it_answers_as_diffusers_does(references: list[tuple[int, int]]) -> None:
-    from diffusers import FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
     ours = shaken(transformer.Flux(SHAPE))
     theirs = FluxTransformer2DModel(
         patch_size=1, in_channels=4 * SHAPE.channels, num_layers=SHAPE.double, num_single_layers=SHAPE.single,
         attention_head_dim=SHAPE.hidden // SHAPE.heads, num_attention_heads=SHAPE.heads, joint_attention_dim=SHAPE.words,
-        pooled_projection_dim=SHAPE.words, guidance_embeds=False, axes_dims_rope=SHAPE.axes,
+        pooled_projection_dim=SHAPE.words, guidance_embeds=False, axes_dims_rope=(8, 12, 12),
     ).eval()  # fmt: skip
     theirs.load_state_dict(diffusers_state(ours.state_dict(), SHAPE.hidden), strict=True)
     noisy, times, words, pooled, pictures = inputs(references)
