@@ -49,11 +49,19 @@ class Painter:
 
     @torch.no_grad()
     def paint(
-        self, texts: Sequence[str], references: Sequence[Tensor] = (), seed: int = 0, size: int = 256, steps: int = STEPS, cfg: float = CFG
+        self,
+        texts: Sequence[str],
+        references: Sequence[Tensor] = (),
+        seed: int = 0,
+        size: int = 256,
+        steps: int = STEPS,
+        cfg: float = CFG,
+        spacing: float | None = None,
     ) -> Tensor:
         """Pictures [B, 3, size, size] in 0..1 of sentences; each of the references is pictures [B, 3, H, W] in 0..1.
 
-        Euler's method on flow matching, with classifier-free guidance against no words (the references stay).
+        Euler's method on flow matching, with classifier-free guidance against no words (the references stay). Tokens stand so far apart
+        that a picture of any size covers the positions of 256 pixels, as in training, unless `spacing` says how far (ComfyUI: 1).
         """
         painted = []
         for begin in range(0, len(texts), AT_ONCE):
@@ -62,7 +70,7 @@ class Painter:
                 self.device
             )
             held = [self.latents.encode(pictures[part].to(self.device)) for pictures in references]
-            painted.append(self.latents.decode(self._sample(noise, texts[part], held, 256 / size, steps, cfg)).cpu())
+            painted.append(self.latents.decode(self._sample(noise, texts[part], held, spacing or 256 / size, steps, cfg)).cpu())
         return torch.cat(painted)
 
     def _sample(self, x: Tensor, texts: Sequence[str], references: list[Tensor], spacing: float, steps: int, cfg: float) -> Tensor:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from demo import registration, tiny_model
-from demo.tiny_edit import files, latents, text, train
+from demo.tiny_edit import files, latents, text
 from demo.tiny_edit.transformer import Flux
 
-from . import tiny_edit_world
+from ..support import tiny_edit_world
 
 tiny_model.comfyui_on_path()
 
@@ -24,12 +24,7 @@ tiny_model.comfyui_on_path()
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training folder whose weights are random everywhere, and its files in half precision (`fp16`) and with fp8 (`fp8`)."""
     folder = tmp_path_factory.mktemp("training")
-    tiny_edit_world.prepare(folder)
-    (folder / text.FILE).unlink()
-    run = train.Training(folder, train.stages_of("64:2"), 1e-3, 0, 64, make=False)
-    generator = torch.Generator().manual_seed(3)
-    run.average = {name: value + 0.05 * torch.randn(value.shape, generator=generator) for name, value in run.average.items()}
-    run.save()
+    run = tiny_edit_world.random_weights(folder)
     files.write(folder, folder / "fp8")
     for file in (folder / "fp8").iterdir():
         (folder / "fp16").mkdir(exist_ok=True)
@@ -37,13 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "fp16" / files.TRANSFORMER).unlink()
     save_file(files.transformer_state(run.average, fp8=False), folder / "fp16" / files.TRANSFORMER)
     return folder
-
-
-def flux_of(file: Path) -> Flux:
-    """Our transformer with a file's weights in float32."""
-    network = Flux()
-    network.load_state_dict({name: value.float() for name, value in load_file(file).items()})
-    return network.eval()
 
 
 def load_model(file: Path) -> Any:
@@ -71,11 +59,7 @@ def test_load_clip_reads_the_words_as_the_training_does(folder: Path) -> None:
     sentence = "a photo of a fox and an umbrella on rippling water"
     words, extra = clip.encode_from_tokens_scheduled(clip.tokenize(sentence))[0]
     vocabulary = text.Vocabulary.load(folder)
-    encoder = text.TextEncoder(vocabulary.ids)
-    state = load_file(folder / "fp8" / files.TEXT)
-    own = {name.removeprefix("text_model."): value.float() for name, value in state.items() if name.startswith("text_model.")}
-    own["embeddings.token_embedding.weight"] = own["embeddings.token_embedding.weight"][vocabulary.ids]
-    encoder.load_state_dict(own)
+    encoder = tiny_edit_world.text_of(folder / "fp8" / files.TEXT, folder)
     with torch.no_grad():
         expected, pooled = encoder(vocabulary.batch([sentence]))
     assert words.shape == (1, 24, 128)
@@ -128,7 +112,7 @@ def test_comfyuis_sampler_paints_what_ours_does(folder: Path, count: int, precis
     )
     with torch.no_grad():
         own = [(words[half : half + 1], pooled[half : half + 1], references) for half in (0, 1)]
-        expected = euler(flux_of(file), noise, own, 3.0, sigmas)
+        expected = euler(tiny_edit_world.flux_of(file), noise, own, 3.0, sigmas)
     assert expected.std() > 0.1
     torch.testing.assert_close(found.float().cpu(), expected, atol=2e-3 * float(expected.std()), rtol=1e-2)
 

@@ -8,7 +8,7 @@ import torch
 
 from demo.tiny_edit import judge, painter, records, scenes, things, world
 
-from . import tiny_edit_world
+from ..support import tiny_edit_world
 
 CODES = (*things.NAMED[:4], *things.HELD_OUT[:2])
 

@@ -10,7 +10,7 @@ import pytest
 from demo import tiny_model
 from demo.tiny_edit import grounds, records, scenes, sentences, tasks, text, things, world
 
-from . import tiny_edit_world
+from ..support import tiny_edit_world
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from demo.autoencoder import NarrowAutoencoder
 from demo.tiny_edit import bank, folders, latents, pack, records, tasks, text, train
 
-from . import tiny_edit_world
+from ..support import tiny_edit_world
 
 STAGES = "32:4:6,64:2"
 

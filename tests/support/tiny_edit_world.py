@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 
 from demo import autoencoder
-from demo.tiny_edit import folders, grounds, latents, text, things, world
+from demo.tiny_edit import folders, grounds, latents, sentences, text, things, train, world
+from demo.tiny_edit.transformer import Flux
 
 
 def cut_out(number: int) -> np.ndarray:
@@ -40,12 +43,36 @@ def make(folder: Path, photographs: tuple[str, ...] = ("beach", "coffee")) -> wo
 def prepare(folder: Path) -> None:
     """A training folder that needs no tokenizer and no trained autoencoder: world, vocabulary and an autoencoder of random weights."""
     make(folder)
-    from demo.tiny_edit import sentences
-
     words = {word: [number + 300] for number, word in enumerate(sentences.vocabulary())}
     torch.manual_seed(0)
     network = autoencoder.NarrowAutoencoder(latents.CHANNELS)
     folders.save(network.state_dict(), folder / latents.FILE)
-    import json
-
     (folder / text.FILE).write_text(json.dumps(words), "utf-8")
+
+
+def random_weights(folder: Path, seed: int = 3) -> train.Training:
+    """Prepares the folder with ComfyUI's tokenizer and a state whose average is random everywhere."""
+    prepare(folder)
+    (folder / text.FILE).unlink()
+    run = train.Training(folder, train.stages_of("64:2"), 1e-3, 0, 64, make=False)
+    generator = torch.Generator().manual_seed(seed)
+    run.average = {name: value + 0.05 * torch.randn(value.shape, generator=generator) for name, value in run.average.items()}
+    run.save()
+    return run
+
+
+def flux_of(file: Path) -> Flux:
+    """The transformer with a file's weights in float32."""
+    network = Flux()
+    network.load_state_dict({name: value.float() for name, value in load_file(file).items()})
+    return network.eval()
+
+
+def text_of(file: Path, folder: Path) -> text.TextEncoder:
+    """The text encoder with a file's weights in float32, of the words of the folder's vocabulary."""
+    ids = text.Vocabulary.load(folder).ids
+    encoder = text.TextEncoder(ids)
+    state = {name.removeprefix("text_model."): value.float() for name, value in load_file(file).items() if name.startswith("text_model.")}
+    table = "embeddings.token_embedding.weight"
+    encoder.load_state_dict({**state, table: state[table][ids]})
+    return encoder.eval()
