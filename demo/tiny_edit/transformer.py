@@ -114,10 +114,10 @@ def rotations(ids: Tensor, axes: Sequence[int], theta: int) -> tuple[Tensor, Ten
 
 
 def rotate(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-    """Turns each pair of neighbouring channels of [B, heads, L, width]."""
-    cosine, sine = (part.to(x.dtype) for part in turns)
+    """Turns each pair of neighbouring channels of [B, heads, L, width], in float32."""
+    cosine, sine = turns
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([first * cosine - second * sine, first * sine + second * cosine], -1).flatten(-2)
+    return torch.stack([first * cosine - second * sine, first * sine + second * cosine], -1).flatten(-2).to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:

