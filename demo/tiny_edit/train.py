@@ -34,7 +34,8 @@ STATE = "transformer-state.pt"
 AVERAGE_EVERY = 4
 FIRST_SHARDS = 4
 STEPS_PER_SHARD = 40
-"""A stage begins with the first shards, and one more is made (or taken) after every so many steps: at once on a machine that has them."""
+"""A stage of 128 pixels begins with the first shards, and one more is made (or taken) after every so many steps: at once on a machine that
+has them. At 256 pixels, where a shard takes four times as long, after four times as many."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Stage:
     def spacing(self) -> float:
         """Positions between neighbouring tokens: pictures of every size cover those of 256 pixels."""
         return 256 / self.size
+
+    @property
+    def steps_per_shard(self) -> int:
+        """After how many steps one more shard is due."""
+        return STEPS_PER_SHARD * max(1, self.size // 128) ** 2
 
     def samples(self, kind: int) -> int:
         """How many samples a step with so many references has."""
@@ -136,7 +142,7 @@ class Training:
         if self.bank is None or self.bank.size != stage.size:
             self.bank = Bank(self.folder, stage.size, self.capacity, self.device)
             self.maker = records.make(self.folder, stage.size, self.capacity, self.seed) if self.make else None
-        due = FIRST_SHARDS + (self.step - stage.begin) // STEPS_PER_SHARD if self.make else self.bank.most
+        due = FIRST_SHARDS + (self.step - stage.begin) // stage.steps_per_shard if self.make else self.bank.most
         while self.maker is not None and self.bank.shards < min(due, self.bank.most):
             self.bank.fill(next(self.maker))
         if self.maker is None and (self.bank.shards < FIRST_SHARDS or self.step % STEPS_PER_SHARD == 0):
@@ -206,6 +212,7 @@ class Training:
 def compile_blocks(flux: Flux) -> None:
     """Compiles the blocks, which are nearly all of the time; where that fails they run as they are."""
     torch._dynamo.config.suppress_errors = True
+    torch._dynamo.config.recompile_limit = 64
     for block in (*flux.double_blocks, *flux.single_blocks):
         block.compile(dynamic=False)
 
