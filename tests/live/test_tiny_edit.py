@@ -21,7 +21,7 @@ def graph(pictures: list[str], seed: int, steps: int, cfg: float) -> dict[str, A
     """Stock nodes alone: load, encode pictures as reference latents, paint 64 pixels, save."""
     nodes: dict[str, Any] = {
         "model": {"class_type": "UNETLoader", "inputs": {"unet_name": files.TRANSFORMER, "weight_dtype": "default"}},
-        "clip": {"class_type": "CLIPLoader", "inputs": {"clip_name": files.TEXT, "type": "flux"}},
+        "clip": {"class_type": "CLIPLoader", "inputs": {"clip_name": files.TEXT, "type": "flux2"}},
         "vae": {"class_type": "VAELoader", "inputs": {"vae_name": files.AUTOENCODER}},
         "positive": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": SENTENCE}},
         "negative": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": ""}},
