@@ -1,8 +1,9 @@
-"""A custom-node folder without nodes: lets ComfyUI's stock loaders take the tiny model of demo/ and its vision encoder.
+"""A custom-node folder without nodes: lets ComfyUI's stock loaders take the tiny models of demo/ and the tiny vision encoder.
 
 The demo and the tests put this folder beside the pack; users never need it. The tiny model has SD 1.5
 inpainting's blocks and key names at a tenth of the width, so the widths are all there is to register.
 Of CLIP vision models ComfyUI knows a fixed few, in one function; here, and only here, it is given one more.
+tiny-edit (`tiny_edit.py`) has Flux's layout at a twelfth of the width, and a CLIP-L text encoder at a sixth.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import comfy.latent_formats
 import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
+
+from . import tiny_edit
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {}
 
@@ -83,6 +86,7 @@ def tiny_vision(state: dict[str, Any]) -> bool:
 def register() -> None:
     if not any(model.__name__ == TinySD.__name__ for model in comfy.supported_models.models):
         comfy.supported_models.models.append(TinySD)
+    tiny_edit.register()
     stock = comfy.clip_vision.load_clipvision_from_sd
     if hasattr(stock, "__wrapped__"):
         return
