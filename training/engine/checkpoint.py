@@ -15,6 +15,11 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter, in its shape."""
+ROOM = 2 * 1024**3
+"""Bytes that the states of finished trainings may take beside the newest one."""
+
 
 @dataclass
 class Learning:
@@ -38,11 +43,14 @@ class Learning:
 
     @torch.no_grad()
     def take(self, content: dict[str, Any]) -> None:
-        """The reverse of `content`. KeyError, ValueError or RuntimeError, and nothing changed, if it is of something else."""
+        """The reverse of `content`. KeyError, ValueError or RuntimeError, and nothing changed, if it is of something else, or damaged."""
         for own, kept in ((self.parameters, content["parameters"]), (self.average, content["average"])):
             if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in kept.items()}:
                 raise ValueError("it holds other weights")
+            if not all(bool(torch.isfinite(value).all()) for value in kept.values()):
+                raise ValueError("it holds weights that are no numbers (NaN)")
         step = int(content["step"])
+        self._check_optimizer(content["optimizer"], step)
         losses = [float(loss) for loss in content["losses"]]
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": content["optimizer"], "param_groups": groups})
@@ -51,6 +59,19 @@ class Learning:
                 value.copy_(kept[name])
         self.step = step
         self.losses = losses
+
+    def _check_optimizer(self, state: dict[Any, Any], step: int) -> None:
+        """ValueError unless this is a state of AdamW for these parameters: what is wrong would only show in a step, again in every run."""
+        values = [value for group in self.optimizer.param_groups for value in group["params"]]
+        if not state.keys() <= set(range(len(values))) or (step > 0 and not state):
+            raise ValueError("its optimizer is of something else")
+        for number, moments in state.items():
+            if moments.keys() != {"step", *MOMENTS} or not all(isinstance(value, Tensor) for value in moments.values()):
+                raise ValueError("its optimizer is not AdamW's")
+            if any(moments[name].shape != values[number].shape for name in MOMENTS):
+                raise ValueError("its optimizer is of other weights")
+            if moments["step"].numel() != 1 or not all(bool(torch.isfinite(value).all()) for value in moments.values()):
+                raise ValueError("its optimizer holds what is no number (NaN)")
 
 
 @dataclass(frozen=True)
@@ -65,10 +86,19 @@ class StateFile:
     every: int = 100
     last: bool = False
 
+    def steps(self) -> int:
+        """How many steps of this training the file holds: 0 where there is none, or none that can be read."""
+        try:
+            kept = _opened(self.path)
+            return int(kept["step"]) if kept["fingerprint"] == self.fingerprint else 0
+        except Exception:  # torch.load raises many kinds; `resume` says what is wrong
+            return 0
+
     def resume(self, learning: Learning, steps: int) -> None:
         """Puts the file's state into place, if there is one and it is this training's; else a warning.
 
-        ValueError if it is further than `steps`: nothing that was learned is thrown away.
+        Further than `steps`, a training that came to its end is begun again. ValueError for one that did not: nothing that was learned
+        is thrown away.
         """
         if not self.path.is_file():
             return
@@ -77,10 +107,14 @@ class StateFile:
             if kept["fingerprint"] != self.fingerprint:
                 raise ValueError("it is of another training")
             further = int(kept["step"]) > steps
+            finished = bool(kept.get("finished", False))
             if not further:
                 learning.take(kept)
         except Exception as error:  # a damaged file is no reason not to train
             log.warning("The training state %s cannot be used: %s. Training starts afresh.", self.path.name, error)
+            return
+        if further and finished:
+            log.info("A longer training of %d steps is done; this one of %d begins again.", kept["step"], steps)
             return
         if further:
             raise ValueError(
@@ -89,7 +123,7 @@ class StateFile:
             )
         log.info("Training goes on from step %d.", learning.step)
 
-    def write(self, learning: Learning) -> None:
+    def write(self, learning: Learning, finished: bool = False) -> None:
         """Writes beside the file first, so that a full disk or a power cut spoils nothing. A failure is a warning: training goes on.
 
         Weights that are no numbers are not written; what was kept before stays.
@@ -99,7 +133,7 @@ class StateFile:
         partial = self.path.with_suffix(".partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"fingerprint": self.fingerprint, **learning.content()}, partial)
+            torch.save({"fingerprint": self.fingerprint, "finished": finished, **learning.content()}, partial)
             partial.replace(self.path)
         except Exception as error:  # torch reports a full disk as RuntimeError
             with contextlib.suppress(OSError):
@@ -114,6 +148,52 @@ class StateFile:
             self.path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("The training state %s could not be removed: %s.", self.path, error)
+
+
+def discard(states: Sequence[StateFile]) -> None:
+    """Removes the states of a training whose outcome is saved, or that begins again.
+
+    An earlier phase's stays while a later phase of another training, which was interrupted, builds on it.
+    """
+    *earlier, last = states
+    last.remove()
+    for number, state in reversed(list(enumerate(earlier, 1))):
+        start = state.path.stem.removesuffix(str(number))
+        if not any(state.path.parent.glob(f"{start}{number + 1}-*{state.path.suffix}")):
+            state.remove()
+
+
+def prune(states: Sequence[StateFile], method: str) -> None:
+    """Removes the oldest states of finished trainings of a method that take more than `ROOM` together. These, just done, stay.
+
+    So the same Run, and one with more steps, find what was learned, and no disk fills with it. What was interrupted is never removed.
+    """
+    own = {state.path for state in states}
+    folder = next(iter(own)).parent
+    taken = 0
+    try:
+        for path in sorted(folder.glob(f"{method}-*.pt"), key=lambda path: path.stat().st_mtime, reverse=True):
+            if path in own or not _is_finished(path):
+                continue
+            taken += path.stat().st_size
+            if taken > ROOM:
+                path.unlink()
+                log.info("The state of an earlier training, %s, was removed to make room.", path.name)
+    except OSError as error:
+        log.warning("Earlier training states in %s could not be removed: %s.", folder, error)
+
+
+def _opened(path: Path) -> dict[str, Any]:
+    """A state whose tensors stay on disk until they are looked at."""
+    kept: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    return kept
+
+
+def _is_finished(path: Path) -> bool:
+    try:
+        return bool(_opened(path).get("finished", False))
+    except Exception:  # torch.load raises many kinds
+        return False
 
 
 def signature(model: Any, texts: Sequence[Any] = ()) -> str:
