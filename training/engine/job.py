@@ -66,6 +66,14 @@ class Job(ABC, Generic[Result]):
         """Of all phases together."""
         return sum(phase.settings.steps for phase in self.phases)
 
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted through all phases from 1 on."""
+        for phase in self.phases:
+            if step <= phase.settings.steps:
+                return phase.settings.learning_rate
+            step -= phase.settings.steps
+        return self.phases[-1].settings.learning_rate
+
     def fetch(self, step: int) -> bool:
         """Makes what step `step` of a phase needs from other models: encodes pictures or texts, unless that is done. True if it was not.
 
