@@ -16,10 +16,11 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..models.mcgm import store as mcgm_store
+from ..training.engine.options import AUTO
 from . import train_inputs
 from .mcgm import CATEGORY, MaskEncoderType
 from .progress import TrainingProgress, state_file
-from .train_dreamcom import AUTO, LoraModel
+from .train_inputs import LoraModel
 
 if TYPE_CHECKING:
     from ..training.mcgm.examples import Scene
@@ -195,7 +196,9 @@ class TrainMCGM(io.ComfyNode):
         memory.check(needed, learner.device, options.method)
         # As many however few steps are asked for, so that a training that is made longer goes on with the same.
         count = mcgm_samples.EXAMPLES
-        examples = mcgm_samples.encode(scene, vae, options.background, options.move, count, options.seed, progress.crop)
+        examples = mcgm_samples.encode(
+            scene, vae, options.background, options.move, count, options.seed, partial(progress.tell, "Encoding crops")
+        )
         whole = mcgm_samples.whole(scene, vae)
         ordinary = None
         if options.prior_weight:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from maskprompt.training.data import references
-from maskprompt.training.dreamcom.loss import Options, check
+from maskprompt.training.dreamcom.checks import check
+from maskprompt.training.dreamcom.options import Options
 from maskprompt.training.engine.checks import check_model, check_size, check_words
 
 from .conftest import random_model

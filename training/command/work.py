@@ -97,6 +97,13 @@ class Work:
         """MODEL, CLIP and VAE of --checkpoint."""
         return comfyui.load_checkpoint(self.given.checkpoint)
 
+    def free_disk(self) -> int | None:
+        """Bytes that are free where the state lies, None where the disk does not tell."""
+        try:
+            return shutil.disk_usage(self.state.parent).free
+        except OSError:
+            return None
+
     def counter(self, what: str) -> Callable[[int, int], None]:
         """A bar for work before the training: to be called with how much is done, of how much."""
         from tqdm import tqdm

@@ -149,18 +149,19 @@ def run(
         if not _done(job, states):
             job.fetch(_first_step(job, states))
         with job.learner.loaded():
-            job.begin()
-            job.load()
-            done = _trained(job, states, on_step, share)
+            done = train(job, states, on_step, share)
             return done, job.finish(done)
 
 
-def _trained(
+def train(
     job: Job[Any],
-    states: Sequence[StateFile],
-    on_step: Callable[[loop.Progress], None] | None,
-    share: Callable[[Sequence[Tensor]], None] | None,
+    states: Sequence[StateFile] = (),
+    on_step: Callable[[loop.Progress], None] | None = None,
+    share: Callable[[Sequence[Tensor]], None] | None = None,
 ) -> loop.Progress:
+    """What `run` does while the learner is loaded."""
+    job.begin()
+    job.load()
     losses: list[float] = []
     everything = job.parameters(len(job.phases) - 1)
 
