@@ -94,7 +94,7 @@ def free_disk() -> int | None:
 
 
 def train(job: Job[Result], progress: TrainingProgress, preview_every: int, resume: bool) -> tuple[Progress, Result]:
-    """Runs a job from its state on, or anew; how it went, and what leaves.
+    """Runs a job from its states on, or anew; how it went, and what leaves.
 
     The state of a finished training stays, so that nothing is lost where the next node fails: the same Run gives the result at once.
     """
@@ -105,7 +105,8 @@ def train(job: Job[Result], progress: TrainingProgress, preview_every: int, resu
     if not resume:
         checkpoint.discard(states)
     outcome = run(job, states, progress.watcher(preview_every, job.painted))
-    checkpoint.prune(states, job.method)
+    if len(states) == 1:
+        checkpoint.prune(states, job.method)
     return outcome
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -16,11 +17,15 @@ LoraModel = io.Custom("LORA_MODEL")
 def widget(options: type[Any], field: str, **more: Any) -> io.Input:
     """The input of an option of an options class; `more` in place of what the option says."""
     default, about = engine.described(options)[field]
+    return of(about.name or field, default, about, more)
+
+
+def of(name: str, default: Any, about: engine.Option, more: Mapping[str, Any] | None = None) -> io.Input:
+    """The input of an option by its name and default."""
     known: dict[str, Any] = {"default": 0.0 if default is None else default, "tooltip": about.sentence, **about.more}
     if about.advanced:
         known |= {"optional": True, "advanced": True}
-    known |= more
-    name = about.name or field
+    known |= more or {}
     if about.choices:
         return io.Combo.Input(name, options=list(about.choices), **known)
     if isinstance(default, str):

@@ -280,7 +280,7 @@ def mean_gradient_steps(pictures: Path, steps: int, processes: tuple[int, ...]) 
     examples = dreamcom.encode(folder.load(pictures), vae, options)
     with torch.no_grad():
         text = clip.encode_from_tokens_scheduled(clip.tokenize(options.prompt))
-    learner = Learner(model, options.method, options.rank, options.seed)
+    learner = Learner(model, "lora", options.rank, options.seed)
     with learner.loaded():
         loss = Loss(learner, examples, text, options)
         values = list(learner.parameters.values())

@@ -65,7 +65,7 @@ def train(learner: Learner, given: Examples, text: Any, options: Options, **more
     fingerprint = more.pop("fingerprint", "")
     job = ready(learner, [text, text], options, fingerprint, examples=given)
     path = more.pop("state", None)
-    return engine.train(job, job.states([path]) if path else (), **more)
+    return engine.train(job, job.states(path) if path else (), **more)
 
 
 def trained(learner: Learner, steps: int = 3, **more: Any) -> loop.Progress:

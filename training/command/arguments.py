@@ -62,13 +62,15 @@ def general_options() -> argparse.ArgumentParser:
     return parser
 
 
-def add_options(group: Any, options: type[Any], *fields: str, flags: Mapping[str, str] | None = None) -> None:
-    """Arguments of a method's options, each by its field's name, or by another flag."""
+def add_options(
+    group: Any, options: type[Any], *fields: str, flags: Mapping[str, str] | None = None, usual: Mapping[str, str] | None = None
+) -> None:
+    """Arguments of a method's options, each by its field's name or by another of `flags`; `usual` says what is taken without."""
     for field in fields:
         default, about = described(options)[field]
         flag = (flags or {}).get(field, f"--{field.replace('_', '-')}")
-        usual = "on" if default is True else "off" if default is False else "the usual one" if default is None else "%(default)s"
-        told = f"{about.sentence.replace('%', '%%').rstrip('.')} (default: {usual})"
+        otherwise = (usual or {}).get(field, "on" if default is True else "off" if default is False else "%(default)s")
+        told = f"{about.sentence.replace('%', '%%').rstrip('.')} ({otherwise})"
         group.add_argument(flag, dest=field, default=default, help=told, **_reading(default, about))
 
 

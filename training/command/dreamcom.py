@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data import folder
 from ..dreamcom.job import prepare
-from ..dreamcom.options import Options
+from ..dreamcom.options import USUAL_RATE, Options
 from ..engine.options import names
 from .arguments import add_options
 from .work import Work
@@ -33,7 +33,8 @@ def add(methods: Any, general: argparse.ArgumentParser) -> None:
     subject.add_argument("--noun", required=True, help="what the subject is, in one plain word, such as dog")
     add_options(subject, Options, "token")
     how = command.add_argument_group("the training")
-    add_options(how, Options, *names(Options, without=("token", "noun")))
+    rates = {"rate": "default: {lora:g} for lora, {full:g} for full".format(**USUAL_RATE)}
+    add_options(how, Options, *names(Options, without=("token", "noun")), usual=rates)
     command.set_defaults(train=train, folder="loras", title=lambda given: re.sub(r"[^\w-]+", "_", f"dreamcom-{given.token}-{given.noun}"))
 
 
@@ -44,7 +45,7 @@ def train(work: Work) -> None:
     model, clip, vae = work.checkpoint()
     values = {name: getattr(given, name) for name in names(Options)} | {"token": given.token.strip(), "noun": given.noun.strip()}
     job = prepare(model, clip, vae, pictures, Options(**values), work.tell, work.processes.number, work.free_disk())
-    _, learned = work.train(job, job.states([work.state], given.save_every))
+    _, learned = work.train(job, job.states(work.state, given.save_every))
     work.save(learned.lora, {**learned.about, "base": Path(given.checkpoint).name, "processes": work.processes.count})
     if work.processes.first:
         print(f"Prompt: {job.options.prompt}")

@@ -78,13 +78,15 @@ class Learning:
 class StateFile:
     """Where a training keeps its state: `path`, written every `every` steps and whenever it is interrupted; with `last` at its end too.
 
-    `fingerprint` says what is trained on what; a file of another training is not resumed.
+    `fingerprint` says what is trained on what; a file of another training is not resumed. `again`: one that came to its end after more
+    steps than are asked for is begun again, as its outcome was handed on.
     """
 
     path: Path
     fingerprint: str
     every: int = 100
     last: bool = False
+    again: bool = False
 
     def steps(self) -> int:
         """How many steps of this training the file holds: 0 where there is none, or none that can be read."""
@@ -97,8 +99,7 @@ class StateFile:
     def resume(self, learning: Learning, steps: int) -> None:
         """Puts the file's state into place, if there is one and it is this training's; else a warning.
 
-        Further than `steps`, a training that came to its end is begun again. ValueError for one that did not: nothing that was learned
-        is thrown away.
+        ValueError if it is further than `steps` and may not be begun `again`: nothing that was learned is thrown away.
         """
         if not self.path.is_file():
             return
@@ -107,7 +108,7 @@ class StateFile:
             if kept["fingerprint"] != self.fingerprint:
                 raise ValueError("it is of another training")
             further = int(kept["step"]) > steps
-            finished = bool(kept.get("finished", False))
+            finished = self.again and bool(kept.get("finished", False))
             if not further:
                 learning.take(kept)
         except Exception as error:  # a damaged file is no reason not to train
@@ -148,6 +149,28 @@ class StateFile:
             self.path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("The training state %s could not be removed: %s.", self.path, error)
+
+
+def files_of(path: Path, fingerprints: Sequence[str], every: int = 100) -> tuple[StateFile, ...]:
+    """Where the phases of a training keep their states: at `path` if there is one, else beside it.
+
+    Trainings that differ in a later phase alone share the first's file, if `path` is the first fingerprint's own, and have one each of the
+    later ones. Every file is written at its phase's end too: what comes after builds on it, and the outcome is not saved yet.
+    """
+    if len(fingerprints) == 1:
+        return (StateFile(path, fingerprints[0], every, last=True, again=True),)
+    later = [f"{number}-{_short(one)}" for number, one in enumerate(fingerprints[1:], 2)]
+    paths = [path.with_name(f"{path.stem}-{end}{path.suffix}") for end in ("1", *later)]
+    return tuple(StateFile(own, one, every, last=True) for own, one in zip(paths, fingerprints, strict=True))
+
+
+def named(folder: Path, method: str, fingerprint: str) -> Path:
+    """The path of a training's state in a folder that many share."""
+    return folder / f"{method}-{_short(fingerprint)}.pt"
+
+
+def _short(fingerprint: str) -> str:
+    return hashlib.sha256(fingerprint.encode()).hexdigest()[:12]
 
 
 def discard(states: Sequence[StateFile]) -> None:

@@ -6,7 +6,6 @@ what learns, from which loss, what a preview shows and what leaves at the end. E
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import loop
+from . import checkpoint, loop
 from .checkpoint import StateFile
 from .learner import Learner
 
@@ -120,18 +119,12 @@ class Job(ABC, Generic[Result]):
             self.load()
 
     def state_files(self, folder: Path) -> tuple[StateFile, ...]:
-        """Where the phases keep their states in a folder that many trainings share, each under a name made of its fingerprint.
+        """Where the phases keep their states in a folder that many trainings share."""
+        return self.states(checkpoint.named(folder, self.method, self.phases[0].fingerprint))
 
-        Trainings that differ in a later phase alone share the first phase's file.
-        """
-        own = [hashlib.sha256(phase.fingerprint.encode()).hexdigest()[:12] for phase in self.phases]
-        first = f"{self.method}-{own[0]}"
-        names = [first] if len(own) == 1 else [f"{first}-1", *(f"{first}-{number}-{one}" for number, one in enumerate(own[1:], 2))]
-        return self.states([folder / f"{name}.pt" for name in names])
-
-    def states(self, paths: Sequence[Path], every: int = 100) -> tuple[StateFile, ...]:
-        """The phases' states at these paths, written every so many steps, and at the end: what was learned stays until it is saved."""
-        return tuple(StateFile(path, phase.fingerprint, every, last=True) for path, phase in zip(paths, self.phases, strict=True))
+    def states(self, path: Path, every: int = 100) -> tuple[StateFile, ...]:
+        """The same at a path, or beside it (see `checkpoint.files_of`), written every so many steps."""
+        return checkpoint.files_of(path, [phase.fingerprint for phase in self.phases], every)
 
 
 def run(
