@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from maskprompt.training.data import references
-from maskprompt.training.dreamcom.checks import check
+from maskprompt.training.dreamcom.checks import check, check_words
 from maskprompt.training.dreamcom.options import Options
-from maskprompt.training.engine.checks import check_inpainting, check_size, check_words
+from maskprompt.training.engine.checks import check_inpainting, check_size
 
 from .conftest import random_model
 

@@ -69,9 +69,14 @@ def add_options(
     for field in fields:
         default, about = described(options)[field]
         flag = (flags or {}).get(field, f"--{field.replace('_', '-')}")
-        otherwise = (usual or {}).get(field, "on" if default is True else "off" if default is False else "%(default)s")
-        told = f"{about.sentence.replace('%', '%%').rstrip('.')} ({otherwise})"
-        group.add_argument(flag, dest=field, default=default, help=told, **_reading(default, about))
+        add_option(group, flag, field, default, about, (usual or {}).get(field, ""))
+
+
+def add_option(group: Any, flag: str, name: str, default: Any, about: Option, usual: str = "") -> None:
+    """One argument, which becomes attribute `name`."""
+    otherwise = usual or ("on" if default is True else "off" if default is False else "%(default)s")
+    told = f"{about.sentence.replace('%', '%%').rstrip('.')} ({otherwise})"
+    group.add_argument(flag, dest=name, default=default, help=told, **_reading(default, about))
 
 
 def _reading(default: Any, about: Option) -> dict[str, Any]:

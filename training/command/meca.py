@@ -22,7 +22,8 @@ from ..meca import examples as meca_samples
 from ..meca import loss as meca
 from .arguments import add_training, number
 from .comfyui import load_clip_vision
-from .work import Interrupted, Work
+from .signals import Interrupted
+from .work import Work
 
 
 def add(methods: Any, general: argparse.ArgumentParser) -> None:

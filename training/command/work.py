@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -19,10 +18,11 @@ from torch import Tensor, nn
 
 from ...models import files
 from ..engine import loop
-from ..engine.checkpoint import StateFile
+from ..engine.checkpoint import StateFile, discard
 from ..engine.job import Job, run
 from . import comfyui
 from .processes import Processes
+from .signals import Interrupted, Signals
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -30,39 +30,6 @@ log = logging.getLogger(__name__)
 DONE = "done"
 BEAT = 1.0
 """Seconds between two signs of life of a process for which others wait."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The training stopped after a step because signal `number` asked for it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-class Signals:
-    """Inside `with`, Ctrl-C, a hang-up and a request to end are noted in `number`, so that no step and no file is cut in two."""
-
-    def __init__(self, alone: bool) -> None:
-        self.alone = alone
-        self.number = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            which = getattr(signal, name, None)
-            if which is not None and signal.getsignal(which) is not signal.SIG_IGN:
-                self._before[which] = signal.signal(which, self._note)
-
-    def __exit__(self, *_: object) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
-
-    def _note(self, number: int, _frame: object) -> None:
-        # A launcher sends its processes the same signal once more: only who runs alone means it when it comes twice.
-        if self.number and self.alone:
-            raise KeyboardInterrupt
-        self.number = number
 
 
 class Work:
@@ -76,6 +43,7 @@ class Work:
         self.preview = Path(given.preview).expanduser() if given.preview else None
         self.signals = Signals(processes.count == 1)
         self.started = False
+        self.states: Sequence[StateFile] = ()
         self._bars: dict[str, Callable[[int, int], None]] = {}
         if processes.first:
             self._check_files()
@@ -205,6 +173,7 @@ class Work:
             if first and step == 0:
                 state.remove()
         start = sum(begun)
+        self.states = states
         self.processes.ready(f"{job.weights} weights from step {start}")
         self.started = True
         shown = {"initial": start, "total": job.steps, "desc": "Training", "unit": "step", "disable": not first}
@@ -242,9 +211,19 @@ class Work:
 
     def kept(self) -> str:
         """What there is of a training that did not come to its end."""
-        if not self.state.is_file():
+        there = [state.path for state in self.states if state.path.is_file()] or ([self.state] if self.state.is_file() else [])
+        if not there:
             return "There is no training state."
-        return f"The training's state is kept in {self.state}; the same command goes on from there."
+        return f"The training's state is kept in {' and '.join(map(str, there))}; the same command goes on from there."
+
+    def finish(self, write: Callable[[], str]) -> None:
+        """Has the first process write what was learned; `write` says what it saved. Then the states have served."""
+        if not self.processes.first:
+            return
+        with self.signals:
+            saved = write()
+            discard(self.states)
+            print(f"Saved {saved}.")
 
     def _start(self, fingerprint: str, steps: int) -> int:
         return _begun(StateFile(self.state, fingerprint), steps, self.given.overwrite)
