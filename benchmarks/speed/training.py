@@ -46,20 +46,21 @@ def sd15() -> Any:
 
 def train() -> list[float]:
     """LoRA steps with gradient checkpointing on random crops; their losses."""
-    from maskprompt.training.dreamcom import loss as dreamcom
-    from maskprompt.training.engine import learner
+    from maskprompt.training.dreamcom.examples import Examples
+    from maskprompt.training.dreamcom.job import ready
+    from maskprompt.training.dreamcom.options import Options
+    from maskprompt.training.engine import job, learner
 
     side = SIZE // 8
     given = sd15()
     boxes = torch.zeros(STEPS, SIZE, SIZE, dtype=torch.bool)
     boxes[:, SIZE // 4 : SIZE // 2, SIZE // 4 : SIZE // 2] = True
     latents, masked = torch.randn(2, STEPS, 4, side, side)
-    examples = dreamcom.Examples(latents, masked, boxes, torch.ones(STEPS, 1, side, side))
-    options = dreamcom.Options(noun="ball", steps=STEPS, method="lora", size=SIZE)
+    examples = Examples(latents, masked, boxes, torch.ones(STEPS, 1, side, side))
+    options = Options(noun="ball", steps=STEPS, method="lora", size=SIZE)
     learns = learner.Learner(given, "lora", options.rank, checkpointing=options.checkpointing)
-    with learns.loaded():
-        progress = dreamcom.train(learns, examples, [[torch.randn(1, 77, 768), {}]], options)
-        learns.learned()
+    text = [[torch.randn(1, 77, 768), {}]]
+    progress, _ = job.run(ready(learns, [text, text], options, examples=examples))
     return progress.losses
 
 
