@@ -48,7 +48,8 @@ def check_shapes(given: Mapping[str, Tensor], wanted: Shapes, title: str) -> Non
     if found.misshapen:
         name = found.misshapen[0]
         raise ValueError(
-            f"{title}: {name} has the shape {list(given[name].shape)} where {list(wanted[name])} is needed: it is damaged or of another kind."
+            f"{title}: {name} has the shape {list(given[name].shape)} where {list(wanted[name])} is needed: it is damaged or of another "
+            "kind."
         )
 
 
@@ -63,8 +64,8 @@ def check_numbers(given: Mapping[str, Tensor], title: str) -> None:
             )
         if not finite(value):
             raise ValueError(
-                f"{title} holds numbers that are none (NaN or infinite), first in {name}: its training failed, or the file is damaged. Take "
-                "another copy, or train it again."
+                f"{title} holds numbers that are none (NaN or infinite), first in {name}: its training failed, or the file is damaged. "
+                "Take another copy, or train it again."
             )
 
 

@@ -81,8 +81,11 @@ class Adapter:
 
 def load(path: str) -> tuple[MaskControl, Adapter]:
     """A file's control network and adapter (an untrained one where the file has none). ValueError in plain words for any other file."""
-    content = mask_controlnet_file.read(path)
-    title = f"'{os.path.basename(path)}'"
+    return of_content(mask_controlnet_file.read(path), f"'{os.path.basename(path)}'")
+
+
+def of_content(content: Content, title: str) -> tuple[MaskControl, Adapter]:
+    """A control network and its adapter (an untrained one where there is none), as nodes hand them on. ValueError if they do not fit."""
     adapter = MaskConcat()
     if content.adapter is not None:
         weights.check_shapes(content.adapter, weights.shapes_of(adapter), title)
