@@ -180,7 +180,7 @@ def train(options: argparse.Namespace) -> Path:
             minutes = (time.monotonic() - began) / 60
             log(f"step {progress.step} of {steps}, loss {np.mean(progress.losses[-200:]):.4f}, {minutes:.1f} min of this run")
 
-    done, learned = run(job, job.states([work / Path(name).with_suffix(".state.pt")], every=200), told)
+    done, learned = run(job, job.states(work / Path(name).with_suffix(".state.pt"), every=200), told)
     about = {"steps": str(done.step), "seed": str(options.seed), "trained_on": tiny_model.CHECKPOINT.name}
     files.save(learned.content, str(work / name), about)
     log(f"{done.step} steps done, loss {np.mean(done.losses[-200:]):.4f}, saved {name}")

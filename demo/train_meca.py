@@ -112,7 +112,7 @@ def train(work: Path, steps: int, seed: int, count: int, batch: int, rate: float
             minutes = (time.monotonic() - began) / 60
             log(f"meca: step {progress.step} of {steps}, loss {np.mean(progress.losses[-50:]):.4f}, {minutes:.1f} min of this run")
 
-    done, learned = run(job, job.states([work / STATE]), told)
+    done, learned = run(job, job.states(work / STATE), told)
     files.save(learned.adapter.patcher.model, learned.adapter.about, str(work / FILE.name))
     log(f"meca: {done.step} steps done, loss {np.mean(done.losses[-200:]):.4f}, saved {FILE.name}")
 

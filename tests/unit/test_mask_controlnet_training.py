@@ -372,7 +372,7 @@ def trained(
     learner = Learner(model, "frozen", checkpointing=options.checkpointing)
     clip = Clip()
     training = ready(learner, vae, options, source_of(options, examples), Texts(clip), "mark")
-    states = () if state is None else training.states([state])
+    states = () if state is None else training.states(state)
     done = None
     if stop:
         with pytest.raises(StopError):

@@ -327,7 +327,7 @@ def trained(model: Any, options: Options, state: Path | None = None, stop: int =
         return source()(chunk)
 
     training = ready(Learner(model, "frozen"), noted, FEATURES, options, "mark")
-    states = () if state is None else training.states([state])
+    states = () if state is None else training.states(state)
     if stop:
         with pytest.raises(StopError):
             run(training, states, after)

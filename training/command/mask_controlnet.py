@@ -32,7 +32,8 @@ def add(methods: Any, general: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _add_data(command.add_argument_group("what it learns from"))
     how = command.add_argument_group("the training")
-    add_options(how, Options, *names(Options), flags={"masked": "--mask-prompt"})
+    usual = {"rate": "default: ControlNet's usual one, 1e-05 for SD's width; more for a narrower one"}
+    add_options(how, Options, *names(Options), flags={"masked": "--mask-prompt"}, usual=usual)
     command.set_defaults(train=train, folder="controlnet", title=_title)
 
 
@@ -71,7 +72,7 @@ def train(work: Work) -> None:
     model, clip, vae = work.checkpoint()
     examples = _examples(work, options, lambda found: checks.check(model, clip, vae, options, found))
     job = prepare(model, clip, vae, examples, options, work.tell, work.processes.number)
-    _, learned = work.train(job, job.states([work.state], given.save_every))
+    _, learned = work.train(job, job.states(work.state, given.save_every))
     about = {**learned.about, "processes": work.processes.count, "trained_on": Path(given.checkpoint).name}
     work.save(mask_controlnet_file.together(learned.content), {**about, **mask_controlnet_file.metadata_of(learned.content)})
 

@@ -52,7 +52,7 @@ def train(work: Work) -> None:
     clip_vision = load_clip_vision(given.clip_vision)
     base = Path(given.checkpoint).name
     job = prepare(model, clip, vae, clip_vision, pictures, options, work.tell, work.processes.number, base)
-    _, learned = work.train(job, job.states([work.state], given.save_every))
+    _, learned = work.train(job, job.states(work.state, given.save_every))
     network = learned.adapter.patcher.model
     about = {**learned.about, "processes": work.processes.count, **meca_file.metadata_of(network, learned.adapter.about)}
     work.save(network.state_dict(), {**about, "clip_vision": Path(given.clip_vision).name})
