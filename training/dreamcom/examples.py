@@ -14,7 +14,8 @@ from torch import Tensor
 from ...attention.chain import Patch
 from ...attention.grid import RegionMask
 from ...attention.masked_attention import MaskedCrossAttention
-from ..data import references
+from ..data.pictures import finite
+from ..data.references import Reference
 from .augment import Augmentation
 from .options import Options
 
@@ -47,7 +48,7 @@ class Examples:
 
 
 def encode(
-    pictures: Sequence[references.Reference],
+    pictures: Sequence[Reference],
     vae: Any,
     options: Options,
     augmentation: Augmentation | None = None,
@@ -70,8 +71,8 @@ def encode(
             crops = [take(pictures[number % len(pictures)], options.size, rng) for number in range(first, min(first + AT_ONCE, count))]
             images = torch.stack([crop.image for crop in crops])
             box = torch.stack([crop.box for crop in crops])
-            latents.append(references.finite(vae.encode(images).float().cpu()))
-            masked.append(references.finite(vae.encode((images - 0.5) * (1 - box[..., None]) + 0.5).float().cpu()))
+            latents.append(finite(vae.encode(images).float().cpu()))
+            masked.append(finite(vae.encode((images - 0.5) * (1 - box[..., None]) + 0.5).float().cpu()))
             boxes.append(box > 0.5)
             valid.append(F.interpolate(torch.stack([crop.valid for crop in crops])[:, None], size=latents[-1].shape[-2:], mode="area"))
             if on_crop is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...images import masks
-from ..data.references import SMALLEST
+from ..data.pictures import SMALLEST
 from ..engine.checks import ENLARGED, check_parts, check_size, check_unet
 from ..engine.options import check_numbers
 from .options import Options

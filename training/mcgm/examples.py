@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...images import masks
 from ...models.mcgm import mask_encoder
-from ..data.references import finite
+from ..data.pictures import finite
 from .scene import Background, Scene
 
 AT_ONCE = 8
