@@ -51,7 +51,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of renders as the training's examples (`training.mask_controlnet_samples.Examples`), drawn when they are asked for."""
+    """Pairs of renders as the training's examples (`training.data.objects.Examples`), drawn when they are asked for."""
 
     count: int
     seed: int
@@ -70,6 +70,10 @@ class Pairs:
     def sizes(self) -> Sequence[tuple[int, int]]:
         return [(subjects.SIZE, subjects.SIZE)] * self.count
 
+    @property
+    def have_references(self) -> bool:
+        return True
+
     def __len__(self) -> int:
         return self.count
 
@@ -78,7 +82,7 @@ class Pairs:
         shown = scenes.render(pair.reference)
         painted = scenes.render(pair.painted)
         image, reference = (torch.from_numpy(one.image.copy()).float() / 255 for one in (painted, shown))
-        from maskprompt.training.mask_controlnet.examples import Example
+        from maskprompt.training.data.objects import Example
 
         return Example(image, torch.from_numpy(shown.masks[pair.chosen : pair.chosen + 1]), pair.caption, reference)
 
@@ -152,11 +156,10 @@ def random_paint(rng: np.random.Generator) -> scenes.Paint:
 
 def train(options: argparse.Namespace) -> Path:
     """Trains, or goes on; gives the file."""
-    from maskprompt.training.engine import learner as learners
-    from maskprompt.training.engine import loop as loops
-    from maskprompt.training.mask_controlnet import examples as samples
-    from maskprompt.training.mask_controlnet import loss as room
-    from maskprompt.training.meca import examples as texts
+    from maskprompt.models.mask_controlnet import file as files
+    from maskprompt.training.engine.job import run
+    from maskprompt.training.mask_controlnet.job import prepare
+    from maskprompt.training.mask_controlnet.options import GIVEN, Options
 
     work = options.work
     steps = options.steps
@@ -164,12 +167,12 @@ def train(options: argparse.Namespace) -> Path:
     name = BARE if options.bare else FILE.name
     log = Log(work / Path(name).with_suffix(".log"))
     painter = Painter()
-    how = room.Options(
+    how = Options(
         steps=steps, rate=options.rate, batch=options.batch, size=subjects.SIZE, masked=not options.bare, text_dropout=0.1,
-        seed=options.seed, average=0.998, checkpointing=False,
+        seed=options.seed, average=0.998, checkpointing=False, pairs=GIVEN,
     )  # fmt: skip
-    source = samples.Source(Pairs(options.count, options.seed), how.batch, how.size, how.text_dropout)
-    learner = learners.Learner(painter.model, "frozen", checkpointing=False)
+    pairs = Pairs(options.count, options.seed)
+    job = prepare(painter.model, painter.clip, painter.vae, pairs, how, encoder=narrow_encoder())
     began = time.monotonic()
 
     def told(progress: Any) -> None:
@@ -177,17 +180,9 @@ def train(options: argparse.Namespace) -> Path:
             minutes = (time.monotonic() - began) / 60
             log(f"step {progress.step} of {steps}, loss {np.mean(progress.losses[-200:]):.4f}, {minutes:.1f} min of this run")
 
-    with torch.inference_mode(False), learner.loaded():
-        branch = room.Branch(learner, painter.vae, how)
-        branch.encoder = narrow_encoder()
-        fingerprint = how.fingerprint(source.examples.fingerprint(), hashlib.sha256(tiny_model.CHECKPOINT.read_bytes()).hexdigest()[:16])
-        keep = loops.StateFile(work / Path(name).with_suffix(".state.pt"), fingerprint, every=200, last=True)
-        branch.load()
-        with torch.enable_grad():
-            loss = room.Loss(branch, source, texts.Texts(painter.clip))
-            done = loops.run(branch.parameters, loss, how.settings(learner.width), keep, told)
-        about = {"steps": str(done.step), "seed": str(options.seed), "trained_on": tiny_model.CHECKPOINT.name}
-        room.save(branch, str(work / name), about)
+    done, learned = run(job, job.states(work / Path(name).with_suffix(".state.pt"), every=200), told)
+    about = {"steps": str(done.step), "seed": str(options.seed), "trained_on": tiny_model.CHECKPOINT.name}
+    files.save(learned.content, str(work / name), about)
     log(f"{done.step} steps done, loss {np.mean(done.losses[-200:]):.4f}, saved {name}")
     return work / name
 

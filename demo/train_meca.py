@@ -36,7 +36,7 @@ RATE = 1e-3
 
 @dataclass(frozen=True)
 class Renders:
-    """Scenes with captions as the training's pictures, rendered when they are asked for (`training.captions.Pictures`).
+    """Scenes with captions as the training's pictures, rendered when they are asked for (`training.data.captions.Pictures`).
 
     Every other one has a mask of its own: the box around its objects.
     """
@@ -88,9 +88,9 @@ def train(work: Path, steps: int, seed: int, count: int, batch: int, rate: float
     """All of the samples are encoded once and stay in memory: `count` of them, 200 kB each."""
     import comfy.clip_vision
     from maskprompt.models.ip_adapter import file as files
-    from maskprompt.training.engine import learner as learners
-    from maskprompt.training.meca import examples as samples
-    from maskprompt.training.meca import loss as meca
+    from maskprompt.training.engine.job import run
+    from maskprompt.training.meca.job import prepare
+    from maskprompt.training.meca.options import Options
 
     from . import vision
 
@@ -98,14 +98,13 @@ def train(work: Path, steps: int, seed: int, count: int, batch: int, rate: float
     log = Log(work / "meca.log")
     painter = Painter()
     clip_vision: Any = comfy.clip_vision.load(str(vision.FILE))
-    options = meca.Options(
+    options = Options(
         steps=steps, rate=rate, batch=batch, size=128, tokens=TOKENS, masked=0.6, blank=0.1, seed=seed, average=0.998, checkpointing=False
     )
-    pictures = Renders(count, seed)
-    source = samples.Source(pictures, painter.clip, painter.vae, clip_vision, options)
     rounds = max(1, count // (options.steps_per_chunk * batch))
-    known = functools.cache(lambda chunk: source(chunk))
-    learner = learners.Learner(painter.model, "frozen", seed=seed, checkpointing=False)
+    job = prepare(
+        painter.model, painter.clip, painter.vae, clip_vision, Renders(count, seed), options, base="the tiny model of demo/", rounds=rounds
+    )
     began = time.monotonic()
 
     def told(progress: Any) -> None:
@@ -113,11 +112,8 @@ def train(work: Path, steps: int, seed: int, count: int, batch: int, rate: float
             minutes = (time.monotonic() - began) / 60
             log(f"meca: step {progress.step} of {steps}, loss {np.mean(progress.losses[-50:]):.4f}, {minutes:.1f} min of this run")
 
-    with torch.inference_mode(False), learner.loaded():
-        network = meca.fresh(learner, vision.WIDTH, options)
-        fingerprint = options.fingerprint(pictures.fingerprint(), hashlib.sha256(vision.FILE.read_bytes()).hexdigest()[:16])
-        done = meca.train(learner, network, lambda chunk: known(chunk % rounds), options, work / STATE, fingerprint, told)
-        files.save(network.half(), meca.about(network, options, "the tiny model of demo/"), str(work / FILE.name))
+    done, learned = run(job, job.states(work / STATE), told)
+    files.save(learned.adapter.patcher.model, learned.adapter.about, str(work / FILE.name))
     log(f"meca: {done.step} steps done, loss {np.mean(done.losses[-200:]):.4f}, saved {FILE.name}")
 
 

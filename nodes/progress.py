@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import logging
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 if TYPE_CHECKING:
+    from ..training.engine.job import Job
     from ..training.engine.loop import Progress
 
-log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 class TrainingProgress:
-    """The node's progress bar, its line of text, and previews. Crops count as the first tenth of the bar, if they come `first`."""
+    """The node's progress bar, its line of text, and previews. What is encoded `first` counts as the first tenth of the bar."""
 
     def __init__(self, node: str | None, steps: int, first: bool = True) -> None:
         from comfy.utils import ProgressBar
@@ -27,14 +28,17 @@ class TrainingProgress:
         self.steps = steps
         self.ahead = max(1, steps // 10) if first else 0
         self.bar = ProgressBar(self.ahead + steps, node_id=node)
+        self.first = ""
 
-    def crop(self, done: int, count: int) -> None:
-        """After each encoded crop."""
+    def tell(self, what: str, done: int, count: int) -> None:
+        """After a part of what is done before training or between its steps, such as "Encoding crops"."""
         from comfy.model_management import throw_exception_if_processing_interrupted
 
         throw_exception_if_processing_interrupted()
-        self.bar.update_absolute(done * self.ahead // count)
-        self.say(f"Encoding crops: {done} of {count}")
+        self.first = self.first or what
+        if self.ahead and what == self.first:
+            self.bar.update_absolute(done * self.ahead // count)
+        self.say(f"{what}: {done} of {count}")
 
     def between(self, done: int, count: int, what: str = "Encoding pictures") -> None:
         """After some of the pictures that are encoded between training steps, or whatever else is done there."""
@@ -43,7 +47,7 @@ class TrainingProgress:
         throw_exception_if_processing_interrupted()
         self.say(f"{what}: {done} of {count}")
 
-    def watcher(self, preview_every: int, preview: Callable[[], torch.Tensor]) -> Callable[[Progress], None]:
+    def watcher(self, preview_every: int, preview: Callable[[], torch.Tensor | None]) -> Callable[[Progress], None]:
         """What to do after each step: bar, loss, a preview [B, H, W, 3] every so often (0: never), and the artist's interrupt."""
         from comfy.model_management import throw_exception_if_processing_interrupted
 
@@ -51,23 +55,12 @@ class TrainingProgress:
             throw_exception_if_processing_interrupted()
             shown = None
             if preview_every and progress.step % preview_every == 0 and progress.step < self.steps:
-                shown = self.shown(preview)
+                image = preview()
+                shown = None if image is None else ("JPEG", picture(image), 512)
             self.bar.update_absolute(self.ahead + progress.step, preview=shown)
             self.say(f"Step {progress.step} of {self.steps}, loss {progress.recent:.4f}")
 
         return after
-
-    def shown(self, preview: Callable[[], torch.Tensor]) -> tuple[str, Any, int] | None:
-        """A preview as ComfyUI's bar takes it; nothing where it fails, as no training is worth losing for a preview."""
-        from comfy.model_management import InterruptProcessingException
-
-        try:
-            return "JPEG", picture(preview()), 512
-        except InterruptProcessingException:  # a plain Exception in older versions
-            raise
-        except Exception as error:
-            log.warning("The preview failed (%s: %s); training goes on.", type(error).__name__, error)
-            return None
 
     def say(self, text: str) -> None:
         """A line under the node; nothing without a server."""
@@ -86,6 +79,40 @@ def picture(image: torch.Tensor) -> Any:
     from PIL import Image
 
     return Image.fromarray((image[0].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
+
+
+def state_folder() -> Path:
+    """Where trainings keep their states: in ComfyUI's output folder."""
+    import folder_paths
+
+    return Path(folder_paths.get_output_directory()) / "maskprompt" / "training"
+
+
+def free_disk() -> int | None:
+    """Bytes that are free for states, None where the disk does not tell."""
+    import folder_paths
+
+    try:
+        return shutil.disk_usage(folder_paths.get_output_directory()).free
+    except OSError:
+        return None
+
+
+def train(job: Job[Result], progress: TrainingProgress, preview_every: int, resume: bool) -> tuple[Progress, Result]:
+    """Runs a job from its states on, or anew; how it went, and what leaves.
+
+    The state of a finished training stays, so that nothing is lost where the next node fails: the same Run gives the result at once.
+    """
+    from ..training.engine import checkpoint
+    from ..training.engine.job import run
+
+    states = job.state_files(state_folder())
+    if not resume:
+        checkpoint.discard(states)
+    outcome = run(job, states, progress.watcher(preview_every, job.painted))
+    if len(states) == 1:
+        checkpoint.prune(states, job.method)
+    return outcome
 
 
 def state_file(method: str, fingerprint: str, keep: bool) -> Path:

@@ -6,24 +6,23 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
 from typing_extensions import override
 
-from . import train_inputs
+from ..training.dreamcom.options import Options
+from ..training.engine.options import AUTO, from_inputs
+from . import progress, train_inputs
 from .dreamcom import CATEGORY
-from .progress import TrainingProgress, state_file
+from .train_inputs import LoraModel, widget, widgets
 
 if TYPE_CHECKING:
     from ..training.data.references import Reference
-    from ..training.dreamcom.loss import Options
+    from ..training.dreamcom.job import Learned
     from ..training.engine.loop import Progress
-
-LoraModel = io.Custom("LORA_MODEL")
-AUTO = "auto"
 
 
 class TrainDreamCom(io.ComfyNode):
@@ -46,44 +45,14 @@ class TrainDreamCom(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The checkpoint's VAE."),
                 io.Image.Input("images", tooltip="Three to five pictures of the subject: a batch, or a list of pictures of any sizes."),
                 io.Mask.Input("masks", tooltip="The subject in each picture, in the same order, for example from SAM Mask."),
-                io.String.Input(
-                    "token", default="sks",
-                    tooltip="A rare word that is to stand for the subject. Write it into your prompts later.",
-                ),
-                io.String.Input(
-                    "noun", default="", placeholder="dog, backpack, guitar ...", tooltip="What the subject is, in one plain word.",
-                ),
-                io.Int.Input("steps", default=400, min=1, max=100_000, tooltip="Training steps. The paper takes 400."),
-                io.Combo.Input(
-                    "method", options=[AUTO, "lora", "full"], default=AUTO,
-                    tooltip="lora: a small file beside the checkpoint. full: all of the UNet's weights, as in the paper; takes about 16 GB "
-                    "for SD 1.5 and saves a file as large as the checkpoint. auto: full where the GPU holds it, else lora.",
-                ),
-                io.Float.Input(
-                    "learning_rate", default=0.0, min=0.0, max=1.0, step=1e-7, round=1e-9,
-                    tooltip="0 takes the usual one: 0.0001 for lora, the paper's 0.000005 for full (for a model of SD 1.5's or SDXL's "
-                    "width; more for a narrower one).",
-                ),
-                io.Int.Input("rank", default=16, min=1, max=256, tooltip="The LoRA's size. More holds more detail in a larger file."),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Crops in each step; 1 in the paper. More needs more memory."),
-                io.Int.Input(
-                    "size", default=512, min=64, max=2048, step=8,
-                    tooltip="Side of the training crops in pixels: 512 for SD 1.5, 1024 for SDXL.",
-                ),
-                train_inputs.seed(),
+                widget(Options, "token"),
+                widget(Options, "noun", default="", placeholder="dog, backpack, guitar ..."),
+                widget(Options, "steps"),
+                widget(Options, "method", default=AUTO),
+                *widgets(Options, "rate", "rank", "batch", "size", "seed"),
                 train_inputs.preview_every(100, 10_000, "Paints the subject every so many steps, so that you can see it being learned."),
                 train_inputs.resume(),
-                io.Boolean.Input(
-                    "masked_attention", default=True, optional=True, advanced=True,
-                    tooltip="Let the text reach the subject's box only while training, as the paper does.",
-                ),
-                train_inputs.checkpointing(),
-                train_inputs.average(0.99, last="the last weights, as in the paper."),
-                io.Float.Input(
-                    "box_margin", default=0.0, min=0.0, max=1.0, step=0.05, optional=True, advanced=True,
-                    tooltip="Draw each subject's training box larger on every side by up to this part of its size, so that it learns to "
-                    "stand in a box with some room around it. 0: the tight box, as in the paper.",
-                ),
+                *widgets(Options, "masked_attention", "checkpointing", "average", "box_margin"),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with what it learned. The given one stays as it was."),
@@ -106,54 +75,23 @@ class TrainDreamCom(io.ComfyNode):
         from comfy.sd import load_lora_for_models
 
         from ..training.data import references
-        from ..training.dreamcom import loss as dreamcom
-        from ..training.engine import memory
 
         given: dict[str, Any] = {name: values[0] for name, values in settings.items()}
-        model = given["model"]
-        clip = given["clip"]
-        vae = given["vae"]
-        pictures = references.pair(images, masks)
-        options = dreamcom.Options(
-            token=given["token"].strip(), noun=given["noun"].strip(), steps=given["steps"], rate=given["learning_rate"] or None,
-            rank=given["rank"], batch=given["batch_size"], size=given["size"], seed=given["seed"],
-            masked_attention=given.get("masked_attention", True), average=given.get("average", 0.0),
-            checkpointing=given.get("gradient_checkpointing", True), box_margin=given.get("box_margin", 0.0),
-        )  # fmt: skip
-        dreamcom.check(model, clip, vae, options, pictures)
-        full = memory.estimate_full(model, options.latents, options.checkpointing, options.average > 0)
-        method = memory.method_for(model.load_device, full) if given["method"] == AUTO else given["method"]
-        options = replace(options, method=method)
-        done, learned = cls._trained(model, clip, vae, options, pictures, given.get("preview_every", 100), given.get("resume", True))
+        words = {name: given[name].strip() for name in ("token", "noun")}
+        options = from_inputs(Options, given, **words)
+        done, learned = cls._trained(references.pair(images, masks), options, given)
         gc.collect()  # the copy that learned refers to itself and would stay for a while
-        trained, _ = load_lora_for_models(model, None, learned, 1.0, 0)
-        return io.NodeOutput(trained, learned, {"loss": done.losses}, done.step, options.prompt)
+        trained, _ = load_lora_for_models(given["model"], None, learned.lora, 1.0, 0)
+        return io.NodeOutput(trained, learned.lora, {"loss": done.losses}, done.step, options.prompt)
 
     @classmethod
-    def _trained(
-        cls, model: Any, clip: Any, vae: Any, options: Options, pictures: list[Reference], preview_every: int, resume: bool
-    ) -> tuple[Progress, dict[str, torch.Tensor]]:
+    def _trained(cls, pictures: Sequence[Reference], options: Options, given: dict[str, Any]) -> tuple[Progress, Learned]:
         """How it went, and what was learned."""
-        from ..training.dreamcom import loss as dreamcom
-        from ..training.engine import memory
-        from ..training.engine.checkpoint import signature
-        from ..training.engine.learner import Learner
+        from ..training.dreamcom.job import prepare
 
-        progress = TrainingProgress(cls.hidden.unique_id, options.steps)
-        learner = Learner(model, options.method, options.rank, options.seed, options.checkpointing)
-        needed = memory.estimate(learner, options.latents, options.checkpointing, options.average > 0)
-        memory.check(needed, learner.device, options.method)
-        texts = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (options.prompt, "")]
-        examples = dreamcom.encode(pictures, vae, options, on_crop=progress.crop)
-        fingerprint = options.fingerprint(pictures, signature(model, texts))
-        state = state_file("dreamcom", fingerprint, keep=resume)
-
-        def preview() -> torch.Tensor:
-            return dreamcom.preview(learner, examples, vae, texts[0], texts[1], options.masked_attention)
-
-        with learner.loaded():
-            done = dreamcom.train(learner, examples, texts[0], options, state, fingerprint, progress.watcher(preview_every, preview))
-            return done, learner.learned()
+        shown = progress.TrainingProgress(cls.hidden.unique_id, options.steps)
+        job = prepare(given["model"], given["clip"], given["vae"], pictures, options, shown.tell, disk=progress.free_disk())
+        return progress.train(job, shown, given.get("preview_every", 100), given.get("resume", True))
 
 
 NODES: list[type[io.ComfyNode]] = [TrainDreamCom]

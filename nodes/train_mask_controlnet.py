@@ -13,12 +13,16 @@ import torch
 from comfy_api.latest import io
 from typing_extensions import override
 
-from . import train_inputs
+from ..training.engine.options import from_inputs
+from ..training.mask_controlnet.options import GIVEN, GROUNDS, Options, Pairs
+from . import progress, train_inputs
 from .mask_controlnet import CATEGORY, AdapterType
-from .progress import TrainingProgress, state_file
+from .train_inputs import widgets
 
 if TYPE_CHECKING:
-    from ..training.mask_controlnet.loss import Options, Source
+    from ..training.data.objects import Given
+    from ..training.engine.loop import Progress
+    from ..training.mask_controlnet.job import Learned
 
 
 class TrainMaskControlNet(io.ComfyNode):
@@ -50,33 +54,15 @@ class TrainMaskControlNet(io.ComfyNode):
                     tooltip="What the pictures show: one line for each, in the same order, or a single line for all. Caption Image writes "
                     "them.",
                 ),
-                io.Int.Input("steps", default=10_000, min=1, max=10_000_000, tooltip="Training steps."),
-                io.Float.Input(
-                    "learning_rate", default=0.0, min=0.0, max=1.0, step=1e-7, round=1e-9,
-                    tooltip="0: ControlNet's usual one, 0.00001 for a UNet of Stable Diffusion's width.",
-                ),
-                io.Int.Input("batch_size", default=4, min=1, max=64, tooltip="Pictures at a time. More needs more memory."),
-                io.Int.Input(
-                    "size", default=512, min=64, max=2048, step=8,
-                    tooltip="Pictures are scaled to about this square in pixels, in their own proportions: 512 for SD 1.5, 1024 for SDXL.",
-                ),
-                train_inputs.seed(),
-                io.Int.Input(
-                    "accumulate", default=1, min=1, max=1024, optional=True, advanced=True,
-                    tooltip="So many batches make a step: as a larger batch, with the memory of a small one.",
-                ),
-                io.Boolean.Input(
-                    "mask_prompt", default=True, optional=True, advanced=True,
-                    tooltip="Off trains on the bare reference, for comparison: the paper's ablation.",
-                ),
-                io.Float.Input(
-                    "text_dropout", default=0.1, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                    tooltip="Which part of the samples loses its text, so that the hint also works without a prompt.",
-                ),
+                *widgets(Options, "steps", "rate", "batch", "size", "seed", "accumulate", "masked", "text_dropout"),
                 train_inputs.preview_every(500, 100_000, "Paints a picture from its hint every so many steps."),
                 train_inputs.resume(),
-                train_inputs.checkpointing(),
-                train_inputs.average(0.999),
+                *widgets(Options, "checkpointing", "average", "pairs"),
+                io.Image.Input(
+                    "references", optional=True,
+                    tooltip="For pairs: a picture for each of images, of the same size, with the object in the same place on another "
+                    "ground. Wired, they are what the hint is made of, and images what is painted.",
+                ),
             ],
             outputs=[
                 io.ControlNet.Output("control_net", display_name="control_net", tooltip="For Apply ControlNet and Save Mask-ControlNet."),
@@ -88,53 +74,44 @@ class TrainMaskControlNet(io.ComfyNode):
 
     @classmethod
     @override
-    def execute(cls, images: list[torch.Tensor], masks: list[torch.Tensor], captions: list[str], **settings: list[Any]) -> io.NodeOutput:
-        from ..training.mask_controlnet import loss as mask_controlnet
-        from ..training.mask_controlnet.examples import Source, pair
+    def execute(
+        cls,
+        images: list[torch.Tensor],
+        masks: list[torch.Tensor],
+        captions: list[str],
+        references: list[torch.Tensor] | None = None,
+        **settings: list[Any],
+    ) -> io.NodeOutput:
+        from ..models.mask_controlnet.control import of_content
+        from ..training.data.objects import pair
 
         given: dict[str, Any] = {name: values[0] for name, values in settings.items()}
-        examples = pair(images, captions, masks)
-        optional = {name: given[name] for name in ("accumulate", "text_dropout", "average") if name in given}
-        options = mask_controlnet.Options(
-            steps=given["steps"], rate=given["learning_rate"] or None, batch=given["batch_size"], size=given["size"], seed=given["seed"],
-            masked=given.get("mask_prompt", True), checkpointing=given.get("gradient_checkpointing", True), **optional,
-        )  # fmt: skip
-        model, clip, vae = (given[name] for name in ("model", "clip", "vae"))
-        mask_controlnet.check(model, clip, vae, options, examples)
-        source = Source(examples, options.batch, options.size, options.text_dropout)
-        shown = given.get("preview_every", 500), given.get("resume", True)
-        control, adapter, losses = cls._trained(model, clip, vae, options, source, *shown)
+        options = from_inputs(Options, given)
+        if references:
+            options = replace(options, pairs=given_pairs(options.pairs))
+        done, learned = cls._trained(pair(images, captions, masks, references or ()), options, given)
         gc.collect()  # the copy that learned refers to itself and would stay for a while
-        return io.NodeOutput(control, adapter, {"loss": losses})
+        with torch.inference_mode(False):
+            control, adapter = of_content(learned.content, "what was learned")
+        return io.NodeOutput(control, adapter, {"loss": done.losses})
 
     @classmethod
-    def _trained(
-        cls, model: Any, clip: Any, vae: Any, options: Options, source: Source, preview_every: int, resume: bool
-    ) -> tuple[Any, Any, list[float]]:
-        from ..training.engine.checkpoint import signature, signature_of
-        from ..training.engine.checks import check_text
-        from ..training.engine.learner import Learner
-        from ..training.engine.loop import random_numbers
-        from ..training.mask_controlnet import loss as mask_controlnet
+    def _trained(cls, examples: Given, options: Options, given: dict[str, Any]) -> tuple[Progress, Learned]:
+        """How it went, and what was learned."""
+        from ..training.mask_controlnet.job import prepare
 
-        progress = TrainingProgress(cls.hidden.unique_id, options.steps, first=False)
-        learner = Learner(model, "frozen", checkpointing=options.checkpointing)
-        mask_controlnet.check_memory(learner, vae, options)
-        told = replace(source, text_dropout=0.0)  # what is previewed has its text
-        first = told.load(told.plan(random_numbers(options.seed, 0)))
-        positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (first.texts[0], ""))
-        check_text(learner, negative)
-        fingerprint = options.fingerprint(source.examples.fingerprint(), signature(model, [negative]), signature_of(vae.first_stage_model))
-        state = state_file("mask-controlnet", fingerprint, keep=resume)
+        shown = progress.TrainingProgress(cls.hidden.unique_id, options.steps, first=False)
+        job = prepare(given["model"], given["clip"], given["vae"], examples, options, shown.tell)
+        return progress.train(job, shown, given.get("preview_every", 500), given.get("resume", True))
 
-        with learner.loaded():
-            branch = mask_controlnet.Branch(learner, vae, options)
 
-            def preview() -> torch.Tensor:
-                return mask_controlnet.preview(branch, first, vae, positive, negative)
-
-            done = mask_controlnet.train(branch, source, clip, state, fingerprint, progress.watcher(preview_every, preview))
-            return *branch.finished(), done.losses
+def given_pairs(chosen: Pairs) -> Pairs:
+    """What `pairs` is where references are wired. ValueError where both were asked for."""
+    if chosen == GROUNDS:
+        raise ValueError(
+            f"references are wired, and pairs is {GROUNDS}, which makes references of its own: set pairs to {GIVEN}, or take the wire away."
+        )
+    return GIVEN
 
 
 NODES: list[type[io.ComfyNode]] = [TrainMaskControlNet]

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import gc
 import logging
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
-from ..attention import meca as attention
 from ..models.ip_adapter import adapter as meca_adapter
 from ..models.ip_adapter import file as meca_file
-from . import train_inputs
+from ..training.engine.options import from_inputs
+from ..training.meca.options import Options
+from . import progress, train_inputs
 from .meca import CATEGORY, FOLDER, AdapterType
-from .progress import TrainingProgress, state_file
 from .saving import free_path
+from .train_inputs import widgets
 
 if TYPE_CHECKING:
     from ..training.data.captions import Given
-    from ..training.meca.options import Options
+    from ..training.engine.loop import Progress
+    from ..training.meca.job import Learned
 
 log = logging.getLogger(__name__)
 
@@ -54,48 +56,14 @@ class TrainMECA(io.ComfyNode):
                     "captions", multiline=True, default="",
                     tooltip="What the pictures show: one line for each, in the same order, or a single line for all of them.",
                 ),
-                io.Int.Input("steps", default=10_000, min=1, max=10_000_000, tooltip="Training steps. The paper takes a million."),
-                io.Float.Input(
-                    "learning_rate", default=1e-4, min=1e-9, max=1.0, step=1e-7, round=1e-9, tooltip="0.0001 in the paper.",
-                ),
-                io.Int.Input(
-                    "batch_size", default=4, min=1, max=64, tooltip="Pictures in each step; 64 in the paper. More needs more memory."
-                ),
-                io.Int.Input(
-                    "size", default=512, min=64, max=2048, step=8,
-                    tooltip="Side of the training crops in pixels. The paper takes 512, also for SDXL.",
-                ),
-                io.Int.Input("tokens", default=16, min=1, max=256, tooltip="Into how many tokens an image is compressed."),
-                io.Combo.Input(
-                    "mode", options=list(get_args(attention.Mode)), default="region",
-                    tooltip="How text and image share a picture that has a region; Apply MECA takes the same one by itself. region: text "
-                    "outside, image inside. query: the paper's equation 6 to the letter. global: text everywhere, image inside.",
-                ),
-                train_inputs.seed(),
+                *widgets(Options, "steps", "rate", "batch", "size", "tokens", "mode", "seed"),
                 io.Mask.Input(
                     "masks", optional=True,
                     tooltip="One for each picture: a sample's region is this mask, or all but it. Without masks regions are random.",
                 ),
                 train_inputs.preview_every(500, 100_000, "Paints the first picture's text and image every so many steps."),
                 train_inputs.resume(),
-                io.Float.Input(
-                    "threshold", default=0.5, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                    tooltip="As in Patch Visibility: a patch is hidden when more than this part of it lies outside of the region.",
-                ),
-                io.Float.Input(
-                    "masked", default=0.5, min=0.0, max=1.0, step=0.05, optional=True, advanced=True,
-                    tooltip="Which part of the samples has a region; half in the paper.",
-                ),
-                io.Float.Input(
-                    "text_only", default=0.05, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                    tooltip="Which part of the samples has text and no image; 0.05 in the paper.",
-                ),
-                io.Float.Input(
-                    "text_dropout", default=0.05, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                    tooltip="Which part of the samples loses its text, so that an image also works without a prompt. 0 is the paper's.",
-                ),
-                train_inputs.checkpointing(),
-                train_inputs.average(0.999),
+                *widgets(Options, "threshold", "masked", "text_only", "text_dropout", "checkpointing", "average"),
             ],
             outputs=[
                 AdapterType.Output("adapter", display_name="adapter", tooltip="What was learned, for Apply MECA and Save MECA Adapter."),
@@ -110,59 +78,20 @@ class TrainMECA(io.ComfyNode):
         cls, images: list[torch.Tensor], captions: list[str], masks: list[torch.Tensor] | None = None, **settings: list[Any]
     ) -> io.NodeOutput:
         from ..training.data.captions import pair
-        from ..training.meca import loss as meca
-        from ..training.meca.options import Options
 
         given: dict[str, Any] = {name: values[0] for name, values in settings.items()}
-        pictures = pair(images, captions, masks or ())
-        optional = {name: given[name] for name in ("threshold", "masked", "text_only", "text_dropout", "average") if name in given}
-        options = Options(
-            steps=given["steps"], rate=given["learning_rate"], batch=given["batch_size"], size=given["size"], tokens=given["tokens"],
-            mode=given["mode"], seed=given["seed"], checkpointing=given.get("gradient_checkpointing", True), **optional,
-        )  # fmt: skip
-        model, clip, vae, clip_vision = (given[name] for name in ("model", "clip", "vae", "clip_vision"))
-        meca.check(model, clip, vae, clip_vision, options, pictures)
-        shown = given.get("preview_every", 500), given.get("resume", True)
-        adapter, losses = cls._trained(model, clip, vae, clip_vision, options, pictures, *shown)
+        done, learned = cls._trained(pair(images, captions, masks or ()), from_inputs(Options, given), given)
         gc.collect()  # the copy that learned refers to itself and would stay for a while
-        return io.NodeOutput(adapter, {"loss": losses})
+        return io.NodeOutput(learned.adapter, {"loss": done.losses})
 
     @classmethod
-    def _trained(
-        cls, model: Any, clip: Any, vae: Any, clip_vision: Any, options: Options, pictures: Given, preview_every: int, resume: bool
-    ) -> tuple[meca_adapter.LoadedAdapter, list[float]]:
-        from ..training.engine import memory
-        from ..training.engine.checkpoint import signature, signature_of
-        from ..training.engine.checks import check_text
-        from ..training.engine.learner import Learner
-        from ..training.meca import examples as meca_samples
-        from ..training.meca import loss as meca
+    def _trained(cls, pictures: Given, options: Options, given: dict[str, Any]) -> tuple[Progress, Learned]:
+        """How it went, and what was learned."""
+        from ..training.meca.job import prepare
 
-        progress = TrainingProgress(cls.hidden.unique_id, options.steps, first=False)
-        learner = Learner(model, "frozen", checkpointing=options.checkpointing)
-        features = meca_samples.width_of(clip_vision)
-        weights = meca.size(learner, features, options)
-        needed = memory.estimate(learner, options.latents, options.checkpointing, options.average > 0, weights)
-        memory.check(needed, learner.device, learner.method)
-        source = meca_samples.Source(pictures, clip, vae, clip_vision, options, on_sample=progress.between)
-        negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-        check_text(learner, negative)
-        fingerprint = options.fingerprint(
-            pictures.fingerprint(), signature(model, [negative]), signature_of(clip_vision.model), signature_of(vae.first_stage_model)
-        )
-        state = state_file("meca", fingerprint, keep=resume)
-        seen = source.shown() if preview_every else None
-
-        with learner.loaded():
-            network = meca.fresh(learner, features, options)
-
-            def preview() -> torch.Tensor:
-                assert seen is not None
-                return meca.preview(learner, network, seen, vae, negative, options)
-
-            done = meca.train(learner, network, source, options, state, fingerprint, progress.watcher(preview_every, preview))
-            base = meca_adapter.in_words(network.widths, network.image_proj.context)
-            return meca.finished(network, options, base, f"the adapter of {done.step} steps"), done.losses
+        shown = progress.TrainingProgress(cls.hidden.unique_id, options.steps, first=False)
+        job = prepare(given["model"], given["clip"], given["vae"], given["clip_vision"], pictures, options, shown.tell)
+        return progress.train(job, shown, given.get("preview_every", 500), given.get("resume", True))
 
 
 class SaveMECA(io.ComfyNode):

@@ -46,9 +46,10 @@ def sd15() -> Any:
 
 def train() -> list[float]:
     """LoRA steps with gradient checkpointing on random crops; their losses."""
-    from maskprompt.training.dreamcom.loss import Examples, Options
-    from maskprompt.training.dreamcom.loss import train as train_subject
-    from maskprompt.training.engine.learner import Learner
+    from maskprompt.training.dreamcom.examples import Examples
+    from maskprompt.training.dreamcom.job import ready
+    from maskprompt.training.dreamcom.options import Options
+    from maskprompt.training.engine import job, learner
 
     side = SIZE // 8
     given = sd15()
@@ -57,10 +58,9 @@ def train() -> list[float]:
     latents, masked = torch.randn(2, STEPS, 4, side, side)
     examples = Examples(latents, masked, boxes, torch.ones(STEPS, 1, side, side))
     options = Options(noun="ball", steps=STEPS, method="lora", size=SIZE)
-    learns = Learner(given, "lora", options.rank, checkpointing=options.checkpointing)
-    with learns.loaded():
-        progress = train_subject(learns, examples, [[torch.randn(1, 77, 768), {}]], options)
-        learns.learned()
+    learns = learner.Learner(given, "lora", options.rank, checkpointing=options.checkpointing)
+    text = [[torch.randn(1, 77, 768), {}]]
+    progress, _ = job.run(ready(learns, [text, text], options, examples=examples))
     return progress.losses
 
 

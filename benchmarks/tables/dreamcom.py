@@ -71,9 +71,9 @@ class Bench:
         self.kept = Kept(self.work, {"format": FORMAT, "checkpoint": sha(self.checkpoint.read_bytes())})
 
     def options(self, subject: Subject, method: Method) -> Any:
-        from maskprompt.training.dreamcom import loss as dreamcom
+        from maskprompt.training.dreamcom.options import Options
 
-        return dreamcom.Options(
+        return Options(
             noun=subject.shape, steps=self.size.steps, batch=BATCH, size=subjects.SIZE, masked_attention=method.masked, checkpointing=False
         )
 
@@ -86,8 +86,8 @@ class Bench:
     def trained(self, subject: Subject, method: Method) -> tuple[dict[str, Tensor], float]:
         """The subject's LoRA, and the seconds that making it took: crops, their encoding and the training."""
         from maskprompt.training.data import references
-        from maskprompt.training.dreamcom import loss as dreamcom
-        from maskprompt.training.engine import learner as learners
+        from maskprompt.training.dreamcom.job import prepare
+        from maskprompt.training.engine.job import run
         from safetensors import safe_open
         from safetensors.torch import save_file
 
@@ -97,15 +97,11 @@ class Bench:
             shown = known(subject, method.references)
             pictures = [references.Reference(image_of(one.image), torch.from_numpy(one.masks[0])) for one in shown]
             started = time.monotonic()
-            examples = dreamcom.encode(pictures, self.painter.vae, options)
-            learner = learners.Learner(self.painter.model, options.method, options.rank, options.seed, options.checkpointing)
-            with torch.inference_mode(False), learner.loaded():
-                words = self.painter.clip.encode_from_tokens_scheduled(self.painter.clip.tokenize(options.prompt))
-                dreamcom.train(learner, examples, words, options)
-                learned = learner.learned()
+            job = prepare(self.painter.model, self.painter.clip, self.painter.vae, pictures, options)
+            _, learned = run(job)
             seconds = time.monotonic() - started
             about = {"subject": subject.name, "references": str(method.references), "seconds": f"{seconds:.1f}"}
-            keep(file, lambda part: save_file({key: value.contiguous() for key, value in learned.items()}, part, about))
+            keep(file, lambda part: save_file({key: value.contiguous() for key, value in learned.lora.items()}, part, about))
         with safe_open(file, "pt") as kept:
             return {key: kept.get_tensor(key) for key in kept.keys()}, float(kept.metadata()["seconds"])  # noqa: SIM118  (a safetensors file is no dict)
 

@@ -97,31 +97,25 @@ class Bench:
         if not folder.is_dir():
             from maskprompt.conditioning import handles
             from maskprompt.models.mcgm import file as encoder_file
-            from maskprompt.training.engine import learner as learners
-            from maskprompt.training.engine import text_learner as texts
-            from maskprompt.training.mcgm import examples as samples
-            from maskprompt.training.mcgm import loss as mcgm
+            from maskprompt.training.engine.job import run
+            from maskprompt.training.mcgm.job import prepare
 
             started = time.monotonic()
             options = self.options(picture, trained)
             shown = rendered(picture)
-            scene = samples.Scene(image_of(shown.image), torch.from_numpy(shown.masks))
-            examples = samples.encode(scene, self.painter.vae, options.background, options.move, samples.EXAMPLES, options.seed)
-            text = texts.TextLearner(self.painter.clip, options.words, options.method, options.rank, options.seed)
-            learner = learners.Learner(self.painter.model, options.method, options.rank, options.seed, options.checkpointing, text)
+            image = image_of(shown.image)[None]
+            parts = self.painter.model, self.painter.clip, self.painter.vae
+            done, outcome = run(prepare(*parts, image, torch.from_numpy(shown.masks), options))
             part = folder.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-            with learner.loaded():
-                brought = mcgm.Subjects(learner, options)
-                done = mcgm.train(brought, examples, options)
-                own = []
-                for number, word in enumerate(options.words):
-                    handles.save(str(part), NAME + str(number), text.handle(number), word)
-                    own.append(handles.Handle(NAME + str(number), word))
-                save_file(learner.learned(), part / "lora.safetensors")
-                if brought.encoder is not None:
-                    encoder_file.save(brought.encoder, encoder_file.About(tuple(own)), str(part / "encoder.safetensors"))
+            own = []
+            for number, (word, vectors) in enumerate(zip(options.words, outcome.vectors, strict=True)):
+                handles.save(str(part), NAME + str(number), vectors, word)
+                own.append(handles.Handle(NAME + str(number), word))
+            save_file(outcome.lora, part / "lora.safetensors")
+            if outcome.encoder is not None:
+                encoder_file.save(outcome.encoder, encoder_file.About(tuple(own)), str(part / "encoder.safetensors"))
             about = {"seconds": time.monotonic() - started, "losses": done.losses}
             (part / "about.json").write_text(json.dumps(about), "utf-8")
             part.replace(folder)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import sd_families
 from ..clip_vision.patch_visibility import own_tokens
 from . import file as meca_file
 from . import network as meca_network
@@ -161,6 +162,5 @@ def check_fit(adapter: LoadedAdapter, widths: Mapping[int, int], context: int) -
 
 
 def in_words(widths: Mapping[int, int], context: int) -> str:
-    """ "16 attention layers and text of width 768 (SD 1.5)"."""
-    names = {(16, 768): " (SD 1.5)", (16, 1024): " (SD 2.1)", (70, 2048): " (SDXL)"}
-    return f"{len(widths)} attention layers and text of width {context}{names.get((len(widths), context), '')}"
+    """Says what an adapter fits: "16 attention layers and text of width 768 (SD 1.5)"."""
+    return sd_families.attention(len(widths), context)

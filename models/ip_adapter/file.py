@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...attention.meca import Mode
 from .. import files
+from .. import weights as strict
 from . import network as meca_network
 from .network import Compression, MecaNetwork
 
@@ -40,7 +41,8 @@ class About:
 def read(path: str) -> tuple[dict[str, Tensor], About]:
     """An adapter's weights by name ("image_proj.…", "ip_adapter.1.to_k_ip.weight", …), checked, on the CPU; and what else is known.
 
-    ValueError in plain words for a file that cannot be read, holds another family's weights, or not all of its own.
+    ValueError in plain words for a file that cannot be read, holds another family's weights, not all of its own, or some that are no
+    numbers.
     """
     title = os.path.basename(path)
     weights, metadata = _content(path)
@@ -53,7 +55,8 @@ def read(path: str) -> tuple[dict[str, Tensor], About]:
         network = meca_network.like(weights, about.heads)
     except (KeyError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"'{title}' is no complete IP-Adapter or MECA file: {error} is missing or of another shape.") from None
-    _check(weights, network, title)
+    strict.check_shapes(weights, strict.shapes_of(network), f"'{title}'")
+    strict.check_numbers(weights, f"'{title}'")
     if metadata.get("format") == FORMAT:
         _check_metadata(metadata, metadata_of(network, about), title)
     return weights, about
@@ -125,18 +128,6 @@ def _refuse_others(weights: Mapping[str, Tensor], title: str) -> None:
             f"'{title}' cannot be used here: it is {what}. Take an IP-Adapter or IP-Adapter plus file for SD 1.5 or SDXL, such as "
             "ip-adapter_sd15.safetensors or ip-adapter-plus_sdxl_vit-h.safetensors, or one from Train MECA Adapter."
         )
-
-
-def _check(weights: Mapping[str, Tensor], network: MecaNetwork, title: str) -> None:
-    """ValueError if names or shapes are not exactly the network's."""
-    wanted = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
-    given = {name: tuple(weight.shape) for name, weight in weights.items()}
-    for what, names in (("lacks", wanted.keys() - given.keys()), ("has, beside an adapter's weights,", given.keys() - wanted.keys())):
-        if names:
-            raise ValueError(f"'{title}' {what} {', '.join(sorted(names)[:3])} ({len(names)} in all): it is damaged or of another kind.")
-    for name, shape in wanted.items():
-        if given[name] != shape:
-            raise ValueError(f"'{title}': {name} has the shape {list(given[name])} where the file's other weights need {list(shape)}.")
 
 
 def _about(metadata: Mapping[str, str], title: str) -> About:

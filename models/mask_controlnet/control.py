@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from comfy.controlnet import ControlNet
 from comfy.latent_formats import SD15
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
+from .. import sd_families, weights
 from . import diffusers_layout
 from . import file as mask_controlnet_file
 from .adapter import MaskConcat
@@ -88,11 +88,14 @@ class Adapter:
 
 def load(path: str) -> tuple[MaskControl, Adapter]:
     """A file's control network and adapter (an untrained one where the file has none). ValueError in plain words for any other file."""
-    content = mask_controlnet_file.read(path)
-    title = f"'{os.path.basename(path)}'"
+    return of_content(mask_controlnet_file.read(path), f"'{os.path.basename(path)}'")
+
+
+def of_content(content: Content, title: str) -> tuple[MaskControl, Adapter]:
+    """A control network and its adapter (an untrained one where there is none), as nodes hand them on. ValueError if they do not fit."""
     adapter = MaskConcat()
     if content.adapter is not None:
-        _check(adapter, content.adapter, title)
+        weights.check_shapes(content.adapter, weights.shapes_of(adapter), title)
         adapter.load_state_dict(content.adapter)
     return of_weights(content, title), Adapter(adapter, content.about.masked)
 
@@ -110,7 +113,7 @@ def of_weights(content: Content, title: str) -> MaskControl:
         wanted = LatentControlNet(content.shape, dtype, "meta", operations)
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{title}: no control network can be made by its configuration ({error}). The file is damaged.") from None
-    _check(wanted, content.control, title)
+    weights.check_shapes(content.control, weights.shapes_of(wanted), title)
     network = LatentControlNet(content.shape, dtype, model_management.unet_offload_device(), operations)
     network.load_state_dict(content.control)
     return MaskControl(network, content.about, device, cast)
@@ -142,23 +145,5 @@ def check_base(shape: Shape, model: Any) -> None:
 
 
 def in_words(shape: Shape) -> str:
-    """ "a UNet of 320 channels with text of width 768 (SD 1.5)"."""
-    known = {(320, 768): " (SD 1.5)", (320, 1024): " (SD 2.1)", (320, 2048): " (SDXL)"}
-    width = shape["model_channels"]
-    context = shape["context_dim"]
-    return f"a UNet of {width} channels with text of width {context}{known.get((width, context), '')}"
-
-
-def _check(network: nn.Module, weights: Mapping[str, Tensor], title: str) -> None:
-    """ValueError if names or shapes are not exactly the network's."""
-    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in weights.items()}
-    for what, those in (("lacks", wanted.keys() - given.keys()), ("has too many:", given.keys() - wanted.keys())):
-        if those:
-            raise ValueError(f"{title} {what} {', '.join(sorted(those)[:3])} ({len(those)} in all): it is damaged or of another kind.")
-    wrong = [name for name, size in wanted.items() if given[name] != size]
-    if wrong:
-        name = wrong[0]
-        raise ValueError(
-            f"{title}: {name} has the shape {list(given[name])} where {list(wanted[name])} is needed: it is damaged or of another kind."
-        )
+    """Says what a control network was made for: "a UNet of 320 channels with text of width 768 (SD 1.5)"."""
+    return sd_families.unet(shape["model_channels"], shape["context_dim"])

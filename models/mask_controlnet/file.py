@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import files
+from .. import weights as strict
 from . import diffusers_layout
 from .adapter import MaskConcat
 from .diffusers_layout import Shape
@@ -88,12 +89,13 @@ def save_diffusers(content: Content, folder: str | os.PathLike[str]) -> None:
 def read(path: str) -> Content:
     """Our own file, or a .safetensors of `diffusers` with its config.json beside it, and the adapter if `save_diffusers` wrote one there.
 
-    ValueError in plain words for a file that cannot be read, is of another kind, or is not whole.
+    ValueError in plain words for a file that cannot be read, is of another kind, is not whole, or holds what are no numbers.
     """
     title = f"'{os.path.basename(path)}'"
     weights = files.load_weights(path)
     metadata = _metadata(path)
     if metadata.get("format") == FORMAT:
+        strict.check_numbers(weights, title)
         if all(name.startswith("layer.") for name in weights):
             raise ValueError(f"{title} is the adapter alone: load {WEIGHTS}, which is beside it.")
         return _own(weights, metadata, title)
@@ -102,6 +104,7 @@ def read(path: str) -> Content:
         pictures = first is not None or any("zero_convs." in name for name in weights)
         kind = "a ControlNet for pictures, for Load ControlNet Model" if pictures else "another kind"
         raise ValueError(f"{title} is no Mask-ControlNet file but {kind}. {ADVICE}")
+    strict.check_numbers(weights, title)
     config = Path(path).with_name(CONFIG)
     if not config.is_file():
         raise ValueError(f"{title} is a control network as `diffusers` saves it, but its {CONFIG} is not beside it: copy the whole folder.")
@@ -116,7 +119,10 @@ def _beside(path: Path, about: About) -> tuple[Mapping[str, Tensor] | None, Abou
         return None, about
     weights = files.load_weights(str(path))
     metadata = _metadata(str(path))
-    return (weights, _about(metadata, f"'{path.name}'")) if metadata.get("format") == FORMAT else (None, about)
+    if metadata.get("format") != FORMAT:
+        return None, about
+    strict.check_numbers(weights, f"'{path.name}'")
+    return weights, _about(metadata, f"'{path.name}'")
 
 
 def _own(weights: Mapping[str, Tensor], metadata: Mapping[str, str], title: str) -> Content:

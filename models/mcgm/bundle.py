@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ...conditioning import handles, mask_tokens
 from .. import files
+from ..sd_families import text_width
 from . import file as mask_encoder_file
 from . import mask_encoder
-from .file import LoadedEncoder, family
+from .file import LoadedEncoder
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ def check_model(encoder: LoadedEncoder, width: int) -> None:
     """ValueError with both widths if the encoder is for another model than one whose text has this width."""
     if encoder.network.width != width:
         raise ValueError(
-            f"'{encoder.name}' was trained for text of {family(encoder.network.width)}; this model's text has {family(width)}. Load the "
-            "checkpoint that it was trained on, or train the subjects on this one."
+            f"'{encoder.name}' was trained for text of {text_width(encoder.network.width)}; this model's text has {text_width(width)}. "
+            "Load the checkpoint that it was trained on, or train the subjects on this one."
         )
 
 
@@ -134,8 +135,8 @@ def length(text: Tensor, encoder: LoadedEncoder) -> int:
     """The number of a text's tokens [B, T, width]. ValueError with both widths if it is another model's text."""
     if text.shape[-1] != encoder.network.width:
         raise ValueError(
-            f"'{encoder.name}' was trained for text of {family(encoder.network.width)}, but the prompt was encoded with "
-            f"{family(text.shape[-1])}. Take model, text encoder and mask encoder from one Load MCGM."
+            f"'{encoder.name}' was trained for text of {text_width(encoder.network.width)}, but the prompt was encoded with "
+            f"{text_width(text.shape[-1])}. Take model, text encoder and mask encoder from one Load MCGM."
         )
     return text.shape[1]
 

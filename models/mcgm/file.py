@@ -16,13 +16,14 @@ from torch import Tensor
 
 from ...conditioning.handles import Handle, check_name
 from .. import files
+from .. import weights as strict
+from ..sd_families import text_width
 from .mask_encoder import SIDE, MaskEncoder
 
 FORMAT = "maskprompt-mcgm"
 VERSION = 1
 FOLDER = "mcgm"
 SUFFIXES = frozenset({".safetensors", ".sft"})
-FAMILIES = {768: "SD 1.5", 1024: "SD 2.1", 2048: "SDXL"}
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,6 @@ def metadata_of(network: MaskEncoder, about: About) -> dict[str, str]:
     }
 
 
-def family(width: int) -> str:
-    """A text's width in words: "width 768 (SD 1.5)"."""
-    return f"width {width} ({FAMILIES[width]})" if width in FAMILIES else f"width {width}"
-
-
 def _refuse_pickles(title: str) -> None:
     if not title.lower().endswith(tuple(SUFFIXES)):
         raise ValueError(f"'{title}' was refused: mask encoders are .safetensors files, and a file of another kind may run programs.")
@@ -145,12 +141,11 @@ def _check(weights: Mapping[str, Tensor], metadata: Mapping[str, str], about: Ab
     wanted: dict[str, Sequence[int]] = {"linear.weight": [int(width), SIDE * SIDE], "linear.bias": [int(width)]}
     if mode == "bound":
         wanted["subjects"] = [len(about.handles), int(width)]
-    given = {name: list(weight.shape) for name, weight in weights.items()}
-    for name in sorted(wanted.keys() | given.keys()):
-        if given.get(name) != wanted.get(name):
-            raise ValueError(
-                f"'{title}': {name} is {given.get(name, 'missing')}, but a mask encoder ({mode}, {len(about.handles)} handles) for text of "
-                f"{family(int(width))} has {wanted.get(name, 'no such weights')}. The file is damaged."
-            )
-    if not all(bool(weight.isfinite().all()) for weight in weights.values()):
-        raise ValueError(f"'{title}' holds numbers that are none (NaN or infinite): its training failed, or the file is damaged.")
+    found = strict.differences(weights, wanted)
+    for name in sorted((*found.missing, *found.surplus, *found.misshapen)):
+        given = list(weights[name].shape) if name in weights else "missing"
+        raise ValueError(
+            f"'{title}': {name} is {given}, but a mask encoder ({mode}, {len(about.handles)} handles) for text of {text_width(int(width))} "
+            f"has {wanted.get(name, 'no such weights')}. The file is damaged."
+        )
+    strict.check_numbers(weights, f"'{title}'")

@@ -58,8 +58,11 @@ def save(
     encoder: MaskEncoder | None,
     lora: Mapping[str, Tensor],
     base: str = "",
+    root: Path | None = None,
 ) -> tuple[About, LoadedEncoder | None]:
     """Writes everything under a name that is free. `vectors` gives a subject's vectors, as `handles.save` takes them.
+
+    `root`: a models folder, in place of ComfyUI's own ones.
 
     Without a mask encoder (Break-A-Scene) there is no file in models/mcgm. OSError or safetensors' error where a file cannot be written;
     those already written are then taken away again.
@@ -67,7 +70,7 @@ def save(
     written: list[Path] = []
     try:
         found: list[Handle] = []
-        *embeddings, lora_path, encoder_path = _paths(name, words)
+        *embeddings, lora_path, encoder_path = paths(name, words, root)
         for number, (word, path) in enumerate(zip(words, embeddings, strict=True)):
             own = vectors(number)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,19 +107,24 @@ def _handle_name(name: str, word: str) -> str:
     return f"{name}-{'-'.join(part for part in _letters(word).split('-') if part) or 'subject'}"
 
 
-def _paths(name: str, words: Sequence[str]) -> list[Path]:
-    """Of the handles, the LoRA and the mask encoder."""
-    import folder_paths
-
-    files.register_folder(FOLDER)
-    embeddings, loras, encoders = (Path(folder_paths.get_folder_paths(folder)[0]) for folder in (EMBEDDINGS, LORAS, FOLDER))
+def paths(name: str, words: Sequence[str], root: Path | None = None) -> list[Path]:
+    """Of the handles, the LoRA and the mask encoder, in the models folder `root` or in ComfyUI's own ones."""
+    embeddings, loras, encoders = _folders() if root is None else (root / folder for folder in (EMBEDDINGS, LORAS, FOLDER))
     return [*(embeddings / f"{own}.safetensors" for own in _handle_names(name, words)),
             *(folder / f"{name}.safetensors" for folder in (loras, encoders))]  # fmt: skip
 
 
+def _folders() -> tuple[Path, Path, Path]:
+    import folder_paths
+
+    files.register_folder(FOLDER)
+    embeddings, loras, encoders = (Path(folder_paths.get_folder_paths(folder)[0]) for folder in (EMBEDDINGS, LORAS, FOLDER))
+    return embeddings, loras, encoders
+
+
 def _taken(name: str, words: Sequence[str], known: Set[str]) -> bool:
     """Whether a file of that name is there, or its handles are among the names of embeddings `known`, in small letters."""
-    return any(path.exists() for path in _paths(name, words)) or any(own.lower() in known for own in _handle_names(name, words))
+    return any(path.exists() for path in paths(name, words)) or any(own.lower() in known for own in _handle_names(name, words))
 
 
 def _numbered(name: str, count: int) -> str:

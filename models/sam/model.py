@@ -21,6 +21,7 @@ from PIL import Image
 
 from ...images.masks import Box
 from .. import files
+from ..weights import check_numbers
 from . import network as sam_network
 
 if TYPE_CHECKING:
@@ -139,6 +140,9 @@ def load(path: str) -> LoadedSam:
         network = sam_network.build(weights)
     except ValueError as error:
         raise ValueError(f"'{os.path.basename(path)}' is not a SAM model that can be loaded here. {error}") from error
+    for part in (network.encoder, network.decoder):
+        learned = {name: value for name, value in part.state_dict().items() if value.is_floating_point()}
+        check_numbers(learned, f"'{os.path.basename(path)}'")
     log.info("SAM: %s holds a %s", os.path.basename(path), network.name)
     return LoadedSam(network)
 

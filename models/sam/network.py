@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from ..weights import SHOWN, differences
 from . import tiny_vit
 
 PATCH = 16
@@ -133,11 +134,13 @@ def _vit(weights: Mapping[str, torch.Tensor]) -> tuple[nn.Module, int]:
 
 def _fill(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     expected = network.state_dict()
-    missing = [name for name in expected if name not in weights and not name.endswith("num_batches_tracked")]
-    wrong = [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
-    if missing or wrong:
-        names = ", ".join((missing + wrong)[:3])
-        raise ValueError(f"{len(missing)} weights are missing and {len(wrong)} have another shape than SAM's (the first: {names}).")
+    found = differences(weights, {name: value.shape for name, value in expected.items()})
+    missing = [name for name in found.missing if not name.endswith("num_batches_tracked")]
+    if missing or found.misshapen:
+        names = ", ".join((*missing, *found.misshapen)[:SHOWN])
+        raise ValueError(
+            f"{len(missing)} weights are missing and {len(found.misshapen)} have another shape than SAM's (the first: {names})."
+        )
     network.load_state_dict({name: weights[name] for name in expected if name in weights}, strict=False, assign=True)
 
 

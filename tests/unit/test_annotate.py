@@ -17,8 +17,8 @@ from maskprompt.images.masks import bounding_box
 from maskprompt.models.sam import model as sam
 from maskprompt.training.data import annotate, object_folder, scan_cache
 from maskprompt.training.data.annotate import Choice, make_captions, make_masks, objects
-from maskprompt.training.data.folder_scan import Entry, survey
-from maskprompt.training.data.object_folder import lacking, masked
+from maskprompt.training.data.folder_scan import PictureFiles, scan
+from maskprompt.training.data.object_folder import ObjectFolder
 from PIL import Image
 from torch import Tensor
 
@@ -250,8 +250,11 @@ def nothing(done: int, of: int) -> None:
 
 def everything(place: Path, cache: Path, model: Any, write: Any, told: Callable[[int, int], None] = nothing) -> None:
     """As the command does it."""
-    make_masks(lacking(survey(place, cache))[0], cache, model, told)
-    make_captions(lacking(survey(place, cache))[1], cache, write, told)
+    found = ObjectFolder(place, cache)
+    found.find_objects(model, told)
+    found.write_captions(write, told)
+    again = ObjectFolder(place, cache)
+    assert found.pictures == again.pictures, "what was made is what a new scan finds"
 
 
 def files(cache: Path) -> dict[str, bytes]:
@@ -276,7 +279,7 @@ def test_what_is_missing_is_made_once(place: Path, cache: Path) -> None:
         "x.no-object",
     ]
     assert files(cache)["x.no-object"] == b""
-    found = masked(place)
+    found = ObjectFolder(place).finished()
     assert found.captions == ["64 x 48 pixels", "64 x 48 pixels", "by hand"]
     assert torch.equal(found[1].marks, torch.stack([box(*ONE), box(*TWO)]).float())
     everything(place, cache, model, write)
@@ -295,10 +298,10 @@ def test_an_interrupted_work_goes_on_where_it_stopped(place: Path, cache: Path, 
     model = Sam()
     write = Writer()
     with pytest.raises(KeyboardInterrupt):
-        make_masks(lacking(survey(place, cache))[0], cache, model, stop_at(2))
+        ObjectFolder(place, cache).find_objects(model, stop_at(2))
     assert sorted(files(cache)) == ["a.mask.png", "b.mask-2.png", "b.mask.png"]
     with pytest.raises(KeyboardInterrupt):
-        make_masks(lacking(survey(place, cache))[0], cache, model, stop_at(2))
+        ObjectFolder(place, cache).find_objects(model, stop_at(2))
     assert "x.no-object" in files(cache)
     everything(place, cache, model, write)
     assert len(model.asked) == 4 * 64
@@ -311,18 +314,18 @@ def test_captions_are_written_group_by_group(tmp_path: Path) -> None:
     place = draw(tmp_path / "pictures", "abcdefghijk")
     cache = tmp_path / "cache"
     write = Writer()
-    make_masks(survey(place, cache), cache, Sam(), nothing)
+    make_masks(scan(place, cache), cache, Sam(), nothing)
 
     def stop(done: int, of: int) -> None:
         assert (done, of) == (8, 11)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_captions(lacking(survey(place, cache))[1], cache, write, stop)
+        ObjectFolder(place, cache).write_captions(write, stop)
     assert len(list(cache.glob("*.txt"))) == 8
-    make_captions(lacking(survey(place, cache))[1], cache, write, nothing)
+    ObjectFolder(place, cache).write_captions(write, nothing)
     assert write.groups == [8, 3]
-    assert len(masked(place, cache)) == 11
+    assert len(ObjectFolder(place, cache).finished()) == 11
 
 
 @pytest.mark.parametrize("method", ["write_bytes", "replace"])
@@ -340,11 +343,11 @@ def test_a_file_is_there_wholly_or_not_at_all(place: Path, cache: Path, method: 
                 raise OSError(errno.ENOSPC, "No space left on device")
         return plain(self, *given)
 
-    entries = survey(place, cache)
+    found = ObjectFolder(place, cache)
     with monkeypatch.context() as patch:
         patch.setattr(Path, method, failing)
         with pytest.raises(ValueError, match=r"nothing can be written into .*No space left.*--cache"):
-            make_masks(lacking(entries)[0], cache, Sam(), nothing)
+            found.find_objects(Sam(), nothing)
     kept = files(cache)
     assert set(kept) == ({"a.mask.png"} if method == "write_bytes" else {"a.mask.png", "b.mask.png"})
     for content in kept.values():
@@ -355,11 +358,11 @@ def test_a_file_is_there_wholly_or_not_at_all(place: Path, cache: Path, method: 
 def test_a_cache_that_cannot_be_made(place: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"nothing can be written into .*--cache"):
-        make_captions([Entry(place / "a.png")], tmp_path / "file" / "cache", Writer(), nothing)
+        make_captions([PictureFiles(place / "a.png")], tmp_path / "file" / "cache", Writer(), nothing)
 
 
 def test_masks_are_plain_pictures_that_can_be_mended(place: Path, cache: Path) -> None:
-    make_masks([Entry(place / "a.png")], cache, Sam(), nothing)
+    make_masks([PictureFiles(place / "a.png")], cache, Sam(), nothing)
     with Image.open(cache / "a.mask.png") as image:
         assert (image.mode, image.size) == ("L", (64, 48))
         assert np.array_equal(np.asarray(image), box(*ONE).numpy() * np.uint8(255))
@@ -371,7 +374,7 @@ def test_a_picture_on_its_side_is_shown_upright(tmp_path: Path) -> None:
     upright = Image.fromarray((scene(ONE) * 255).byte().numpy())
     upright.rotate(90, expand=True).save(tmp_path / "a.png", exif=tag)
     model = Sam()
-    make_masks(survey(tmp_path, tmp_path / "cache"), tmp_path / "cache", model, nothing)
+    make_masks(scan(tmp_path, tmp_path / "cache"), tmp_path / "cache", model, nothing)
     assert {size for size, _ in model.asked} == {(48, 64)}
     (tmp_path / "a.txt").write_text("a box", "utf-8")
-    assert torch.equal(masked(tmp_path, tmp_path / "cache")[0].marks, box(*ONE)[None].float())
+    assert torch.equal(ObjectFolder(tmp_path, tmp_path / "cache").finished()[0].marks, box(*ONE)[None].float())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +20,11 @@ from comfy_api.latest import io
 from maskprompt.nodes import progress as node_progress
 from maskprompt.nodes.train_dreamcom import TrainDreamCom
 from maskprompt.training.data import references
-from maskprompt.training.dreamcom import loss as dreamcom
-from maskprompt.training.dreamcom.loss import Examples, Loss, Options
+from maskprompt.training.dreamcom import examples as dreamcom
+from maskprompt.training.dreamcom.examples import Examples
+from maskprompt.training.dreamcom.job import ready
+from maskprompt.training.dreamcom.loss import Loss
+from maskprompt.training.dreamcom.options import Options
 from maskprompt.training.engine import checkpoint, loop
 from maskprompt.training.engine.learner import Learner
 from torch import Tensor
@@ -289,7 +293,18 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 
 
 def states(folder: Path) -> list[Path]:
+    """Of trainings that did not come to their end."""
+    return [file for file in kept_states(folder) if not torch.load(file)["finished"]]
+
+
+def kept_states(folder: Path) -> list[Path]:
     return list((folder / "maskprompt" / "training").glob("*"))
+
+
+def forget(folder: Path) -> None:
+    """Takes away the states, of finished trainings too: the same Run would have their result at once."""
+    for file in kept_states(folder):
+        file.unlink()
 
 
 @pytest.mark.parametrize("method", ["auto", "full"])
@@ -349,6 +364,7 @@ def test_cancelled_and_run_again_it_ends_as_if_nothing_had_been(
     """Also where the model was sampled from in between, and where previews and another way to compute blocks are asked for now."""
     options = {"method": method, "average": average, "steps": 3, "seed": 3}
     _, wanted, losses, _, _ = node(tiny, **options)
+    forget(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         stop_at(2, patch)  # one report for the crops, one for the first step
         with pytest.raises(comfy.model_management.InterruptProcessingException):
@@ -366,6 +382,7 @@ def test_cancelled_and_run_again_it_ends_as_if_nothing_had_been(
 
 def test_resume_off_begins_again(tiny: Painter, node: Callable[..., Ran], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _, wanted, _, _, _ = node(tiny, steps=2)
+    forget(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         stop_at(2, patch)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
@@ -388,9 +405,10 @@ def test_cancelled_while_crops_are_encoded(tiny: Painter, node: Callable[..., Ra
 
 
 def test_a_preview_that_fails_is_no_reason_to_stop(
-    tiny: Painter, node: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny: Painter, node: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, wanted, _, _, _ = node(tiny, steps=2)
+    forget(tmp_path)
 
     def fail(*given: Any) -> None:
         raise torch.OutOfMemoryError("no memory for the VAE")
@@ -500,7 +518,7 @@ def test_the_node_says_what_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "server", server)
     monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", lambda *given, **more: None)
     shown = node_progress.TrainingProgress("7", 20)
-    shown.crop(8, 20)
+    shown.tell("Encoding crops", 8, 20)
     after = shown.watcher(0, lambda: pytest.fail("no preview was asked for"))
     after(loop.Progress(2, [4.0, 1.0]))
     assert lines == [("Encoding crops: 8 of 20", "7"), ("Step 2 of 20, loss 2.5000", "7")]
@@ -509,14 +527,20 @@ def test_the_node_says_what_happens(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_previews_show_what_was_learned(tiny: Painter) -> None:
     """Another picture for another adapter; the same one for the same; with and without masked attention."""
     pictures = references.pair([reference_pictures(2)], [box_masks(2)])
-    found = dreamcom.encode(pictures, tiny.vae, Options(steps=2, size=SIZE))
+    options = Options(steps=2, size=SIZE)
+    found = dreamcom.encode(pictures, tiny.vae, options)
     texts = [tiny.clip.encode_from_tokens_scheduled(tiny.clip.tokenize(text)) for text in ("a photo of sks ball", "")]
     learner = Learner(tiny.model, "lora", 4)
     with learner.loaded():
-        first, again = (dreamcom.preview(learner, found, tiny.vae, *texts) for _ in range(2))
-        open_ = dreamcom.preview(learner, found, tiny.vae, *texts, masked_attention=False)
+        job = ready(learner, texts, options, vae=tiny.vae, examples=found)
+        first, again = (job.painted() for _ in range(2))
+        open_ = ready(learner, texts, replace(options, masked_attention=False), vae=tiny.vae, examples=found).painted()
         roughened(learner)
-        other = dreamcom.preview(learner, found, tiny.vae, *texts)
+        other = job.painted()
+    assert first is not None
+    assert again is not None
+    assert open_ is not None
+    assert other is not None
     assert first.shape == (1, SIZE, SIZE, 3)
     assert torch.equal(first, again)
     assert not torch.equal(first, open_)

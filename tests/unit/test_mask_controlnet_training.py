@@ -18,18 +18,25 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from maskprompt.conditioning.texts import Texts
 from maskprompt.images.masks import bounding_box
+from maskprompt.models.mask_controlnet import control as rooms
 from maskprompt.models.mask_controlnet import file as mask_controlnet_file
 from maskprompt.models.mask_controlnet.diffusers_layout import shape_of
 from maskprompt.models.mask_controlnet.network import weights_of
+from maskprompt.training.data.objects import Example, Given, pair
 from maskprompt.training.engine import loop, memory
+from maskprompt.training.engine.job import run
 from maskprompt.training.engine.learner import Learner
 from maskprompt.training.engine.preview import paint
 from maskprompt.training.engine.vae_encoder import VAEEncoder
-from maskprompt.training.mask_controlnet import loss as mask_controlnet
-from maskprompt.training.mask_controlnet.examples import Batch, Example, Given, Source, bucket, cropped, pair
-from maskprompt.training.mask_controlnet.loss import Branch, Loss, Options
-from maskprompt.training.meca.examples import Texts
+from maskprompt.training.mask_controlnet import checks
+from maskprompt.training.mask_controlnet import job as mask_controlnet
+from maskprompt.training.mask_controlnet.branch import Branch
+from maskprompt.training.mask_controlnet.examples import Batch, Source, bucket, cropped
+from maskprompt.training.mask_controlnet.job import ready
+from maskprompt.training.mask_controlnet.loss import Loss
+from maskprompt.training.mask_controlnet.options import Options
 from torch import Tensor
 
 from demo.painter import Painter
@@ -364,16 +371,15 @@ def trained(
 
     learner = Learner(model, "frozen", checkpointing=options.checkpointing)
     clip = Clip()
-    with learner.loaded():
-        branch = Branch(learner, vae, options)
-        source = source_of(options, examples)
-        done = None
-        if stop:
-            with pytest.raises(StopError):
-                mask_controlnet.train(branch, source, clip, state, "mark", after)
-        else:
-            done = mask_controlnet.train(branch, source, clip, state, "mark")
-    return branch, done, clip
+    training = ready(learner, vae, options, source_of(options, examples), Texts(clip), "mark")
+    states = () if state is None else training.states(state)
+    done = None
+    if stop:
+        with pytest.raises(StopError):
+            run(training, states, after)
+    else:
+        done, _ = run(training, states)
+    return training.branch, done, clip
 
 
 def weights(branch: Branch) -> dict[str, Tensor]:
@@ -400,7 +406,8 @@ def test_interrupted_and_resumed_it_ends_to_the_bit_as_if_nothing_had_been(
     assert not equal(weights(broken), weights(whole))
     assert equal(weights(resumed), weights(whole))
     assert again == progress
-    assert not file.exists()
+    done = torch.load(file, weights_only=True)
+    assert (done["step"], done["finished"]) == (4, True), "what was learned stays until it is saved"
 
 
 def test_more_steps_go_on_where_the_training_ended(model: Any, vae: Any, tmp_path: Path) -> None:
@@ -420,28 +427,36 @@ def test_all_that_was_given_stays_to_the_bit(model: Any, vae: Any, monkeypatch: 
     same = [[[entry.clone(), dict(more)] for entry, more in text] for text in texts]
     learner = Learner(model, "frozen")
     options = replace(OPTIONS, steps=2)
-    branch = Branch(learner, vae, options)
+    training = ready(learner, vae, options, source_of(options), Texts(Clip()), shown=batch_of(), prompts=texts)
 
     def after(progress: loop.Progress) -> None:
         if happens == "an interrupt":
             raise comfy.model_management.InterruptProcessingException
         if happens == "a preview":
-            mask_controlnet.preview(branch, batch_of(), vae, *texts)
+            assert training.painted() is not None
 
     if happens == "an error":
         monkeypatch.setattr(Loss, "of", lambda *given: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
     failures = {"an error": torch.OutOfMemoryError, "an interrupt": comfy.model_management.InterruptProcessingException}
     failed: Any = None
     try:
-        with learner.loaded():
-            mask_controlnet.train(branch, source_of(options), Clip(), on_step=after)
+        run(training, on_step=after)
     except (torch.OutOfMemoryError, comfy.model_management.InterruptProcessingException) as error:
         failed = type(error)
     assert failed is failures.get(happens)
-    assert all(value.grad is None for value in branch.parameters.values())
+    assert all(value.grad is None for value in training.branch.parameters.values())
     assert unchanged(model, before)
     assert all(same_bits(*one) for one in zip(own, tiny.state_dict().values(), strict=True))
     assert all(torch.equal(one[0][0], other[0][0]) and one[0][1] == other[0][1] for one, other in zip(texts, same, strict=True))
+
+
+def begun_on(learner: Learner, vae: Any, options: Options, examples: Given) -> mask_controlnet.MaskControlNet:
+    """A training whose first step may be taken."""
+    training = ready(learner, vae, options, source_of(options, examples), Texts(Clip()))
+    training.fetch(0)
+    training.begin()
+    training.load()
+    return training
 
 
 def test_a_step_is_the_mean_of_its_batches(model: Any, vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,12 +468,12 @@ def test_a_step_is_the_mean_of_its_batches(model: Any, vae: Any, monkeypatch: py
     shared: list[list[Tensor]] = []
     learner = Learner(model, "frozen")
     with learner.loaded(), torch.enable_grad():
-        branch = moved(branch_of(learner, vae, options))
-        loss = Loss(branch, source_of(options, examples), Texts(Clip()), range(2))
-        loop.run(branch.parameters, loss, options.settings(32), share=lambda values: shared.append([value.clone() for value in values]))
-        fresh = Branch(learner, vae, options)
-        fresh.load()
-        first = Loss(fresh, source_of(options, examples), Texts(Clip()), range(2))
+        whole = begun_on(learner, vae, options, examples)
+        found = moved(whole.branch).parameters
+        loop.run(found, whole.loss, options.settings(32), share=lambda values: shared.append([value.clone() for value in values]))
+        half = begun_on(learner, vae, options, examples)
+        fresh = half.branch
+        first = half.loss
         begun = [first(0, loop.random_numbers(0, 0, lane)).item() for lane in range(2)]
         moved(fresh)
         parts = [first(0, loop.random_numbers(0, 0, lane)) for lane in range(2)]
@@ -487,6 +502,14 @@ def test_texts_are_read_some_steps_ahead_and_once(model: Any, vae: Any, monkeypa
     assert len(clip.encoded) == len(set(reads[0])) + len(set(reads[1]) - set(reads[0]))
 
 
+def previewed(branch: Branch, batch: Batch, vae: Any) -> Tensor:
+    """A preview, after which the training may go on."""
+    found = mask_controlnet.preview(branch, batch, vae, conditioning(1), conditioning(2))
+    branch.learner.load()
+    branch.load()
+    return found
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_bfloat16_as_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training and a preview in the precision of a GPU, with weights of any: nothing meets a number of another kind."""
@@ -509,7 +532,7 @@ def test_bfloat16_as_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
             assert lit(branch.parameters) == set(branch.parameters)
             assert {one.dtype for one in branch.parameters.values()} == {torch.float32}
             assert all(bool(one.grad.isfinite().all()) for one in branch.parameters.values() if one.grad is not None)
-            assert bool(mask_controlnet.preview(branch, batch, half, conditioning(1), conditioning(2)).isfinite().all())
+            assert bool(previewed(branch, batch, half).isfinite().all())
             assert bool(loss.of(batch, loss.latents(batch), noise_for(batch), torch.tensor([2.0, 0.7])).isfinite())
         found[compute] = value.item()
         assert seen[0] == compute
@@ -519,8 +542,6 @@ def test_bfloat16_as_on_a_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("masked", [True, False])
 def test_what_paints_is_what_learned(model: Any, vae: Any, masked: bool, tmp_path: Path) -> None:
     """What the finished, and the saved, control network adds in the sampler; the adapter's hint; in the bare variant without the mask."""
-    from maskprompt.models.mask_controlnet import control as room
-
     batch = batch_of()
     learner = Learner(model, "frozen")
     generator = torch.Generator().manual_seed(8)
@@ -532,10 +553,10 @@ def test_what_paints_is_what_learned(model: Any, vae: Any, masked: bool, tmp_pat
         hint = branch.hint(batch)
         wanted: Any = branch.acting(hint).get_control(noisy, sigma, {"c_crossattn": text}, 1, {})
         other_mask = branch.hint(replace(batch, mask=batch.mask.flip(2)))
-        finished = branch.finished()
-        mask_controlnet.save(branch, str(tmp_path / "it.safetensors"), {"steps": "3"})
+        finished = rooms.of_content(branch.content(), "it")
+        mask_controlnet_file.save(branch.content(), str(tmp_path / "it.safetensors"), {"steps": "3"})
     assert torch.equal(hint, other_mask) is not masked
-    for control, adapter in (finished, room.load(str(tmp_path / "it.safetensors"))):
+    for control, adapter in (finished, rooms.load(str(tmp_path / "it.safetensors"))):
         assert (control.about, adapter.masked) == (branch.about, masked)
         assert control.about.masked is masked
         image = batch.reference.movedim(1, -1)
@@ -556,8 +577,8 @@ def test_what_is_saved_is_half_of_what_learned_and_a_copy(model: Any, vae: Any, 
     with learner.loaded(), torch.no_grad():
         branch = moved(branch_of(learner, vae))
         branch.adapter.layer.weight += 1e-5  # what half precision would lose
-        control, adapter = branch.finished()
-        mask_controlnet.save(branch, str(tmp_path / "it.safetensors"), {"steps": "3"})
+        control, adapter = rooms.of_content(branch.content(), "it")
+        mask_controlnet_file.save(branch.content(), str(tmp_path / "it.safetensors"), {"steps": "3"})
         own = branch.content()
         for value in branch.parameters.values():
             value.zero_()
@@ -582,12 +603,12 @@ def test_a_preview_shows_what_was_learned_and_leaves_nothing(model: Any, vae: An
         loss = Loss(branch, source_of(), texts)
         objects = {name: id(value) for name, value in branch.parameters.items()}
         before = loss.of(batch, loss.latents(batch), noise_for(batch), torch.tensor([2.0, 0.7]))
-        shown = [mask_controlnet.preview(branch, batch, vae, conditioning(1), conditioning(2)) for _ in range(2)]
+        shown = [previewed(branch, batch, vae) for _ in range(2)]
         assert {name: id(value) for name, value in branch.parameters.items()} == objects
         assert torch.equal(loss.of(batch, loss.latents(batch), noise_for(batch), torch.tensor([2.0, 0.7])), before)
         assert all(value.requires_grad for value in branch.parameters.values())
         hint = branch.hint(batch)[:1].movedim(1, -1).detach()
-        painted = mask_controlnet.preview(moved(branch), batch, vae, conditioning(1), conditioning(2))
+        painted = previewed(moved(branch), batch, vae)
         control = branch.control.copy().set_cond_hint(branch.hint(batch)[:1].detach(), vae=vae)  # as Apply ControlNet does it
         wanted = paint(learner, conditioning(1), conditioning(2), torch.zeros(1, 4, 4, 8), {"control": control})
     assert shown[0].shape == (1, 32, 128, 3)
@@ -619,7 +640,7 @@ def test_nothing_is_left_when_the_branch_is_gone(model: Any, vae: Any) -> None:
 
     branch, _, _ = trained(model, vae, replace(OPTIONS, steps=1))
     networks = [weakref.ref(one) for one in (branch.network, branch.adapter, branch.encoder.network, branch.learner.network)]
-    finished = branch.finished()
+    finished = rooms.of_content(branch.content(), "it")
     del branch
     gc.collect()
     assert [one() for one in networks] == [None] * 4
@@ -636,7 +657,7 @@ def test_what_it_will_take(model: Any, vae: Any, monkeypatch: pytest.MonkeyPatch
     plain = memory.estimate(learner, (2, 4, 8, 8), True)
     usual = replace(OPTIONS, batch=2, checkpointing=True)
     for options in (usual, replace(usual, average=0.9), replace(usual, checkpointing=False)):
-        mask_controlnet.check_memory(learner, vae, options)
+        checks.check_memory(learner, vae, options)
     pixels = 3046 * 4 * 64 * 64
     assert [needed.learning for needed, _ in found] == [4 * copies * weights for copies in (4, 5, 4)]
     assert {needed.weights for needed, _ in found} == {learner.patcher.model_size()}

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from maskprompt.training.data import folder, object_folder, scan_cache
-from maskprompt.training.data.folder_scan import Entry, survey, usable
-from maskprompt.training.data.object_folder import masked
+from maskprompt.training.data.folder_scan import PictureFiles, scan
+from maskprompt.training.data.object_folder import ObjectFolder, usable
 from PIL import Image
 
 HEIGHT = 48
@@ -62,6 +62,11 @@ def draw(place: Path) -> Path:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     return draw(tmp_path / "pictures")
+
+
+def masked(place: Path, cache: Path | None = None, **how: Any) -> ObjectFolder:
+    """The folder, ready to learn from."""
+    return ObjectFolder(place, cache, **how).finished()
 
 
 def shorten(path: Path) -> None:
@@ -156,7 +161,7 @@ def test_all_that_cannot_be_used_is_named_up_front_and_left_out_where_that_is_wa
         assert said in line
     with caplog.at_level(logging.WARNING):
         found = masked(place, skip_broken=True)
-    assert [entry.path.name for entry in found.entries] == ["b.png", "c.png"]
+    assert [one.path.name for one in found.pictures] == ["b.png", "c.png"]
     assert "5 of 7 pictures cannot be used and are left out" in caplog.text
     assert "a.png cannot be read" in caplog.text
     # Masks of the cache were written whole; one that was spoilt since is told when it is read.
@@ -165,9 +170,9 @@ def test_all_that_cannot_be_used_is_named_up_front_and_left_out_where_that_is_wa
 
 
 def test_many_broken_pictures_make_no_endless_message() -> None:
-    entries = [Entry(Path(f"{number}.png"), problem=f"{number}.png is broken") for number in range(9)]
+    entries = [PictureFiles(Path(f"{number}.png"), problem=f"{number}.png is broken") for number in range(9)]
     with pytest.raises(ValueError, match=r"^9 of 10 pictures") as raised:
-        usable([*entries, Entry(Path("whole.png"))])
+        usable([*entries, PictureFiles(Path("whole.png"))])
     assert str(raised.value).splitlines()[-1] == "  and 4 more"
     with pytest.raises(ValueError, match=r"^9 of 9 pictures cannot be used\.\n"):
         usable(entries, skip_broken=True)
@@ -201,7 +206,7 @@ def test_a_picture_without_an_object_is_left_out(place: Path, caplog: pytest.Log
     (place / "a.txt").unlink()  # nor does it need a caption
     with caplog.at_level(logging.WARNING):
         found = masked(place, quiet=True)
-    assert [entry.path.name for entry in found.entries] == ["b.png", "c.png", "d.png"]
+    assert [one.path.name for one in found.pictures] == ["b.png", "c.png", "d.png"]
     assert "No object was found in 1 picture (a.png)" in caplog.text
     Image.fromarray(rectangle(2, 2, 20, 20)).save(place / object_folder.CACHE / "a.mask.png")
     (place / "a.txt").write_text("painted by hand", "utf-8")
@@ -237,29 +242,29 @@ def test_folders_that_are_no_use(place: Path, tmp_path: Path) -> None:
 
 def test_pictures_are_read_wholly_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int]] = []
-    first = survey(place, place / object_folder.CACHE, lambda *count: told.append(count))
+    first = scan(place, place / object_folder.CACHE, lambda *count: told.append(count))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     read = folder.open_picture
     opened = []
     monkeypatch.setattr(folder, "open_picture", lambda path: opened.append(path.name) or read(path))
-    assert survey(place, place / object_folder.CACHE) == first
+    assert scan(place, place / object_folder.CACHE) == first
     assert opened == []
     Image.fromarray(rectangle(9, 9, 9, 9)).save(place / "a.mask.png")
-    assert survey(place, place / object_folder.CACHE) == first
+    assert scan(place, place / object_folder.CACHE) == first
     assert opened == ["a.png", "a.mask.png"]
 
 
-def test_an_interrupted_survey_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_scan_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(done: int, of: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        survey(place, place / object_folder.CACHE, stop)
+        scan(place, place / object_folder.CACHE, stop)
     read = folder.open_picture
     opened = []
     monkeypatch.setattr(folder, "open_picture", lambda path: opened.append(path.name) or read(path))
-    assert len(survey(place, place / object_folder.CACHE)) == 4
+    assert len(scan(place, place / object_folder.CACHE)) == 4
     assert opened == ["c.png", "d.png", "d.mask.png"]
 
 
@@ -306,3 +311,47 @@ def test_numbered_masks_are_no_pictures_to_other_trainings(place: Path) -> None:
     assert int(mask.sum()) == 400
     (place / "b.png").unlink()
     assert [one.box["width"] for one in folder.load(place)] == [20, 30, 5]
+
+
+def test_a_reference_lies_beside_its_picture_in_a_folder(place: Path) -> None:
+    before = masked(place)
+    fingerprint = before.fingerprint()
+    assert not before.have_references
+    for number, name in enumerate("abcd"):
+        picture(20 + number).save(place / f"{name}.Reference.png")
+    found = masked(place)
+    assert [one.path.name for one in found.pictures] == ["a.png", "b.png", "c.png", "d.png"]
+    assert found.have_references
+    found.check_references()
+    for number in range(4):
+        own = found[number].reference
+        assert own is not None
+        assert torch.equal((own * 255).round().byte(), torch.from_numpy(np.array(picture(20 + number))))
+        assert torch.equal(found[number].image, before[number].image)
+    paired = found.fingerprint()
+    assert paired != fingerprint
+    picture(30).save(place / "a.Reference.png")
+    assert masked(place).fingerprint() not in (paired, fingerprint)
+    (place / "b.Reference.png").unlink()
+    (place / "c.Reference.png").unlink()
+    with pytest.raises(ValueError, match=r"2 pictures \(b\.png, c\.png\): there is no reference.*b\.reference\.png.*--pairs"):
+        ObjectFolder(place).check_references()
+
+
+def test_references_in_a_folder_that_are_of_no_use(place: Path) -> None:
+    Image.new("RGB", (WIDTH, HEIGHT + 1)).save(place / "a.reference.png")
+    (place / "b.reference.jpg").write_text("no picture", "utf-8")
+    with pytest.raises(ValueError, match=r"2 of 4 pictures cannot be used") as raised:
+        masked(place)
+    assert "a.png is 64 x 48 pixels but its reference a.reference.png 64 x 49" in str(raised.value)
+    assert "b.reference.jpg cannot be read" in str(raised.value)
+    picture(1).save(place / "a.reference.webp", lossless=True)
+    with pytest.raises(ValueError, match=r"a\.reference\.png and a\.reference\.webp have one name"):
+        masked(place)
+
+
+def test_the_name_of_a_reference_without_its_picture_is_a_picture(place: Path) -> None:
+    picture(9).save(place / "e.reference.png")
+    Image.fromarray(rectangle(9, 9, 9, 9)).save(place / "e.reference.mask.png")
+    (place / "e.reference.txt").write_text("alone", "utf-8")
+    assert masked(place).captions[-1] == "alone"

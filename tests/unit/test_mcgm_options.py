@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from maskprompt.training.mcgm.examples import Scene
-from maskprompt.training.mcgm.options import Options, check, fitted, scene_of, words_of
+from maskprompt.training.mcgm.checks import check, fitted, scene_of, words_of
+from maskprompt.training.mcgm.options import Options
+from maskprompt.training.mcgm.scene import Scene
 from torch import Tensor, nn
 
 from .conftest import random_model

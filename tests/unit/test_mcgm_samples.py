@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskprompt.models.mcgm import mask_encoder
 from maskprompt.training.mcgm import examples as mcgm_samples
-from maskprompt.training.mcgm.examples import Scene, Shown, draw, encode, whole
+from maskprompt.training.mcgm.examples import Shown, draw, encode, whole
+from maskprompt.training.mcgm.scene import Scene
 from torch import Tensor
 
 from .test_training_meca_samples import Vae

@@ -16,14 +16,18 @@ import comfy.supported_models
 import pytest
 import torch
 from maskprompt.models.mcgm import mask_encoder
-from maskprompt.training.engine import loop
+from maskprompt.training.engine import checkpoint, loop
+from maskprompt.training.engine import job as engine
 from maskprompt.training.engine.learner import Learner
 from maskprompt.training.engine.text_learner import TextLearner
 from maskprompt.training.engine.trainable_weights import Adapted, Method
 from maskprompt.training.mcgm import prior
-from maskprompt.training.mcgm.examples import Examples, Scene
-from maskprompt.training.mcgm.loss import Loss, Prior, Subjects, preview, remove_states, state_files, train
+from maskprompt.training.mcgm.examples import Examples
+from maskprompt.training.mcgm.job import preview, ready
+from maskprompt.training.mcgm.loss import Loss, Prior
 from maskprompt.training.mcgm.options import Options
+from maskprompt.training.mcgm.scene import Scene
+from maskprompt.training.mcgm.subjects import Subjects
 from torch import Tensor, nn
 
 from demo import tiny_model
@@ -96,9 +100,20 @@ ONE_AND_TWO = ([(0,), (1,), (0,)], [(0, 1), (1, 0), (0, 1)])
 @contextmanager
 def subjects_of(model: Any, clip: Any, given: Options) -> Iterator[Subjects]:
     """As Train MCGM makes them, loaded."""
-    text = TextLearner(clip, given.words, given.method, given.rank, given.seed)
-    with Learner(model, given.method, given.rank, given.seed, given.checkpointing, text).loaded() as learner:
+    method = given.method
+    assert method != "auto"
+    text = TextLearner(clip, given.words, method, given.rank, given.seed)
+    with Learner(model, method, given.rank, given.seed, given.checkpointing, text).loaded() as learner:
         yield Subjects(learner, given)
+
+
+def train(
+    subjects: Subjects, shown: Sequence[Examples], given: Options, prior: Prior | None = None,
+    states: Sequence[checkpoint.StateFile] | None = None, on_step: Callable[[loop.Progress], None] | None = None,
+) -> loop.Progress:  # fmt: skip
+    """Both phases by their job, on these examples; the subjects' learner is loaded."""
+    job = ready(subjects.learner, given, subjects=subjects, examples=shown, ordinary=prior)
+    return engine.train(job, states or (), on_step)
 
 
 def roughened(*parts: Adapted) -> None:
@@ -445,7 +460,7 @@ def trained(
     """A training from its beginning or from its states, stopped after this many steps (0: not at all)."""
     told: list[loop.Progress] = []
     scene = Scene(torch.zeros(64, 64, 3), torch.zeros(len(given.words), 64, 64))
-    states = None if path is None else state_files(path, [given.fingerprint(phase, scene) for phase in (1, 2)])
+    states = None if path is None else checkpoint.files_of(path, [given.fingerprint(phase, scene) for phase in (1, 2)])
 
     def after(progress: loop.Progress) -> None:
         told.append(loop.Progress(progress.step, list(progress.losses)))
@@ -825,7 +840,7 @@ def test_fingerprints_are_of_all_that_matters_to_a_phase() -> None:
 
 def test_each_phase_has_a_state_file_of_its_own_that_stays(tmp_path: Path) -> None:
     """The second's is its own fingerprint's."""
-    files = [state_files(tmp_path / "scene.pt", ["one", second]) for second in ("two", "three", "two")]
+    files = [checkpoint.files_of(tmp_path / "scene.pt", ["one", second]) for second in ("two", "three", "two")]
     for (first, second), own in zip(files, ("two", "three", "two"), strict=True):
         assert first.path == tmp_path / "scene-1.pt"
         assert second.path.parent == tmp_path
@@ -838,15 +853,15 @@ def test_each_phase_has_a_state_file_of_its_own_that_stays(tmp_path: Path) -> No
 
 def test_the_first_phases_state_goes_when_nothing_builds_on_it(tmp_path: Path) -> None:
     """Other trainings' files stay, and keep none but their own."""
-    one, two = (state_files(tmp_path / "scene.pt", ["first", second]) for second in ("one", "two"))
-    others = [state_files(tmp_path / name, ["another", "one"]) for name in ("other.pt", "scene2.pt")]
+    one, two = (checkpoint.files_of(tmp_path / "scene.pt", ["first", second]) for second in ("one", "two"))
+    others = [checkpoint.files_of(tmp_path / name, ["another", "one"]) for name in ("other.pt", "scene2.pt")]
     for states in (one, two, *others):
         for state in states:
             state.path.write_bytes(b"kept")
     rest = {state.path for states in others for state in states}
-    remove_states(one)
+    checkpoint.discard(one)
     assert set(tmp_path.iterdir()) == {two[0].path, two[1].path} | rest
-    remove_states(two)
+    checkpoint.discard(two)
     assert set(tmp_path.iterdir()) == rest
 
 

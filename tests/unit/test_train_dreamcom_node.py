@@ -7,7 +7,7 @@ import logging
 import sys
 import types
 from collections.abc import Callable
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,17 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from maskprompt.nodes import progress as node_progress
 from maskprompt.training.dreamcom import loss as dreamcom
-from maskprompt.training.engine import checkpoint, loop
+from maskprompt.training.dreamcom.job import ready
+from maskprompt.training.dreamcom.options import Options
+from maskprompt.training.engine import job, loop
 from maskprompt.training.engine.learner import Learner
 from maskprompt.training.engine.trainable_weights import Method
 from torch import Tensor
 
 from demo.painter import Painter
 
-from .test_dreamcom_training import run_node, states
-from .test_training_learner import fingerprint, predicted, unchanged, unet_of, with_another_lora
+from .test_dreamcom_training import forget, run_node, states
+from .test_training_learner import conditioning, fingerprint, predicted, unchanged, unet_of, with_another_lora
 
 Happens = Callable[[pytest.MonkeyPatch, Painter], None]
 
@@ -131,6 +133,7 @@ def test_cancelled_at_half_and_resumed_reaches_the_same_weights(
     monkeypatch.setattr(dreamcom.Loss, "__call__", counted)
     train = partial(run_node, tiny, model=model, method=method, average=average, steps=6, learning_rate=1e-3, seed=4)
     _, _, losses, _, _ = train()
+    forget(output)
     with monkeypatch.context() as patch:
         cancelled_at(1 + 3, patch)
         with pytest.raises(InterruptProcessingException):
@@ -153,8 +156,9 @@ def test_a_disk_that_is_full_is_a_warning_and_training_goes_on(
     model: Any, tiny: Painter, output: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It breaks off in the middle of the file. An interrupt stays one."""
-    monkeypatch.setattr(dreamcom, "StateFile", partial(checkpoint.StateFile, every=1))
+    monkeypatch.setattr(job.Job, "states", partialmethod(job.Job.states, every=1))
     _, wanted, _, _, _ = run_node(tiny, model=model, steps=3)
+    forget(output)
 
     def full(content: Any, file: Path) -> None:
         file.write_bytes(b"the beginning")
@@ -203,7 +207,7 @@ def grey() -> Tensor:
 def test_crops_are_a_tenth_of_the_bar_and_it_ends_full(told: Told) -> None:
     shown = node_progress.TrainingProgress(None, 50)
     for done in (8, 16, 20):
-        shown.crop(done, 20)
+        shown.tell("Encoding crops", done, 20)
     after = shown.watcher(0, grey)
     for step in (1, 49, 50):
         after(loop.Progress(step, [1.0] * step))
@@ -239,7 +243,7 @@ def test_without_a_server_or_a_node_nothing_is_sent(told: Told, lines: list[tupl
 
 def test_an_interrupt_is_taken_before_anything_is_shown(told: Told) -> None:
     shown = node_progress.TrainingProgress(None, 2)
-    for ask in (lambda: shown.crop(1, 1), lambda: shown.watcher(1, grey)(loop.Progress(1, [1.0]))):
+    for ask in (lambda: shown.tell("Encoding crops", 1, 1), lambda: shown.watcher(1, grey)(loop.Progress(1, [1.0]))):
         comfy.model_management.interrupt_current_processing()
         with pytest.raises(InterruptProcessingException):
             ask()
@@ -255,7 +259,7 @@ def test_an_interrupt_while_a_preview_is_painted_is_no_failed_preview(told: Told
     assert "preview failed" not in caplog.text
 
 
-def test_an_interrupt_is_passed_on_in_older_versions_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_passed_on_in_older_versions_too(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
     """There it is an ordinary exception."""
 
     class OlderError(Exception): ...
@@ -265,7 +269,12 @@ def test_an_interrupt_is_passed_on_in_older_versions_too(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(comfy.model_management, "InterruptProcessingException", OlderError)
     with pytest.raises(OlderError):
-        node_progress.TrainingProgress(None, 2).shown(cancel)
+        node_progress.TrainingProgress(None, 2).watcher(1, cancel)(loop.Progress(1, [1.0]))
+    with Learner(model, "frozen").loaded() as learner:
+        painting = ready(learner, [conditioning(), conditioning()], Options(noun="ball"))
+        monkeypatch.setattr(type(painting), "preview", lambda self: cancel())
+        with pytest.raises(OlderError):
+            painting.painted()
 
 
 def test_a_preview_is_the_batchs_first_picture_in_its_own_colours(told: Told) -> None:
@@ -278,20 +287,3 @@ def test_a_preview_is_the_batchs_first_picture_in_its_own_colours(told: Told) ->
     assert (kind, picture.size, picture.mode, largest) == ("JPEG", (3, 2), "RGB", 512)
     assert picture.getpixel((0, 0)) == (0, 128, 255)
     assert picture.getpixel((2, 1)) == (255, 0, 51)
-
-
-def test_each_training_has_a_state_of_its_own_in_the_output_folder(output: Path) -> None:
-    files = [node_progress.state_file(*given, keep=True) for given in (("dreamcom", "one"), ("dreamcom", "two"), ("other", "one"))]
-    assert len(set(files)) == 3
-    assert {file.parent for file in files} == {output / "maskprompt" / "training"}
-    assert node_progress.state_file("dreamcom", "one", keep=True) == files[0]
-
-
-def test_without_keep_this_trainings_state_is_taken_away_and_no_other(output: Path) -> None:
-    own, other = (node_progress.state_file("dreamcom", name, keep=False) for name in ("own", "other"))
-    own.parent.mkdir(parents=True)
-    for file in (own, other):
-        file.write_bytes(b"kept")
-    assert node_progress.state_file("dreamcom", "own", keep=True).is_file()
-    assert not node_progress.state_file("dreamcom", "own", keep=False).exists()
-    assert other.is_file()

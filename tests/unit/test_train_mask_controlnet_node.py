@@ -21,14 +21,14 @@ from maskprompt.models import files
 from maskprompt.models.mask_controlnet.control import Adapter, MaskControl
 from maskprompt.nodes.mask_controlnet import ONE_FILE, LoadMaskControlNet, MaskConcat, SaveMaskControlNet
 from maskprompt.nodes.train_mask_controlnet import TrainMaskControlNet
-from maskprompt.training.mask_controlnet import loss as mask_controlnet
-from maskprompt.training.mask_controlnet.loss import Options
+from maskprompt.training.mask_controlnet import job as mask_controlnet
+from maskprompt.training.mask_controlnet.options import Options
 from torch import Tensor, nn
 
 from demo.painter import Painter
 
 from .conftest import Sample, random_model
-from .test_dreamcom_training import box_masks, reference_pictures, states, stop_at
+from .test_dreamcom_training import box_masks, kept_states, reference_pictures, states, stop_at
 from .test_mask_controlnet_training import of_stable_diffusion
 from .test_training_learner import same_bits, unet_of
 
@@ -61,7 +61,7 @@ def vae() -> Any:
 
 def executed(**inputs: Any) -> Ran:
     """As ComfyUI's executor does: lists of inputs, in inference mode."""
-    lists = {name: inputs.pop(name) for name in ("images", "masks", "captions")}
+    lists = {name: inputs.pop(name) for name in ("images", "masks", "captions", "references") if name in inputs}
     prepared: Any = TrainMaskControlNet.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "7"}})  # pyright: ignore[reportArgumentType]
     with torch.inference_mode():
         return prepared.execute(**lists, **{name: [value] for name, value in inputs.items()}).args
@@ -73,6 +73,8 @@ def node(model: Any, tiny: Painter, vae: Any, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
 
     def run(**inputs: Any) -> Ran:
+        for file in set(kept_states(tmp_path)) - set(states(tmp_path)):
+            file.unlink()  # of a finished training, whose result would come at once
         usual = {
             "model": model, "clip": tiny.clip, "vae": vae, "images": [reference_pictures(3)], "masks": [box_masks(3)],
             "captions": ["a red box\na box on grass\na box"], "steps": 1, "learning_rate": 1e-3, "batch_size": 1, "size": SIZE, "seed": 0,
@@ -222,7 +224,8 @@ def test_left_alone_the_inputs_are_the_trainings_own(tiny: Painter, monkeypatch:
     inputs = {one.id: one for one in TrainMaskControlNet.define_schema().inputs}
     required = {"model": tiny.model, "clip": tiny.clip, "vae": tiny.vae, "images": [reference_pictures(1)], "masks": [box_masks(1)],
                 "captions": ["a box"]}  # fmt: skip
-    defaults = {name: one.default for name, one in inputs.items() if name not in required}  # pyright: ignore[reportAttributeAccessIssue]
+    wires = {*required, "references"}
+    defaults = {name: one.default for name, one in inputs.items() if name not in wires}  # pyright: ignore[reportAttributeAccessIssue]
     least = {name: value for name, value in defaults.items() if not inputs[name].optional}
     for settings in (defaults, least):
         with pytest.raises(SeenError) as found:
@@ -336,6 +339,10 @@ def without_text() -> Any:
         ({"model": without_text}, "needs a UNet with cross-attention: SD 1.5, SD 2.1 or SDXL"),
         ({"size": 512}, "picture 1 is 64 x 64 pixels, too small for crops of 512"),
         ({"size": 68}, "size is 68: the side of the training crops is a multiple of 8"),
+        ({"pairs": "grounds", "references": [reference_pictures(3)]}, "references are wired, and pairs is grounds.*set pairs to given"),
+        ({"pairs": "given"}, "pairs is given, but not every picture has a reference"),
+        ({"pairs": "grounds", "images": [reference_pictures(1)], "masks": [box_masks(1)], "captions": ["a"]}, "there is one picture"),
+        ({"references": [reference_pictures(2)]}, "3 pictures but 2 references"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_encoded_or_trained(
@@ -368,3 +375,22 @@ def test_too_little_memory_is_said_before_anything_is_encoded(tiny: Painter, vae
     monkeypatch.setattr(tiny.clip, "encode_from_tokens_scheduled", lambda *given: pytest.fail("too early"))
     with pytest.raises(ValueError, match=r"this training needs about .* What would do: a smaller model"):
         node()
+
+
+def test_the_node_trains_on_pairs(node: Node) -> None:
+    """Both kinds learn, each something else than without; wired references are taken without a further word."""
+    images = reference_pictures(3)
+    usual: dict[str, Any] = {"images": [images], "steps": 2, "learning_rate": 1e-2}
+    found = [
+        weights(node(**usual, **more))
+        for more in (
+            {},
+            {"pairs": "grounds"},
+            {"pairs": "given", "references": [images.flip(-1)]},
+            {"references": [images.flip(-1)]},
+            {"references": [images]},
+        )
+    ]
+    same = [[all(torch.equal(value, two[name]) for name, value in one.items()) for two in found] for one in found]
+    alike = {(first, second) for first in range(5) for second in range(first) if same[first][second]}
+    assert alike == {(3, 2), (4, 0)}

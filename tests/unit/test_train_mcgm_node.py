@@ -31,7 +31,7 @@ from maskprompt.training.engine.learner import Learner
 from maskprompt.training.engine.trainable_weights import Method
 from maskprompt.training.mcgm import examples as mcgm_samples
 from maskprompt.training.mcgm import loss as mcgm
-from maskprompt.training.mcgm.options import Options
+from maskprompt.training.mcgm.options import PRESETS, Options
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from demo.painter import Painter
 
 from .conftest import random_model
-from .test_dreamcom_training import states
+from .test_dreamcom_training import kept_states as states
 from .test_mask_encoder import blobs
 from .test_mcgm_nodes import painted
 from .test_train_dreamcom_node import cancelled_at
@@ -325,7 +325,7 @@ def shown_options(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> tu
     monkeypatch.setattr(TrainMCGM, "_trained", classmethod(stop))
     with pytest.raises(EnoughError):
         run()
-    return found[4], found[5:]
+    return found[5], found[6:]
 
 
 def test_an_input_left_out_is_its_default(tiny: Painter, node: Node, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +338,7 @@ def test_an_input_left_out_is_its_default(tiny: Painter, node: Node, model: Any,
     required = {part.id: defaults[part.id] for part in inputs if not part.optional}
     every, some = (shown_options(monkeypatch, lambda given=given: TrainMCGM.execute(**given)) for given in (defaults, required))
     assert every == some
-    assert every[0] == replace(every[0], words=("ball", "star"), method="lora", rate=None, seed=0, batch=1, checkpointing=True)
+    assert every[0] == replace(every[0], words=("ball", "star"), method="auto", rate=None, seed=0, batch=1, checkpointing=True)
     assert every[1] == ["scene", 100, True]
     parameters = inspect.signature(TrainMCGM.execute).parameters
     assert parameters.keys() - {"given"} <= required.keys()
@@ -356,6 +356,7 @@ def test_every_choice_reaches_the_training(node: Node, monkeypatch: pytest.Monke
         ({"background_weight": 0.9}, {"background_weight": 0.9}), ({"prior_weight": 0.6}, {"prior_weight": 0.6}),
         ({"mask_tokens": "paper"}, {"mode": "paper"}), ({"mask_tokens": "off"}, {"masks": False}),
         ({"gradient_checkpointing": True}, {"checkpointing": True}), ({"average": 0.9}, {"average": 0.9}),
+        ({"preset": "paper"}, PRESETS["paper"]),
     ]  # fmt: skip
     for given, wanted in choices:
         found, others = shown_options(monkeypatch, lambda given=given: node(**given))
@@ -692,7 +693,8 @@ def test_auto_is_a_lora_on_a_cpu_and_all_weights_where_they_fit(
     needed: list[tuple[memory.Estimate, str]] = []
     check = memory.check
 
-    def roomy(device: Any, full: memory.Estimate) -> Method:
+    def roomy(device: Any, full: memory.Estimate, disk: int | None) -> Method:
+        assert disk is not None
         asked.append((device, full))
         return "full"
 

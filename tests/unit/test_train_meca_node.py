@@ -27,7 +27,7 @@ from demo.painter import Painter
 from .adapters import small_clip_vision
 from .conftest import Sample, random_model
 from .test_dreamcom_nodes import corner
-from .test_dreamcom_training import box_masks, reference_pictures, states
+from .test_dreamcom_training import box_masks, kept_states, reference_pictures, states
 from .test_training_learner import same_bits
 
 SIZE = 64
@@ -57,6 +57,8 @@ def node(tiny: Painter, clip_vision: Any, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
 
     def run(**inputs: Any) -> Ran:
+        for file in set(kept_states(tmp_path)) - set(states(tmp_path)):
+            file.unlink()  # of a finished training, whose result would come at once
         given = {
             "model": tiny.model, "clip": tiny.clip, "vae": tiny.vae, "clip_vision": clip_vision, "steps": 1, "learning_rate": 1e-3,
             "batch_size": 2, "size": SIZE, "tokens": 4, "mode": "region", "seed": 0, "preview_every": 0, "gradient_checkpointing": False,

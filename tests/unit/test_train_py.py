@@ -25,7 +25,9 @@ from maskprompt.training.command import comfyui, program
 from maskprompt.training.command.processes import Processes, UnreadyError
 from maskprompt.training.command.work import Work
 from maskprompt.training.data import folder
-from maskprompt.training.dreamcom import loss as dreamcom
+from maskprompt.training.dreamcom import examples as dreamcom
+from maskprompt.training.dreamcom.loss import Loss
+from maskprompt.training.dreamcom.options import Options
 from maskprompt.training.engine import loop
 from maskprompt.training.engine.learner import Learner
 from PIL import Image
@@ -96,14 +98,14 @@ def failure(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
 
 def signal_at(step: int, number: signal.Signals, patch: pytest.MonkeyPatch) -> None:
     """This process gets a signal while it computes the loss of a step."""
-    plain = dreamcom.Loss.__call__
+    plain = Loss.__call__
 
-    def call(self: dreamcom.Loss, at: int, generator: torch.Generator) -> torch.Tensor:
+    def call(self: Loss, at: int, generator: torch.Generator) -> torch.Tensor:
         if at == step:
             signal.raise_signal(number)
         return plain(self, at, generator)
 
-    patch.setattr(dreamcom.Loss, "__call__", call)
+    patch.setattr(Loss, "__call__", call)
 
 
 def test_the_program_trains_a_lora_that_the_stock_loader_takes(
@@ -274,13 +276,13 @@ def apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
 def mean_gradient_steps(pictures: Path, steps: int, processes: tuple[int, ...]) -> dict[str, torch.Tensor]:
     """The weights after AdamW on the mean gradient of these processes' losses, clipped to a norm of 1."""
     model, clip, vae = comfyui.load_checkpoint(str(tiny_model.CHECKPOINT))
-    options = dreamcom.Options(noun="star", steps=3, rate=1e-3, rank=4, size=64)
+    options = Options(noun="star", steps=3, rate=1e-3, rank=4, size=64)
     examples = dreamcom.encode(folder.load(pictures), vae, options)
     with torch.no_grad():
         text = clip.encode_from_tokens_scheduled(clip.tokenize(options.prompt))
-    learner = Learner(model, options.method, options.rank, options.seed)
+    learner = Learner(model, "lora", options.rank, options.seed)
     with learner.loaded():
-        loss = dreamcom.Loss(learner, examples, text, options)
+        loss = Loss(learner, examples, text, options)
         values = list(learner.parameters.values())
         optimizer = torch.optim.AdamW(values, 1e-3, weight_decay=1e-2)
         for step in range(steps):
@@ -351,7 +353,7 @@ def test_many_processes_without_accelerate(command: Command, failure: Callable[[
 
 def test_defaults_are_the_trainings_own(pictures: Path) -> None:
     given = program.parser().parse_args(["dreamcom", "--checkpoint", "a", "--pictures", "b", "--noun", "object"])
-    usual = dreamcom.Options()
+    usual = Options()
     assert {field.name: getattr(given, field.name) for field in fields(usual)} == {
         field.name: getattr(usual, field.name) for field in fields(usual)
     }
@@ -541,7 +543,7 @@ def test_a_mask_hides_what_is_transparent_in_it(tmp_path: Path) -> None:
 
 def test_the_fingerprint_is_of_pictures_not_of_names(pictures: Path) -> None:
     before = folder.load(pictures)
-    options = replace(dreamcom.Options(), noun="star")
+    options = replace(Options(), noun="star")
     (pictures / "0.png").rename(pictures / "00.png")
     (pictures / "0.mask.png").rename(pictures / "00.mask.png")
     assert options.fingerprint(folder.load(pictures)) == options.fingerprint(before)

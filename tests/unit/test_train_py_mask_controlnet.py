@@ -23,6 +23,7 @@ from maskprompt.training.command import mask_controlnet as COMMAND
 from maskprompt.training.command.work import Work
 from maskprompt.training.data import object_folder
 from maskprompt.training.engine import loop
+from maskprompt.training.engine.job import Job
 from maskprompt.training.mask_controlnet import loss as mask_controlnet
 from maskprompt.training.mask_controlnet.options import Options
 from PIL import Image
@@ -138,11 +139,11 @@ def test_interrupted_or_killed_and_given_again_the_command_ends_as_if_nothing_ha
 ) -> None:
     """With previews; across the border of two readings. The file is one that Load Mask-ControlNet takes, and says what it is."""
     monkeypatch.setattr("maskprompt.training.engine.preview.STEPS", 2)
-    monkeypatch.setattr("maskprompt.training.mask_controlnet.loss.AHEAD", 2)
+    monkeypatch.setattr("maskprompt.training.mask_controlnet.job.AHEAD", 2)
     write = loop.StateFile.write
 
-    def kept(self: loop.StateFile, learning: Any) -> None:
-        write(self, learning)
+    def kept(self: loop.StateFile, learning: Any, finished: bool) -> None:
+        write(self, learning, finished)
         if learning.step == 2:
             shutil.copy(self.path, tmp_path / "killed.state.pt")
 
@@ -208,18 +209,18 @@ def test_the_program_annotates_and_trains_as_a_user_starts_it(tmp_path: Path, pl
 def child(lines: Sequence[list[str]], place: Path) -> list[int]:
     """One of several processes, which gives these commands one after the other; leaves its losses, its weights, and how often it asked
     SAM and BLIP in `place`. The exit statuses."""
-    run = Work.run
+    run = Work.train
     number = os.environ.get("RANK", "alone")
 
-    def watched(self: Work, parameters: dict[str, torch.nn.Parameter], *rest: Any, **more: Any) -> loop.Progress:
-        done = run(self, parameters, *rest, **more)
-        weights = {name: value.detach() for name, value in parameters.items()}
+    def watched(self: Work, training: Job[Any], *rest: Any) -> tuple[loop.Progress, Any]:
+        done, learned = run(self, training, *rest)
+        weights = {name: value.detach() for name, value in training.parameters(0).items()}
         torch.save({"losses": done.losses, "weights": weights}, place / f"{number}.pt")
-        return done
+        return done, learned
 
     with pytest.MonkeyPatch.context() as patch:
         sam, blip = stand_ins(patch)
-        patch.setattr(Work, "run", watched)
+        patch.setattr(Work, "train", watched)
         found = [train.main(line) for line in lines]
         (place / f"asked-{number}.json").write_text(json.dumps([len(sam.asked), blip.write.groups]), "utf-8")
         return found
@@ -382,3 +383,16 @@ def test_a_blip_is_loaded_from_any_folder(tmp_path: Path, folders: Path) -> None
     model = comfyui.load_blip(str(tiny_blip(tmp_path / "my blip")))
     assert model.name == "my blip"
     assert len(COMMAND.captions(model, [torch.rand(40, 50, 3), torch.rand(20, 30, 3)])) == 2
+
+
+@pytest.mark.usefixtures("loaded")
+def test_the_command_trains_on_pairs(command: Command, place: Path, tmp_path: Path, failure: Callable[[list[str]], str]) -> None:
+    assert re.search(r"2 pictures \(a\.png, b\.png\): there is no reference", failure(command(pairs="given", steps=1)))
+    assert train.main(command("grounds.safetensors", pairs="grounds", steps=1)) == 0
+    for name in "ab":
+        Image.open(place / f"{name}.png").rotate(180).save(place / f"{name}.reference.png")
+    assert train.main(command("given.safetensors", pairs="given", steps=1)) == 0
+    assert train.main(command("none.safetensors", steps=1)) == 0
+    for pairs in ("grounds", "given", "none"):
+        with safe_open(tmp_path / f"{pairs}.safetensors", "pt") as file:
+            assert (file.metadata()["pairs"], file.metadata()["pictures"]) == (pairs, "2")

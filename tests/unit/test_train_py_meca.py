@@ -20,7 +20,9 @@ from maskprompt.models.ip_adapter import adapter as meca_adapter
 from maskprompt.models.ip_adapter import file as meca_file
 from maskprompt.training.command import program
 from maskprompt.training.engine import loop
-from maskprompt.training.meca import loss as meca
+from maskprompt.training.engine.job import Job
+from maskprompt.training.meca.loss import Loss
+from maskprompt.training.meca.options import Options
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -61,14 +63,14 @@ def failure(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
 
 def signal_at(step: int, number: signal.Signals, patch: pytest.MonkeyPatch) -> None:
     """This process gets a signal while it computes the loss of a step."""
-    plain = meca.Loss.__call__
+    plain = Loss.__call__
 
-    def call(self: meca.Loss, at: int, generator: torch.Generator) -> torch.Tensor:
+    def call(self: Loss, at: int, generator: torch.Generator) -> torch.Tensor:
         if at == step:
             signal.raise_signal(number)
         return plain(self, at, generator)
 
-    patch.setattr(meca.Loss, "__call__", call)
+    patch.setattr(Loss, "__call__", call)
 
 
 def test_interrupted_and_given_again_the_command_ends_as_if_nothing_had_been(
@@ -111,13 +113,13 @@ def child(line: list[str], place: Path, number: int) -> int:
     from maskprompt.training.command.work import Work
     from maskprompt.training.meca.examples import Source
 
-    run = Work.run
+    run = Work.train
     made = Source.__call__
 
-    def watched(self: Any, parameters: Any, *rest: Any, **more: Any) -> loop.Progress:
-        done = run(self, parameters, *rest, **more)
-        torch.save({name: value.detach() for name, value in parameters.items()}, place / f"{number}.pt")
-        return done
+    def watched(self: Work, training: Job[Any], *rest: Any) -> tuple[loop.Progress, Any]:
+        done, learned = run(self, training, *rest)
+        torch.save({name: value.detach() for name, value in training.parameters(0).items()}, place / f"{number}.pt")
+        return done, learned
 
     def noted(self: Any, chunk: int) -> Any:
         found = made(self, chunk)
@@ -125,7 +127,7 @@ def child(line: list[str], place: Path, number: int) -> int:
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Work, "run", watched)
+        patch.setattr(Work, "train", watched)
         patch.setattr(Source, "__call__", noted)
         return train.main(line)
 
@@ -169,7 +171,7 @@ def test_two_processes_learn_the_same_from_different_samples(command: Callable[.
 
 def test_defaults_are_the_trainings_own() -> None:
     given = program.parser().parse_args(["meca", "--checkpoint", "a", "--pictures", "b/my cats", "--clip-vision", "c"])
-    usual = meca.Options()
+    usual = Options()
     assert {field.name: getattr(given, field.name) for field in fields(usual)} == {
         field.name: getattr(usual, field.name) for field in fields(usual)
     }
@@ -182,7 +184,7 @@ def test_every_option_is_taken() -> None:
         "--average 0.5 --no-checkpointing --seed 4"
     )
     given = program.parser().parse_args(["meca", "--checkpoint", "a", "--pictures", "b", "--clip-vision", "c", *line.split()])
-    assert meca.Options(**{field.name: getattr(given, field.name) for field in fields(meca.Options)}) == meca.Options(
+    assert Options(**{field.name: getattr(given, field.name) for field in fields(Options)}) == Options(
         random_crop=True, flip=True, text_only=0.1, masked=1.0, blank=0.0, text_dropout=0.2, threshold=0.3, mode="query",
         weight_decay=0.0, average=0.5, checkpointing=False, seed=4,
     )  # fmt: skip

@@ -13,7 +13,11 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from maskprompt.training.dreamcom.loss import Examples, Loss, Options, train
+from maskprompt.training.dreamcom.examples import Examples
+from maskprompt.training.dreamcom.job import ready
+from maskprompt.training.dreamcom.loss import Loss
+from maskprompt.training.dreamcom.options import Options
+from maskprompt.training.engine import job as engine
 from maskprompt.training.engine import loop, model_copy
 from maskprompt.training.engine.learner import Learner
 from maskprompt.training.engine.preview import paint
@@ -54,6 +58,14 @@ def with_lora(model: Any, state: dict[str, Tensor], strength: float = 1.0) -> An
 
 def conditioning(seed: int = 0, **more: Any) -> list[list[Any]]:
     return [[torch.randn(1, 77, 128, generator=torch.Generator().manual_seed(seed)), more]]
+
+
+def train(learner: Learner, given: Examples, text: Any, options: Options, **more: Any) -> loop.Progress:
+    """By its job, on these examples (the learner must be loaded)."""
+    fingerprint = more.pop("fingerprint", "")
+    job = ready(learner, [text, text], options, fingerprint, examples=given)
+    path = more.pop("state", None)
+    return engine.train(job, job.states(path) if path else (), **more)
 
 
 def trained(learner: Learner, steps: int = 3, **more: Any) -> loop.Progress:

@@ -130,7 +130,7 @@ def test_an_error_in_the_loss_keeps_the_state_too(tmp_path: Path) -> None:
 
 def test_the_state_is_written_every_so_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
-    monkeypatch.setattr(checkpoint.StateFile, "write", lambda self, learning: written.append(learning.step))
+    monkeypatch.setattr(checkpoint.StateFile, "write", lambda self, learning, finished: written.append(learning.step))
     trained(parameters(), file_in(tmp_path, every=5))
     trained(parameters(), file_in(tmp_path, every=4))
     assert written == [5, 10, 4, 8]

@@ -12,13 +12,18 @@ import pytest
 import torch
 from maskprompt.attention import ip_adapter_layers
 from maskprompt.attention.meca import Mode
+from maskprompt.conditioning.texts import together
 from maskprompt.models.ip_adapter import adapter as meca_adapter
 from maskprompt.models.ip_adapter import file as meca_file
 from maskprompt.models.ip_adapter.network import MecaNetwork
 from maskprompt.training.engine import loop, memory
+from maskprompt.training.engine.job import run
 from maskprompt.training.engine.learner import Learner
-from maskprompt.training.meca import loss as meca
-from maskprompt.training.meca.loss import Examples, Loss, Options
+from maskprompt.training.meca.examples import Examples
+from maskprompt.training.meca.job import finished, preview, ready
+from maskprompt.training.meca.keys import fresh, keys_of, patches_of, size
+from maskprompt.training.meca.loss import Loss
+from maskprompt.training.meca.options import Options
 from torch import Tensor
 
 from .test_dreamcom_nodes import small_sdxl
@@ -161,8 +166,8 @@ def test_the_loss_is_equation_7_under_equations_3_4_and_6(model: Any, mode: Mode
     noise = noise_of(pictures)
     learner = Learner(model, "frozen")
     with learner.loaded():
-        network = moved(meca.fresh(learner, FEATURES, OPTIONS))
-        loss = Loss(learner, network, source(), replace(OPTIONS, mode=mode))
+        network = moved(fresh(learner, FEATURES, OPTIONS))
+        loss = Loss(learner, network, replace(OPTIONS, mode=mode))
         sigmas = loss.schedule.sigmas[steps]
         found = loss.of(pictures, noise, sigmas).item()
         rows = [slice(row, row + 1) for row in range(3)]
@@ -181,12 +186,12 @@ def test_odd_sizes_and_texts_of_several_lengths(model: Any, side: tuple[int, int
     sigmas = torch.tensor([5.0, 0.3, 1.0])
     learner = Learner(model, "frozen")
     with learner.loaded(), torch.no_grad():
-        loss = Loss(learner, moved(meca.fresh(learner, FEATURES, OPTIONS)), source(), OPTIONS)
+        loss = Loss(learner, moved(fresh(learner, FEATURES, OPTIONS)), OPTIONS)
         rows = [slice(row, row + 1) for row in range(3)]
         alone = [loss.of(pictures.part(row), noise[row], sigmas[row]).item() for row in rows]
         found = loss.of(pictures, noise, sigmas).item()
     assert [text[0][0].shape[1] for text in pictures.texts] == [77, 154, 231]
-    assert meca.together(pictures.texts)[0][0].shape == (3, 462, 128)
+    assert together(pictures.texts)[0][0].shape == (3, 462, 128)
     assert found == pytest.approx(sum(alone) / 3, rel=1e-5)
     assert len({round(one, 3) for one in alone}) == 3
 
@@ -199,9 +204,9 @@ def test_sdxls_pooled_texts_stay_with_their_samples() -> None:
     sigmas = torch.tensor([5.0, 0.3])
     learner = Learner(small_sdxl(), "frozen")
     with learner.loaded(), torch.no_grad():
-        network = moved(meca.fresh(learner, FEATURES, OPTIONS))
+        network = moved(fresh(learner, FEATURES, OPTIONS))
         assert list(network.widths) == [*range(1, 2 * len(network.widths), 2)]
-        loss = Loss(learner, network, source(), OPTIONS)
+        loss = Loss(learner, network, OPTIONS)
         alone = [loss.of(pictures.part(slice(row, row + 1)), noise[row : row + 1], sigmas[row : row + 1]).item() for row in range(2)]
         found = loss.of(pictures, noise, sigmas).item()
         crossed = loss.of(replace(pictures, texts=[conditioning(row, **texts[1 - row][0][1]) for row in range(2)]), noise, sigmas).item()
@@ -214,9 +219,9 @@ def test_it_begins_with_the_texts_own_keys_and_values(model: Any, patched: bool)
     """With a LoRA on the model: what its text then has."""
     learner = Learner(with_another_lora(model) if patched else model, "frozen")
     with learner.loaded():
-        network = meca.fresh(learner, FEATURES, OPTIONS)
+        network = fresh(learner, FEATURES, OPTIONS)
         state = {name: value.clone() for name, value in learner.network.diffusion_model.state_dict().items()}
-    assert sum(value.numel() for value in network.parameters()) == meca.size(learner, FEATURES, OPTIONS)
+    assert sum(value.numel() for value in network.parameters()) == size(learner, FEATURES, OPTIONS)
     weights = network.state_dict()
     for number, (name, block, index) in ip_adapter_layers.numbered(model.model.diffusion_model).items():
         place = (
@@ -228,8 +233,8 @@ def test_it_begins_with_the_texts_own_keys_and_values(model: Any, patched: bool)
     changed = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     assert torch.equal(state[changed], model.model.diffusion_model.state_dict()[changed]) is not patched
     assert network.image_proj.tokens == OPTIONS.tokens
-    again = meca.fresh(learner, FEATURES, OPTIONS).state_dict()
-    other = meca.fresh(learner, FEATURES, replace(OPTIONS, seed=1)).state_dict()
+    again = fresh(learner, FEATURES, OPTIONS).state_dict()
+    other = fresh(learner, FEATURES, replace(OPTIONS, seed=1)).state_dict()
     assert torch.equal(again["image_proj.queries"], weights["image_proj.queries"])
     assert not torch.equal(other["image_proj.queries"], weights["image_proj.queries"])
 
@@ -240,10 +245,14 @@ def test_gradients_reach_the_adapter_and_nothing_else(model: Any, checkpointing:
     learner = Learner(model, "frozen", checkpointing=checkpointing)
     assert learner.parameters == {}
     with learner.loaded():
-        network = moved(meca.fresh(learner, FEATURES, OPTIONS))
+        training = ready(learner, source(), FEATURES, replace(OPTIONS, steps=1))
+        training.fetch(0)
+        training.begin()
+        training.load()
+        network = moved(training.network)
         copied = {name: value.clone() for name, value in learner.network.state_dict().items()}
-        meca.train(learner, network, source(), replace(OPTIONS, steps=1))
-        Loss(learner, network, source(), OPTIONS).of(examples(), noise_of(examples()), torch.tensor([1.0, 2.0, 3.0])).backward()
+        loop.run(training.parameters(0), training.loss, training.phases[0].settings)
+        Loss(learner, network, OPTIONS).of(examples(), noise_of(examples()), torch.tensor([1.0, 2.0, 3.0])).backward()
         assert all(value.grad is None and not value.requires_grad for value in learner.network.parameters())
         assert all(torch.equal(value, copied[name]) for name, value in learner.network.state_dict().items())
         dead = [name for name, value in network.named_parameters() if value.grad is None or not bool(value.grad.any())]
@@ -257,8 +266,8 @@ def test_checkpointing_changes_no_gradient(model: Any) -> None:
     for checkpointing in (True, False):
         learner = Learner(model, "frozen", checkpointing=checkpointing)
         with learner.loaded():
-            network = meca.fresh(learner, FEATURES, OPTIONS)
-            Loss(learner, network, source(), OPTIONS).of(examples(), noise_of(examples()), torch.tensor([1.0, 2.0, 3.0])).backward()
+            network = fresh(learner, FEATURES, OPTIONS)
+            Loss(learner, network, OPTIONS).of(examples(), noise_of(examples()), torch.tensor([1.0, 2.0, 3.0])).backward()
         found.append({name: value.grad for name, value in network.named_parameters()})
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name], atol=1e-6, rtol=1e-4)
@@ -270,10 +279,10 @@ def test_no_image_is_learned_as_guidance_asks_for_it(model: Any) -> None:
 
     learner = Learner(model, "frozen")
     with learner.loaded(), torch.no_grad():
-        network = moved(meca.fresh(learner, FEATURES, OPTIONS))
+        network = moved(fresh(learner, FEATURES, OPTIONS))
         numbers = ip_adapter_layers.numbered(learner.network.diffusion_model)
-        learned = meca.keys_of(network.half().float(), numbers, examples().features, 3)
-        pairs = meca.finished(network, OPTIONS, "a test", "it").pairs(encoded(patches=FEATURES))
+        learned = keys_of(network.half().float(), numbers, examples().features, 3)
+        pairs = finished(network, OPTIONS, "a test", "it").pairs(encoded(patches=FEATURES))
         for number, layer in numbers.items():
             for found, wanted in zip(learned.of(layer, (2,), torch.zeros(1)), pairs[number], strict=True):
                 torch.testing.assert_close(found, wanted[-1:], atol=1e-5, rtol=1e-4)
@@ -285,10 +294,10 @@ def test_the_loss_on_a_fixed_batch_falls(model: Any) -> None:
     learner = Learner(model, "frozen", checkpointing=False)
     pictures = examples()
     with learner.loaded():
-        network = meca.fresh(learner, FEATURES, OPTIONS)
-        loss = Loss(learner, network, source(), OPTIONS)
+        network = fresh(learner, FEATURES, OPTIONS)
+        loss = Loss(learner, network, OPTIONS)
         fixed = pictures, noise_of(pictures), torch.tensor([0.5, 2.0, 1.0])
-        progress = loop.run(meca.parameters_of(network), lambda step, generator: loss.of(*fixed), loop.Settings(20, 3e-3))
+        progress = loop.run(dict(network.named_parameters()), lambda step, generator: loss.of(*fixed), loop.Settings(20, 3e-3))
     assert progress.losses[-1] < 0.9 * progress.losses[0]
 
 
@@ -317,15 +326,14 @@ def trained(model: Any, options: Options, state: Path | None = None, stop: int =
             asked.append(chunk)
         return source()(chunk)
 
-    learner = Learner(model, "frozen")
-    with learner.loaded():
-        network = meca.fresh(learner, FEATURES, options)
-        if stop:
-            with pytest.raises(StopError):
-                meca.train(learner, network, noted, options, state, "mark", after)
-        else:
-            meca.train(learner, network, noted, options, state, "mark")
-    return network
+    training = ready(Learner(model, "frozen"), noted, FEATURES, options, "mark")
+    states = () if state is None else training.states(state)
+    if stop:
+        with pytest.raises(StopError):
+            run(training, states, after)
+    else:
+        run(training, states)
+    return training.network
 
 
 @pytest.mark.parametrize("stop", [3, 4], ids=["within a chunk", "at a chunk's end"])
@@ -342,7 +350,8 @@ def test_interrupted_and_resumed_it_ends_as_if_nothing_had_been(model: Any, tmp_
     assert any(not torch.allclose(broken[name], value, atol=1e-4) for name, value in whole.items())
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, atol=1e-5, rtol=1e-4)
-    assert not (tmp_path / "state.pt").exists()
+    done = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert (done["step"], done["finished"]) == (6, True), "what was learned stays until it is saved"
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -350,16 +359,19 @@ def test_each_step_takes_samples_of_its_own(model: Any, monkeypatch: pytest.Monk
     seen: list[Examples] = []
     monkeypatch.setattr(Loss, "of", lambda self, pictures, noise, sigmas: seen.append(pictures) or torch.zeros((), requires_grad=True))
     learner = Learner(model, "frozen")
-    loss = Loss(learner, meca.fresh(learner, FEATURES, OPTIONS), source(), OPTIONS)
-    monkeypatch.setattr(learner, "load", lambda: None)
+    training = ready(learner, source(), FEATURES, OPTIONS)
+    training.begin()
+    fetched = []
     for step in range(4):
-        loss(step, loop.random_numbers(0, step))
+        fetched.append(training.fetch(step))
+        training.loss(step, loop.random_numbers(0, step))
+    assert fetched == [True, False, True, False]
     wanted = torch.cat([source()(chunk).latents for chunk in range(2)])
     assert torch.equal(torch.cat([one.latents for one in seen]), wanted)
     assert [OPTIONS.samples(chunk) for chunk in range(4)] == [4, 4, 4, 0]
     assert replace(OPTIONS, steps=5).samples(2) == 2
     with pytest.raises(ValueError, match="chunk 0 of the samples holds 3; 4 are needed"):
-        Loss(learner, loss.network, lambda chunk: examples(3), OPTIONS)(1, loop.random_numbers(0, 1))
+        ready(learner, lambda chunk: examples(3), FEATURES, OPTIONS).fetch(1)
 
 
 def test_what_was_learned_is_saved_and_loaded_as_it_was(model: Any, tmp_path: Path) -> None:
@@ -367,8 +379,8 @@ def test_what_was_learned_is_saved_and_loaded_as_it_was(model: Any, tmp_path: Pa
 
     learner = Learner(model, "frozen")
     with learner.loaded():
-        network = moved(meca.fresh(learner, FEATURES, replace(OPTIONS, mode="query")))
-        adapter = meca.finished(network, replace(OPTIONS, mode="query"), "a test", "it")
+        network = moved(fresh(learner, FEATURES, replace(OPTIONS, mode="query")))
+        adapter = finished(network, replace(OPTIONS, mode="query"), "a test", "it")
     meca_file.save(adapter.patcher.model, adapter.about, str(tmp_path / "it.safetensors"))
     assert [file.name for file in tmp_path.iterdir()] == ["it.safetensors"]
     loaded = meca_adapter.load(str(tmp_path / "it.safetensors"))
@@ -389,16 +401,21 @@ def test_a_preview_shows_what_was_learned_and_leaves_nothing(model: Any, monkeyp
     monkeypatch.setattr("maskprompt.training.engine.preview.STEPS", 2)
     learner = Learner(model, "frozen")
     with learner.loaded():
-        network = meca.fresh(learner, FEATURES, OPTIONS)
+        network = fresh(learner, FEATURES, OPTIONS)
         fixed = examples(), noise_of(examples()), torch.tensor([0.5, 2.0, 1.0])
-        loss = Loss(learner, network, source(), OPTIONS)
+        loss = Loss(learner, network, OPTIONS)
         before = loss.of(*fixed).item()
-        shown = [meca.preview(learner, network, examples(), Decoder(), conditioning(9), OPTIONS) for _ in range(2)]
-        plain = meca.preview(
-            learner, network, replace(examples(), masked=torch.zeros(3, dtype=torch.bool)), Decoder(), conditioning(9), OPTIONS
-        )
+
+        def previewed(pictures: Examples) -> Tensor:
+            found = preview(learner, network, pictures, Decoder(), conditioning(9), OPTIONS)
+            learner.load()
+            return found
+
+        shown = [previewed(examples()) for _ in range(2)]
+        plain = previewed(replace(examples(), masked=torch.zeros(3, dtype=torch.bool)))
         assert loss.of(*fixed).item() == before
-        other = meca.preview(learner, moved(network), examples(), Decoder(), conditioning(9), OPTIONS)
+        moved(network)
+        other = previewed(examples())
     assert shown[0].shape == (1, 4, 8, 8)
     assert torch.equal(*shown)
     assert not torch.equal(shown[0], other)
@@ -418,13 +435,13 @@ def test_a_model_that_predicts_velocity_learns_velocity() -> None:
     steps = torch.tensor([500])
     noise = noise_of(pictures)
     with learner.loaded(), torch.no_grad():
-        loss = Loss(learner, meca.fresh(learner, FEATURES, OPTIONS), source(), OPTIONS)
+        loss = Loss(learner, fresh(learner, FEATURES, OPTIONS), OPTIONS)
         sigma = loss.schedule.sigmas[steps]
         found = loss.of(pictures, noise, sigma).item()
         z = pictures.latents * 0.18215
-        keys = meca.keys_of(loss.network, loss.layers, pictures.features, 1)
+        keys = keys_of(loss.network, loss.layers, pictures.features, 1)
         conditions = learner.conditions(pictures.texts[0], z, {"latent_image": z})
-        denoised = learner.denoised(z + noise * sigma, sigma, conditions, meca.patches_of(keys, pictures, "region"))
+        denoised = learner.denoised(z + noise * sigma, sigma, conditions, patches_of(keys, pictures, "region"))
     alpha = 1 / (sigma**2 + 1)
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * z
     noisy = alpha.sqrt() * z + (1 - alpha).sqrt() * noise

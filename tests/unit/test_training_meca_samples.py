@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from maskprompt.conditioning.texts import Texts
 from maskprompt.models.clip_vision import patch_visibility
 from maskprompt.training.data import captions, folder
 from maskprompt.training.data.captions import Given, Picture
 from maskprompt.training.engine.checkpoint import signature_of
 from maskprompt.training.meca import random_masks
-from maskprompt.training.meca.examples import Plan, Sample, Source, Texts, encode, square, width_of
-from maskprompt.training.meca.options import Examples, Options
+from maskprompt.training.meca.examples import Examples, Plan, Sample, Source, encode, square, width_of
+from maskprompt.training.meca.options import Options
 from PIL import Image
 from torch import Tensor
 

@@ -144,8 +144,38 @@ def test_auto_trains_all_weights_where_they_fit(monkeypatch: pytest.MonkeyPatch)
     sdxl = memory.Estimate(0, 40 * GIB, GIB)
     for there, needed, wanted in ((15.99, sd15, "full"), (12, sd15, "lora"), (24, sdxl, "lora"), (48, sdxl, "full"), (24, None, "full")):
         monkeypatch.setattr(memory, "total_memory", lambda device, there=there: there * GIB)
+        monkeypatch.setattr(memory, "available_memory", lambda device, there=there: there * GIB)
         assert memory.method_for(gpu, needed) == wanted
         assert memory.method_for(cpu, needed) == "lora"
+
+
+def test_auto_decides_by_what_is_free_and_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A card of 16 GB with 2 GB in use ran out at the first optimizer step; a disk that is too small lost the training's state."""
+    gpu = torch.device("cuda")
+    needed = memory.Estimate(0, int(12.8 * GIB), GIB // 2)
+    monkeypatch.setattr(memory, "total_memory", lambda device: 16 * GIB)
+    monkeypatch.setattr(memory, "available_memory", lambda device: 14 * GIB)
+    with caplog.at_level(logging.INFO):
+        assert memory.method_for(gpu, needed) == "lora"
+    assert "auto trains a LoRA: all weights need about 13.3 GB" in caplog.text
+    assert "cuda has 14.0 GB free" in caplog.text
+    monkeypatch.setattr(memory, "available_memory", lambda device: 15 * GIB)
+    assert memory.method_for(gpu, needed, disk=30 * GIB) == "full"
+    with caplog.at_level(logging.INFO):
+        assert memory.method_for(gpu, needed, disk=15 * GIB) == "lora"
+    assert "the state of all weights needs 20.5 GB of disk, and 15.0 GB are free" in caplog.text
+
+
+def test_the_room_that_other_models_make_is_free(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    from comfy import model_management
+
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(model_management, "get_free_memory", lambda device: 5 * GIB)
+    monkeypatch.setattr(model_management, "current_loaded_models", [])
+    assert memory.available_memory(cpu) == 5 * GIB
+    model_management.load_models_gpu([model])
+    assert memory.available_memory(cpu) == 5 * GIB + model.loaded_size() > 5 * GIB
+    assert memory.available_memory(torch.device("meta")) == 5 * GIB
 
 
 @pytest.mark.parametrize(

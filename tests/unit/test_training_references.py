@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from maskprompt.training.data import references
-from maskprompt.training.dreamcom.loss import Options, check
-from maskprompt.training.engine.checks import check_model, check_size, check_words
+from maskprompt.training.dreamcom.checks import check, check_words
+from maskprompt.training.dreamcom.options import Options
+from maskprompt.training.engine.checks import check_inpainting, check_size
 
 from .conftest import random_model
 
@@ -83,11 +84,11 @@ class Flux:
 
 
 def test_only_inpainting_unets_are_taken(model: Any) -> None:
-    check_model(model)
+    check_inpainting(model)
     with pytest.raises(ValueError, match=r"9 channels; this one takes 4 channels\. Load one such as"):
-        check_model(random_model(in_channels=4))
+        check_inpainting(random_model(in_channels=4))
     with pytest.raises(ValueError, match=r"this one is no UNet \(Linear\)"):
-        check_model(Flux())
+        check_inpainting(Flux())
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from ..engine.options import Option, described
+
+SMALLEST = 1e-12
+"""Of a rate that is given: a node's 0, for the usual one, is left out here."""
 
 
 def number(kind: type[int] | type[float] = int, lowest: float = 0, highest: float = math.inf, multiple: int = 1) -> Callable[[str], float]:
@@ -55,6 +60,37 @@ def general_options() -> argparse.ArgumentParser:
     )
     files.add_argument("--verbose", action="store_true", help="show ComfyUI's messages, and where in the program an error arose")
     return parser
+
+
+def add_options(
+    group: Any, options: type[Any], *fields: str, flags: Mapping[str, str] | None = None, usual: Mapping[str, str] | None = None
+) -> None:
+    """Arguments of a method's options, each by its field's name or by another of `flags`; `usual` says what is taken without."""
+    for field in fields:
+        default, about = described(options)[field]
+        flag = (flags or {}).get(field, f"--{field.replace('_', '-')}")
+        add_option(group, flag, field, default, about, (usual or {}).get(field, ""))
+
+
+def add_option(group: Any, flag: str, name: str, default: Any, about: Option, usual: str = "") -> None:
+    """One argument, which becomes attribute `name`."""
+    otherwise = usual or ("on" if default is True else "off" if default is False else "%(default)s")
+    told = f"{about.sentence.replace('%', '%%').rstrip('.')} ({otherwise})"
+    group.add_argument(flag, dest=name, default=default, help=told, **_reading(default, about))
+
+
+def _reading(default: Any, about: Option) -> dict[str, Any]:
+    """How argparse reads an option. A whole number may go beyond where a node's widget ends."""
+    if about.choices:
+        return {"choices": about.choices}
+    if isinstance(default, bool):
+        return {"action": argparse.BooleanOptionalAction}
+    if isinstance(default, str):
+        return {}
+    lowest = about.lowest or 0
+    if isinstance(default, int):
+        return {"type": number(int, lowest, multiple=int(about.step or 1))}
+    return {"type": number(float, SMALLEST if default is None else lowest, math.inf if about.highest is None else about.highest)}
 
 
 def add_training(group: Any, usual: Any) -> None:

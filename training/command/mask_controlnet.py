@@ -6,24 +6,16 @@ import argparse
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...models.blip.captioner import captions
-from ..data import annotate, object_folder
-from ..data.folder_scan import Counted, listed, survey, usable
-from ..data.object_folder import MaskedFolder
-from ..engine import checkpoint
-from ..engine.checks import check_text
-from ..engine.learner import Learner
-from ..engine.loop import random_numbers
-from ..mask_controlnet.examples import Source
-from ..mask_controlnet.options import Options
-from ..meca.examples import Texts
-from .arguments import add_training, number
+from ..data.folder_scan import Counted, Listing
+from ..data.object_folder import CACHE, ObjectFolder
+from ..engine.options import names
+from ..mask_controlnet.options import GIVEN, Options
+from .arguments import add_options
 from .comfyui import load_blip, load_sam
 from .work import Work
 
@@ -32,7 +24,6 @@ log = logging.getLogger(__name__)
 
 def add(methods: Any, general: argparse.ArgumentParser) -> None:
     """Adds the sub-command."""
-    usual = Options()
     command = methods.add_parser(
         "mask-controlnet", parents=[general], help="a control network that keeps an object, from pictures; SAM and BLIP annotate them",
         description="Trains a control network, and the adapter that makes its hint, to keep an object while everything else is painted "
@@ -41,24 +32,8 @@ def add(methods: Any, general: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _add_data(command.add_argument_group("what it learns from"))
     how = command.add_argument_group("the training")
-    add_training(how, usual)
-    how.add_argument(
-        "--accumulate", type=number(lowest=1), default=usual.accumulate,
-        help="batches in a step, in each process: as a larger batch, with the memory of a small one (%(default)s)",
-    )  # fmt: skip
-    how.add_argument(
-        "--rate", type=number(float, 1e-12), default=usual.rate,
-        help="learning rate (default: ControlNet's usual one, 1e-05 for SD's width; more for a narrower one)",
-    )  # fmt: skip
-    how.add_argument("--weight-decay", type=number(float), default=usual.weight_decay, help="AdamW's (%(default)s)")
-    how.add_argument(
-        "--text-dropout", type=number(float, 0, 1), default=usual.text_dropout,
-        help="part of the samples that loses its text, so that the hint also works without a prompt (%(default)s)",
-    )  # fmt: skip
-    how.add_argument(
-        "--mask-prompt", dest="masked", action=argparse.BooleanOptionalAction, default=usual.masked,
-        help="show the object beside the reference; without, the reference alone, for comparison (on, unless --no-...)",
-    )  # fmt: skip
+    usual = {"rate": "default: ControlNet's usual one, 1e-05 for SD's width; more for a narrower one"}
+    add_options(how, Options, *names(Options), flags={"masked": "--mask-prompt"}, usual=usual)
     command.set_defaults(train=train, folder="controlnet", title=_title)
 
 
@@ -66,7 +41,8 @@ def _add_data(data: Any) -> None:
     data.add_argument(
         "--pictures", metavar="FOLDER", required=True,
         help="pictures of any sizes. A picture's caption is NAME.txt beside NAME.jpg; its objects are NAME.mask.png, NAME.mask-2.png and "
-        "so on, white on the object, or its own alpha channel. What is missing is made by SAM and BLIP",
+        "so on, white on the object, or its own alpha channel. What is missing is made by SAM and BLIP. NAME.reference.png shows the same "
+        "object in the same place on another ground, for --pairs given",
     )  # fmt: skip
     data.add_argument(
         "--sam", metavar="FILE", help="finds objects in pictures without a mask: a file, or the name of one in ComfyUI's models/sams"
@@ -75,7 +51,7 @@ def _add_data(data: Any) -> None:
         "--blip", metavar="FOLDER", help="writes captions for pictures without one: a folder, or the name of one in ComfyUI's models/blip"
     )
     data.add_argument(
-        "--cache", metavar="FOLDER", help=f"where masks and captions that were made are kept (default: {object_folder.CACHE} in --pictures)"
+        "--cache", metavar="FOLDER", help=f"where masks and captions that were made are kept (default: {CACHE} in --pictures)"
     )
     data.add_argument("--skip-broken", action="store_true", help="leave out pictures that cannot be read, with a warning")
 
@@ -87,71 +63,48 @@ def _title(given: argparse.Namespace) -> str:
 def train(work: Work) -> None:
     """Pictures to a file that Load Mask-ControlNet takes."""
     from ...models.mask_controlnet import file as mask_controlnet_file
-    from ..mask_controlnet import loss as mask_controlnet
+    from ..mask_controlnet import checks
+    from ..mask_controlnet.job import prepare
 
     given = work.given
-    options = Options(**{field.name: getattr(given, field.name) for field in fields(Options)})
-    listed(Path(given.pictures).expanduser(), quiet=True)  # what is wrong at first sight, before the checkpoint is read
+    options = Options(**{name: getattr(given, name) for name in names(Options)})
+    Listing(Path(given.pictures).expanduser(), quiet=True)  # what is wrong at first sight, before the checkpoint is read
     model, clip, vae = work.checkpoint()
-    examples = _examples(work, lambda found: mask_controlnet.check(model, clip, vae, options, found))
-    learner = Learner(model, "frozen", checkpointing=options.checkpointing)
-    mask_controlnet.check_memory(learner, vae, options)
-    source = Source(examples, options.batch, options.size, options.text_dropout)
-    told = replace(source, text_dropout=0.0)  # a preview is of a picture with its text
-    first = told.load(told.plan(random_numbers(options.seed, 0)))
-    with torch.no_grad():
-        positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (first.texts[0], ""))
-    check_text(learner, negative)
-    signatures = checkpoint.signature(model, [negative]), checkpoint.signature_of(vae.first_stage_model)
-    fingerprint = options.fingerprint(examples.fingerprint(), *signatures)
-    settings = options.settings(learner.width)
-    place = work.processes.number
-    parts = options.accumulate
-
-    with learner.loaded():
-        branch = mask_controlnet.Branch(learner, vae, options)
-        branch.load()
-
-        def paint() -> torch.Tensor:
-            return mask_controlnet.preview(branch, first, vae, positive, negative)
-
-        with torch.enable_grad():
-            loss = mask_controlnet.Loss(branch, source, Texts(clip), range(place * parts, (place + 1) * parts))
-            done = work.run(branch.parameters, loss, settings, fingerprint, paint)
-        content = branch.content()
-    told = ("weight_decay", "batch", "accumulate", "size", "text_dropout", "seed", "average")
-    about = {name: getattr(options, name) for name in told} | {"steps": done.step, "processes": work.processes.count}
-    about |= {"rate": settings.learning_rate, "pictures": len(examples), "trained_on": Path(given.checkpoint).name}
-    work.save(mask_controlnet_file.together(content), {**about, **mask_controlnet_file.metadata_of(content)})
+    examples = _examples(work, options, lambda found: checks.check(model, clip, vae, options, found))
+    job = prepare(model, clip, vae, examples, options, work.tell, work.processes.number)
+    _, learned = work.train(job, job.states(work.state, given.save_every))
+    about = {**learned.about, "processes": work.processes.count, "trained_on": Path(given.checkpoint).name}
+    work.save(mask_controlnet_file.together(learned.content), {**about, **mask_controlnet_file.metadata_of(learned.content)})
 
 
-def _examples(work: Work, check: Callable[[MaskedFolder], None]) -> MaskedFolder:
+def _examples(work: Work, options: Options, check: Callable[[ObjectFolder], None]) -> ObjectFolder:
     """The pictures, annotated by the first process. `check` is asked before that, which may take long."""
     given = work.given
     place = Path(given.pictures).expanduser()
-    cache = Path(given.cache).expanduser() if given.cache else place / object_folder.CACHE
+    cache = Path(given.cache).expanduser() if given.cache else place / CACHE
+    read = partial(ObjectFolder, place, cache, options.size, given.skip_broken)
+    found: list[ObjectFolder] = []
 
-    def prepare(beat: Callable[[], None]) -> None:
-        found = survey(place, cache, _counted(work, "Reading pictures", beat))
-        entries = usable(found, given.size, given.skip_broken)
-        check(MaskedFolder(entries, [""] * len(entries), [entry.size for entry in entries]))
-        bare, wordless = object_folder.lacking(entries)
-        object_folder.check_complete([] if given.sam else bare, [] if given.blip else wordless)
+    def annotate(beat: Callable[[], None]) -> None:
+        examples = read(on_picture=_counted(work, "Reading pictures", beat))
+        if options.pairs == GIVEN:
+            examples.check_references()
+        check(examples)
+        examples.check_complete(masks=not given.sam, captions=not given.blip)
         # Both before the work, which may take hours, and should not fail after them.
-        blip: Any = load_blip(given.blip) if wordless else None
-        if bare:
-            annotate.make_masks(bare, cache, load_sam(given.sam), _counted(work, "Finding objects", beat))
-            found = survey(place, cache, quiet=True)
-            wordless = object_folder.lacking(usable(found, given.size, given.skip_broken, quiet=True))[1]
-        if wordless:
-            annotate.make_captions(wordless, cache, lambda shown: captions(blip, shown), _counted(work, "Writing captions", beat))
+        blip: Any = load_blip(given.blip) if examples.without_caption else None
+        if examples.without_mask:
+            examples.find_objects(load_sam(given.sam), _counted(work, "Finding objects", beat))
+        if examples.without_caption:
+            examples.write_captions(lambda shown: captions(blip, shown), _counted(work, "Writing captions", beat))
+        found.append(examples)
 
     try:
-        work.first_alone(prepare)
+        work.first_alone(annotate)
     except KeyboardInterrupt:
         log.warning("The masks and captions that were made are kept in %s; the same command goes on from there.", cache)
         raise
-    return object_folder.masked(place, cache, given.size, given.skip_broken, quiet=True)
+    return (found[0] if found else read(quiet=True)).finished()
 
 
 def _counted(work: Work, what: str, beat: Callable[[], None]) -> Counted:

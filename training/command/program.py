@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from . import comfyui, dreamcom, mask_controlnet, meca
+from . import comfyui, dreamcom, mask_controlnet, mcgm, meca
 from .arguments import general_options
 from .processes import Processes, UnreadyError, cpu_only
-from .work import Interrupted, Work
+from .signals import Interrupted
+from .work import Work
 
-METHODS: list[Callable[[Any, argparse.ArgumentParser], None]] = [dreamcom.add, meca.add, mask_controlnet.add]
+METHODS: list[Callable[[Any, argparse.ArgumentParser], None]] = [dreamcom.add, mcgm.add, meca.add, mask_controlnet.add]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,60 +6,30 @@ import argparse
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ...models import files
 from ..engine import loop
+from ..engine.checkpoint import StateFile, discard
+from ..engine.job import Job, run
 from . import comfyui
 from .processes import Processes
+from .signals import Interrupted, Signals
 
+Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 DONE = "done"
 BEAT = 1.0
 """Seconds between two signs of life of a process for which others wait."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The training stopped after a step because signal `number` asked for it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-class Signals:
-    """Inside `with`, Ctrl-C, a hang-up and a request to end are noted in `number`, so that no step and no file is cut in two."""
-
-    def __init__(self, alone: bool) -> None:
-        self.alone = alone
-        self.number = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            which = getattr(signal, name, None)
-            if which is not None and signal.getsignal(which) is not signal.SIG_IGN:
-                self._before[which] = signal.signal(which, self._note)
-
-    def __exit__(self, *_: object) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
-
-    def _note(self, number: int, _frame: object) -> None:
-        # A launcher sends its processes the same signal once more: only who runs alone means it when it comes twice.
-        if self.number and self.alone:
-            raise KeyboardInterrupt
-        self.number = number
 
 
 class Work:
@@ -73,6 +43,8 @@ class Work:
         self.preview = Path(given.preview).expanduser() if given.preview else None
         self.signals = Signals(processes.count == 1)
         self.started = False
+        self.states: Sequence[StateFile] = ()
+        self._bars: dict[str, Callable[[int, int], None]] = {}
         if processes.first:
             self._check_files()
 
@@ -92,6 +64,13 @@ class Work:
     def checkpoint(self) -> tuple[Any, Any, Any]:
         """MODEL, CLIP and VAE of --checkpoint."""
         return comfyui.load_checkpoint(self.given.checkpoint)
+
+    def free_disk(self) -> int | None:
+        """Bytes that are free where the state lies, None where the disk does not tell."""
+        try:
+            return shutil.disk_usage(self.state.parent).free
+        except OSError:
+            return None
 
     def counter(self, what: str) -> Callable[[int, int], None]:
         """A bar for work before the training: to be called with how much is done, of how much."""
@@ -171,6 +150,48 @@ class Work:
             share = self.processes.share if self.processes.count > 1 else None
             return loop.run(parameters, loss, settings, keep, after, process=self.processes.number, share=share)
 
+    def tell(self, what: str, done: int, count: int) -> None:
+        """A bar for each thing that is done before training or between its steps (see `training.engine.job.Tell`)."""
+        if self.signals.number and self.processes.count == 1:  # several would not stop at the same part
+            raise Interrupted(self.signals.number)
+        if what not in self._bars:
+            self._bars[what] = self.counter(what)
+        self._bars[what](done, count)
+        if done >= count:
+            del self._bars[what]
+
+    def train(self, job: Job[Result], states: Sequence[StateFile]) -> tuple[loop.Progress, Result]:
+        """Runs a job from its states on, with a line of progress and previews."""
+        from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        first = self.processes.first
+        if first and (free := shutil.disk_usage(self.output.parent).free) < 2 * job.weights:
+            raise ValueError(f"{self.output} will take {2 * job.weights / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB left.")
+        begun = [_begun(state, phase.settings.steps, self.given.overwrite) for state, phase in zip(states, job.phases, strict=True)]
+        for state, step in zip(states, begun, strict=True):
+            if first and step == 0:
+                state.remove()
+        start = sum(begun)
+        self.states = states
+        self.processes.ready(f"{job.weights} weights from step {start}")
+        self.started = True
+        shown = {"initial": start, "total": job.steps, "desc": "Training", "unit": "step", "disable": not first}
+        seldom = 0.5 if sys.stderr.isatty() else 10.0
+        with self.signals, tqdm(**shown, mininterval=seldom) as bar, logging_redirect_tqdm():
+
+            def after(progress: loop.Progress) -> None:
+                rate = job.rate(progress.step)
+                bar.set_postfix_str(f"loss {progress.recent:.4f}, rate {rate:g}", refresh=False)
+                bar.update(progress.step - bar.n)
+                number = self.processes.highest(self.signals.number)
+                if number and progress.step < job.steps:
+                    raise Interrupted(number)
+                if self.preview is not None and first:
+                    self._preview(progress.step, job.steps, self.preview, job.painted)
+
+            return run(job, states, after, self.processes.share if self.processes.count > 1 else None)
+
     def save(self, learned: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Writes what was learned, with `about` as metadata, wholly or not at all; then the state has served."""
         if not self.processes.first:
@@ -190,33 +211,32 @@ class Work:
 
     def kept(self) -> str:
         """What there is of a training that did not come to its end."""
-        if not self.state.is_file():
+        there = [state.path for state in self.states if state.path.is_file()] or ([self.state] if self.state.is_file() else [])
+        if not there:
             return "There is no training state."
-        return f"The training's state is kept in {self.state}; the same command goes on from there."
+        return f"The training's state is kept in {' and '.join(map(str, there))}; the same command goes on from there."
+
+    def finish(self, write: Callable[[], str]) -> None:
+        """Has the first process write what was learned; `write` says what it saved. Then the states have served."""
+        if not self.processes.first:
+            return
+        with self.signals:
+            saved = write()
+            discard(self.states)
+            print(f"Saved {saved}.")
 
     def _start(self, fingerprint: str, steps: int) -> int:
-        """The step from which the state file goes on. ValueError for a file that this training would throw away."""
-        if not self.state.is_file():
-            return 0
-        try:
-            kept = torch.load(self.state, map_location="cpu", mmap=True, weights_only=True)
-            step = int(kept["step"])
-            problem = "" if kept["fingerprint"] == fingerprint else "is of another training (other options or pictures)"
-        except Exception as error:  # torch.load raises many kinds
-            step = 0
-            problem = f"cannot be read ({error})"
-        if not problem and step > steps:
-            problem = f"has {step} steps done already, more than --steps {steps}"
-        if problem and not self.given.overwrite:
-            raise ValueError(f"the training state {self.state} {problem}: name another file with --state, or begin anew with --overwrite.")
-        return 0 if problem else step
+        return _begun(StateFile(self.state, fingerprint), steps, self.given.overwrite)
 
-    def _preview(self, step: int, steps: int, folder: Path, paint: Callable[[], Tensor]) -> None:
+    def _preview(self, step: int, steps: int, folder: Path, paint: Callable[[], Tensor | None]) -> None:
         if step % self.given.preview_every and step < steps:
             return
         from PIL import Image
 
-        image = Image.fromarray((paint()[0].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
+        painted = paint()
+        if painted is None:
+            return
+        image = Image.fromarray((painted[0].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
         try:
             image.save(folder / f"step-{step:06d}.png")
         except OSError as error:
@@ -232,3 +252,21 @@ def _written(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> 
     except (OSError, SafetensorError) as error:
         return error
     return None
+
+
+def _begun(state: StateFile, steps: int, overwrite: bool) -> int:
+    """The step from which a state goes on. ValueError for a file that this training would throw away, unless it may be overwritten."""
+    if not state.path.is_file():
+        return 0
+    try:
+        kept = torch.load(state.path, map_location="cpu", mmap=True, weights_only=True)
+        step = int(kept["step"])
+        problem = "" if kept["fingerprint"] == state.fingerprint else "is of another training (other options or pictures)"
+    except Exception as error:  # torch.load raises many kinds
+        step = 0
+        problem = f"cannot be read ({error})"
+    if not problem and step > steps:
+        problem = f"has {step} steps done already, more than --steps {steps}"
+    if problem and not overwrite:
+        raise ValueError(f"the training state {state.path} {problem}: name another file with --state, or begin anew with --overwrite.")
+    return 0 if problem else step

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,8 +18,8 @@ from torch import Tensor
 from ...images import masks
 from ...models.sam import model as sam
 from . import folder as pictures
-from .folder_scan import Counted, Entry, marker_name, text_name
-from .references import SMALLEST
+from .folder_scan import Counted, PictureFiles, marker_name, text_name
+from .pictures import marking
 from .scan_cache import write_whole
 
 LONGEST = 1024
@@ -61,44 +61,55 @@ def objects(model: Segmenter, image: Tensor, choice: Choice | None = None) -> Te
     The best is score x square root of area x (1 - part of the border) x firmness squared. SAM's scores alone differ little, and prefer
     parts; large and firm, but not the background, is what the eye takes for the object.
     """
-    how, (height, width) = choice or Choice(), image.shape[:2]
-    seen = _shrunk(image)
-    rows, columns = seen.shape[:2]
-    offered = [model.ask(seen, sam.Prompt(points=((x * columns, y * rows, True),))) for y, x in _points(how.grid)]
+    how = choice or Choice()
+    height, width = image.shape[:2]
+    small = _shrunk(image)
+    rows, columns = small.shape[:2]
+    offered = [model.ask(small, sam.Prompt(points=((x * columns, y * rows, True),))) for y, x in _points(how.grid)]
     logits = torch.cat([answer.logits for answer in offered])
     scores = torch.cat([answer.scores for answer in offered])
     inner = sam.fit(rows, columns, logits.shape[-1])
-    small = logits[:, : inner[0], : inner[1]] > 0
+    marked = logits[:, : inner[0], : inner[1]] > 0
     firm = _firmness(logits[:, : inner[0], : inner[1]])
-    area = small.flatten(1).float().mean(1)
-    border = _on_border(small)
+    area = marked.flatten(1).float().mean(1)
+    border = _on_border(marked)
     fits = (scores >= how.score) & (area >= how.smallest) & (area <= how.largest) & (border <= how.border) & (firm >= how.firm)
     rank = scores * area.sqrt() * (1 - border) * firm**2
     order = [number for number in rank.argsort(descending=True, stable=True).tolist() if bool(fits[number])]
-    chosen = _different(small, order, how.same)[: how.most]
+    chosen = _different(marked, order, how.same)[: how.most]
     found = [masks.tidied(mask) for mask in model.full_size(logits[chosen], rows, columns) > 0] if chosen else []
     enlarged = [masks.resize(mask[None].float(), height, width)[0] > 0.5 for mask in found]
-    whole = [mask for mask in enlarged if int(mask.sum()) >= SMALLEST]
-    return torch.stack(whole) if whole else torch.zeros(0, height, width, dtype=torch.bool)
+    return marking(torch.stack(enlarged)) if enlarged else torch.zeros(0, height, width, dtype=torch.bool)
 
 
-def make_masks(entries: Sequence[Entry], cache: Path, model: Segmenter, on_picture: Counted, choice: Choice | None = None) -> None:
-    """Writes a mask for each object of each picture, or the marker that there is none. ValueError where nothing can be written."""
-    for done, entry in enumerate(entries, 1):
-        found = objects(model, pictures.colours(pictures.open_picture(entry.path)), choice)
-        names = [entry.path.stem + (f".mask-{number}.png" if number > 1 else pictures.MASK) for number in range(1, len(found) + 1)]
+def make_masks(
+    lacking: Sequence[PictureFiles], cache: Path, model: Segmenter, on_picture: Counted, choice: Choice | None = None
+) -> list[PictureFiles]:
+    """Writes a mask for each object of each picture, or the marker that there is none; the pictures with what was written.
+
+    ValueError where nothing can be written.
+    """
+    made: list[PictureFiles] = []
+    for done, one in enumerate(lacking, 1):
+        found = objects(model, pictures.colours(pictures.open_picture(one.path)), choice)
+        names = [one.path.stem + (f".mask-{number}.png" if number > 1 else pictures.MASK) for number in range(1, len(found) + 1)]
         files = {name: _png(mask) for name, mask in zip(names, found, strict=True)}
-        _write(cache, files or {marker_name(entry.path): b""})
-        on_picture(done, len(entries))
+        _write(cache, files or {marker_name(one.path): b""})
+        made.append(replace(one, masks=tuple(cache / name for name in names), no_object=not names))
+        on_picture(done, len(lacking))
+    return made
 
 
-def make_captions(entries: Sequence[Entry], cache: Path, write: Writer, on_picture: Counted) -> None:
-    """Writes a caption for each picture. ValueError where nothing can be written."""
-    for start in range(0, len(entries), GROUP):
-        group = entries[start : start + GROUP]
-        texts = write([pictures.colours(pictures.open_picture(entry.path)) for entry in group])
-        _write(cache, {text_name(one.path): f"{' '.join(text.split())}\n".encode() for one, text in zip(group, texts, strict=True)})
-        on_picture(start + len(group), len(entries))
+def make_captions(lacking: Sequence[PictureFiles], cache: Path, write: Writer, on_picture: Counted) -> list[PictureFiles]:
+    """Writes a caption for each picture; the pictures with their captions. ValueError where nothing can be written."""
+    made: list[PictureFiles] = []
+    for start in range(0, len(lacking), GROUP):
+        group = lacking[start : start + GROUP]
+        texts = [" ".join(text.split()) for text in write([pictures.colours(pictures.open_picture(one.path)) for one in group])]
+        _write(cache, {text_name(one.path): f"{text}\n".encode() for one, text in zip(group, texts, strict=True)})
+        made += [replace(one, caption=text) for one, text in zip(group, texts, strict=True)]
+        on_picture(start + len(group), len(lacking))
+    return made
 
 
 def _points(grid: int) -> list[tuple[float, float]]:
@@ -119,7 +130,8 @@ def _shrunk(image: Tensor) -> Tensor:
 
 def _firmness(logits: Tensor) -> Tensor:
     """[n]: how much of a mask remains when it is drawn narrowly instead of widely."""
-    wide, narrow = ((logits > threshold).flatten(1).sum(1).float() for threshold in (-1, 1))
+    wide = (logits > -1).flatten(1).sum(1).float()
+    narrow = (logits > 1).flatten(1).sum(1).float()
     return narrow / wide.clamp(min=1)
 
 
@@ -136,11 +148,11 @@ def _different(marked: Tensor, order: Sequence[int], same: float) -> list[int]:
     common = flat @ flat.T
     area = common.diagonal()
     alike = common > same * (area[:, None] + area[None] - common)
-    kept: list[int] = []
+    different: list[int] = []
     for place in range(len(order)):
-        if not any(bool(alike[place, other]) for other in kept):
-            kept.append(place)
-    return [order[place] for place in kept]
+        if not any(bool(alike[place, other]) for other in different):
+            different.append(place)
+    return [order[place] for place in different]
 
 
 def _png(mask: Tensor) -> bytes:

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ...images import masks
+from .pictures import check_numbers, check_same_size, separate, separate_masks
 
 log = logging.getLogger(__name__)
 
@@ -81,17 +81,11 @@ def pair(images: Sequence[Tensor], captions: Sequence[str], marks: Sequence[Tens
 
     An empty mask is none. ValueError in the artist's words where they do not match, or where there is nothing to learn from.
     """
-    shown = [one for batch in images for one in batch[..., :3].detach().float().cpu().clamp(0, 1)]
-    if not shown:
-        raise ValueError("no picture was given: wire the pictures to learn from, as a batch or as a list.")
+    shown = separate(images, "the pictures to learn from, as a batch or as a list")
     for number, image in enumerate(shown, 1):
-        if not bool(torch.isfinite(image).all()):
-            raise ValueError(
-                f"picture {number} holds values that are no numbers (NaN): a node before it failed, often a VAE in half precision. "
-                "Look at that picture, and wire one that is whole."
-            )
+        check_numbers(number, image)
     texts = lines(captions, len(shown))
-    marked = [one for batch in marks for one in masks.to_mask(batch, "masks").detach().cpu()]
+    marked = separate_masks(marks)
     if marked and len(marked) != len(shown):
         raise ValueError(
             f"{len(shown)} pictures but {len(marked)} masks: give one mask for each picture, in the same order, or none at all: masks are "
@@ -122,10 +116,5 @@ def _marked(number: int, image: Tensor, mask: Tensor | None) -> Tensor | None:
     """The mask of picture `number` from 0, if it marks anything."""
     if mask is None or not bool((mask > 0.5).any()):  # Load Image gives an empty mask of 64 x 64 for a picture without one
         return None
-    if mask.shape != image.shape[:2]:
-        sizes = [f"{width} x {height}" for height, width in (image.shape[:2], mask.shape)]
-        raise ValueError(
-            f"picture {number + 1} is {sizes[0]} pixels but its mask {sizes[1]}: make the mask from the same picture, before or after both "
-            "are resized."
-        )
+    check_same_size(number + 1, image, mask)
     return mask

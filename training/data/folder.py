@@ -184,6 +184,18 @@ def mask_of(mask: Path, picture: Path, opened: Image.Image) -> Tensor:
     return colours(drawn).mean(-1) * alpha(drawn)
 
 
+def reference_of(reference: Path, picture: Path, opened: Image.Image) -> Tensor:
+    """Reads the picture [H, W, 3] in 0..1 that shows another one's object on another ground; ValueError if it is of another size."""
+    drawn = open_picture(reference)
+    if drawn.size != opened.size:
+        sizes = [f"{width} x {height}" for width, height in (opened.size, drawn.size)]
+        raise ValueError(
+            f"{picture.name} is {sizes[0]} pixels but its reference {reference.name} {sizes[1]}: the object has to stand in the same place "
+            "of both, so bring both to one size."
+        )
+    return colours(drawn)
+
+
 def open_picture(path: Path) -> Image.Image:
     """The first frame, upright."""
     try:

@@ -1,8 +1,7 @@
-"""What there is of a folder's pictures, beside them and in a cache: sizes, masks, captions, and what is wrong with them."""
+"""What there is of a folder's pictures, beside them and in a cache: sizes, masks, captions, references, and what is wrong with them."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,33 +9,32 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..engine.checks import ENLARGED
 from . import folder as pictures
-from .references import SMALLEST
-from .scan_cache import Records
-
-log = logging.getLogger(__name__)
+from .pictures import marking
+from .scan_cache import ScanCache
 
 NO_OBJECT = ".no-object"
 """Ends the name of the empty file that stands for the masks of a picture in which no object was found."""
-NAMED = 5
-"""So many files are named in a message; of the others, how many they are."""
+REFERENCE = ".reference"
+"""Ends the name, without its ending, of a picture that shows another one's object on another ground."""
 
 Counted = Callable[[int, int], None]
 """Is told how much is done, of how much; what it raises interrupts."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What there is of a picture. `masks` has a file for each object; `cut_out`: its alpha channel is the mask; `barren`: no object was
-    found in it. `size` is height and width, upright. `problem` says in words why the picture is of no use."""
+class PictureFiles:
+    """What there is of a picture. `size`: height and width, upright. `masks`: a file for each object. `cut_out`: its alpha channel is the
+    mask. `caption`: None where there is none. `no_object`: none was found in it. `reference`: the file that shows its object on another
+    ground. `problem`: says in words why the picture is of no use."""
 
     path: Path
     size: tuple[int, int] = (0, 0)
     masks: tuple[Path, ...] = ()
     cut_out: bool = False
     caption: str | None = None
-    barren: bool = False
+    no_object: bool = False
+    reference: Path | None = None
     problem: str = ""
 
     @property
@@ -44,45 +42,60 @@ class Entry:
         return self.cut_out or bool(self.masks)
 
 
-def survey(folder: Path, cache: Path, on_picture: Counted | None = None, quiet: bool = False) -> list[Entry]:
-    """What there is of every picture in `folder`. Each is read wholly, once: what was found is kept in the cache.
+def scan(folder: Path, cache: Path, on_picture: Counted | None = None, quiet: bool = False) -> list[PictureFiles]:
+    """Reads every picture in `folder` wholly, with what lies beside it; those that the cache knows are not read again.
 
     What the cache holds of a picture that was replaced since is removed. ValueError for no picture, or two of one name.
     """
-    found, beside = listed(folder, quiet)
-    kept = Records(cache)
-    made = _Made(folder, cache)
-    entries: list[Entry] = []
+    listing = Listing(folder, quiet)
+    annotations = Annotations(folder, cache)
+    known = ScanCache(cache)
+    found: list[PictureFiles] = []
     try:
-        for done, path in enumerate(found, 1):
-            masks = beside.get(path.stem.lower(), [])
-            looked = kept.of(path, masks, _look)
-            if looked.replaced:
-                made.remove(path)
-            caption, problem = _text(path.with_suffix(".txt"), made.text(path))
-            entry = Entry(path, looked.size, tuple(masks), looked.cut_out, caption, problem=looked.problem or problem)
-            if not entry.has_object:
-                entry = replace(entry, masks=made.masks(path), barren=made.barren(path))
-            entries.append(entry)
+        for done, path in enumerate(listing.pictures, 1):
+            masks = listing.masks.get(path.stem.lower(), [])
+            reference = listing.references.get(path.stem.lower())
+            measured = known.of(path, masks, reference, _measure)
+            if measured.replaced:
+                annotations.remove(path)
+            caption, problem = _text(path.with_suffix(".txt"), annotations.text(path))
+            one = PictureFiles(
+                path, measured.size, tuple(masks), measured.cut_out, caption, reference=reference, problem=measured.problem or problem
+            )
+            if not one.has_object:
+                one = replace(one, masks=annotations.masks(path), no_object=annotations.no_object(path))
+            found.append(one)
             if on_picture is not None:
-                on_picture(done, len(found))
+                on_picture(done, len(listing.pictures))
     finally:
-        kept.write()
-    return entries
+        known.write()
+    return found
 
 
-def listed(folder: Path, quiet: bool = False) -> tuple[list[Path], dict[str, list[Path]]]:
-    """As `folder.listing`. ValueError also for two pictures that would share caption and masks."""
-    found, masks = pictures.listing(folder, "put the pictures to learn from", "", quiet)
-    first: dict[str, Path] = {}
-    for path in found:
-        other = first.setdefault(path.stem.lower(), path)
-        if other is not path:
-            raise ValueError(f"{other.name} and {path.name} have one name, so their captions and masks would too: rename one of them.")
-    return found, masks
+class Listing:
+    """The pictures of a folder, by name; of each name without ending, in lower case, the masks in their order and the reference.
+
+    ValueError for no picture, or for two that would share caption and masks.
+    """
+
+    def __init__(self, folder: Path, quiet: bool = False) -> None:
+        found, self.masks = pictures.listing(folder, "put the pictures to learn from", "", quiet)
+        names = {path.stem.lower() for path in found}
+        self.pictures: list[Path] = []
+        self.references: dict[str, Path] = {}
+        first: dict[str, Path] = {}
+        for path in found:
+            name = path.stem.lower()
+            target = name.removesuffix(REFERENCE)
+            same = self.references if target != name and target in names else first
+            other = same.setdefault(target if same is self.references else name, path)
+            if other is not path:
+                raise ValueError(f"{other.name} and {path.name} have one name, so their captions and masks would too: rename one of them.")
+            if same is first:
+                self.pictures.append(path)
 
 
-class _Made:
+class Annotations:
     """What a cache holds of pictures. One that is the pictures' own folder holds nothing but markers: all else is the user's."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
@@ -99,11 +112,11 @@ class _Made:
     def text(self, picture: Path) -> Path | None:
         return self._files.get(text_name(picture))
 
-    def barren(self, picture: Path) -> bool:
+    def no_object(self, picture: Path) -> bool:
         return marker_name(picture) in self._files
 
     def remove(self, picture: Path) -> None:
-        """All of a picture."""
+        """Takes away all of a picture."""
         named = (self._files.pop(name, None) for name in (text_name(picture), marker_name(picture)))
         for path in (*self._masks.pop(picture.stem.lower(), ()), *named):
             if path is not None:
@@ -111,42 +124,39 @@ class _Made:
 
 
 def text_name(picture: Path) -> str:
-    """Of the caption's file."""
+    """Names the caption's file."""
     return f"{picture.stem}.txt"
 
 
 def marker_name(picture: Path) -> str:
-    """Of the file that says that no object was found."""
+    """Names the file that says that no object was found."""
     return f"{picture.stem}{NO_OBJECT}"
 
 
-def usable(entries: Sequence[Entry], size: int = 0, skip_broken: bool = False, quiet: bool = False) -> list[Entry]:
-    """Those without a problem, and not too small for crops of `size`. The others are a ValueError that names them, or left out with a
-    warning if `skip_broken`."""
-    checked = [entry if entry.problem else replace(entry, problem=_too_small(entry, size)) for entry in entries]
-    bad, good = ([entry for entry in checked if bool(entry.problem) == wanted] for wanted in (True, False))
-    told = "\n".join(["", *(f"  {entry.problem}" for entry in bad[:NAMED]), *([f"  and {len(bad) - NAMED} more"] * (len(bad) > NAMED))])
-    if not good or (bad and not skip_broken):
-        advice = " Mend them, take them out of the folder, or leave them out with --skip-broken." if good else ""
-        raise ValueError(f"{len(bad)} of {len(entries)} pictures cannot be used.{advice}{told}")
-    if bad and not quiet:
-        log.warning("%d of %d pictures cannot be used and are left out.%s", len(bad), len(entries), told)
-    return good
+def objects_in(marks: Sequence[Tensor], one: PictureFiles) -> Tensor:
+    """Stacks the masks of a picture that mark something: [n, H, W]. ValueError where none does."""
+    found = marking(torch.stack(list(marks)))
+    if not len(found):
+        place = f"{one.masks[0].name}: paint the object white in it" if one.masks else "its alpha channel: leave the object opaque"
+        raise ValueError(f"the mask of {one.path.name} marks nothing ({place}), or take the picture out of the folder.")
+    return found
 
 
-def _look(path: Path, masks: Sequence[Path]) -> tuple[tuple[int, int], bool]:
-    """Reads a picture and the masks beside it: its size, and whether it is cut out. ValueError for what cannot be used."""
+def _measure(path: Path, masks: Sequence[Path], reference: Path | None) -> tuple[tuple[int, int], bool]:
+    """Reads a picture and what lies beside it: its size, and whether it is cut out. ValueError for what cannot be used."""
     image = pictures.open_picture(path)
     alpha = pictures.alpha(image)
     cut_out = not masks and not bool((alpha == 1).all())
     if masks or cut_out:
         marks = [pictures.mask_of(mask, path, image) for mask in masks] or [alpha]
-        seen(marks, Entry(path, masks=tuple(masks)))
+        objects_in(marks, PictureFiles(path, masks=tuple(masks)))
+    if reference is not None:
+        pictures.reference_of(reference, path, image)
     return (image.height, image.width), cut_out
 
 
 def _text(*places: Path | None) -> tuple[str | None, str]:
-    """What stands in the first file that is there, and what is wrong with it."""
+    """Reads the first file that is there: what stands in it, and what is wrong with it."""
     for path in places:
         if path is not None and path.is_file():
             try:
@@ -154,23 +164,3 @@ def _text(*places: Path | None) -> tuple[str | None, str]:
             except ValueError as error:
                 return None, str(error)
     return None, ""
-
-
-def seen(marks: Sequence[Tensor], entry: Entry) -> Tensor:
-    """[n, H, W] of those that mark something."""
-    found = [mark for mark in marks if int((mark > 0.5).sum()) >= SMALLEST]
-    if not found:
-        where = f"{entry.masks[0].name}: paint the object white in it" if entry.masks else "its alpha channel: leave the object opaque"
-        raise ValueError(f"the mask of {entry.path.name} marks nothing ({where}), or take the picture out of the folder.")
-    return torch.stack(found)
-
-
-def _too_small(entry: Entry, size: int) -> str:
-    height, width = entry.size
-    short = min(height, width)
-    if short * ENLARGED >= size:
-        return ""
-    return (
-        f"{entry.path.name} is {width} x {height} pixels, too small for crops of {size}: use a larger picture, or a --size of at most "
-        f"{short * ENLARGED // 8 * 8}."
-    )

@@ -19,12 +19,13 @@ log = logging.getLogger(__name__)
 NAME = "pictures.json"
 VERSION = 1
 
-Look = Callable[[Path, Sequence[Path]], tuple[tuple[int, int], bool]]
-"""Of a picture and the masks beside it: height and width, and whether the picture is cut out. ValueError for what is of no use."""
+Measure = Callable[[Path, Sequence[Path], Path | None], tuple[tuple[int, int], bool]]
+"""Of a picture, the masks and the reference beside it: height and width, and whether the picture is cut out. ValueError for what is of no
+use."""
 
 
 @dataclass(frozen=True)
-class Looked:
+class Measured:
     """What is known of a picture; `replaced`: it is another one than last time."""
 
     size: tuple[int, int] = (0, 0)
@@ -33,36 +34,37 @@ class Looked:
     replaced: bool = False
 
 
-class Records:
-    """Records of pictures by their names, from the file in a cache folder."""
+class ScanCache:
+    """What is known of pictures by their names, from the file in a cache folder."""
 
     def __init__(self, cache: Path) -> None:
         self.path = cache / NAME
         self._known = _read(self.path)
         self._changed = False
 
-    def of(self, path: Path, masks: Sequence[Path], look: Look) -> Looked:
-        """What is known, or what `look` finds if the picture, or a mask beside it, is not the file that it was."""
+    def of(self, path: Path, masks: Sequence[Path], reference: Path | None, measure: Measure) -> Measured:
+        """Gives what is known, or what `measure` finds if the picture, a mask or the reference beside it is not the file that it was."""
         known = self._known.get(path.name)
-        files = {one.name: _stat(one) for one in (path, *masks)}
+        beside = (*masks, reference) if reference is not None else masks
+        files = {one.name: _stat(one) for one in (path, *beside)}
         replaced = False
         if known is not None and known["files"] == files:
-            return Looked((known["size"][0], known["size"][1]), known["cut_out"])
+            return Measured((known["size"][0], known["size"][1]), known["cut_out"])
         try:
             head = _head(path)
             replaced = known is not None and known["head"] != head
-            size, cut_out = look(path, masks)
+            size, cut_out = measure(path, masks, reference)
         except (ValueError, OSError) as error:
             if replaced:
                 del self._known[path.name]
                 self._changed = True
-            return Looked(problem=str(error), replaced=replaced)
+            return Measured(problem=str(error), replaced=replaced)
         self._known[path.name] = {"files": files, "head": head, "size": list(size), "cut_out": cut_out}
         self._changed = True
-        return Looked(size, cut_out, replaced=replaced)
+        return Measured(size, cut_out, replaced=replaced)
 
     def write(self) -> None:
-        """Keeps what was found; where that fails, the next training only begins later."""
+        """Writes what was found; where that fails, the next training only begins later."""
         if not self._changed:
             return
         try:

@@ -15,6 +15,11 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter, in its shape."""
+ROOM = 2 * 1024**3
+"""Bytes that the states of finished trainings may take beside the newest one."""
+
 
 @dataclass
 class Learning:
@@ -38,11 +43,14 @@ class Learning:
 
     @torch.no_grad()
     def take(self, content: dict[str, Any]) -> None:
-        """The reverse of `content`. KeyError, ValueError or RuntimeError, and nothing changed, if it is of something else."""
+        """The reverse of `content`. KeyError, ValueError or RuntimeError, and nothing changed, if it is of something else, or damaged."""
         for own, kept in ((self.parameters, content["parameters"]), (self.average, content["average"])):
             if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in kept.items()}:
                 raise ValueError("it holds other weights")
+            if not all(bool(torch.isfinite(value).all()) for value in kept.values()):
+                raise ValueError("it holds weights that are no numbers (NaN)")
         step = int(content["step"])
+        self._check_optimizer(content["optimizer"], step)
         losses = [float(loss) for loss in content["losses"]]
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": content["optimizer"], "param_groups": groups})
@@ -52,23 +60,46 @@ class Learning:
         self.step = step
         self.losses = losses
 
+    def _check_optimizer(self, state: dict[Any, Any], step: int) -> None:
+        """ValueError unless this is a state of AdamW for these parameters: what is wrong would only show in a step, again in every run."""
+        values = [value for group in self.optimizer.param_groups for value in group["params"]]
+        if not state.keys() <= set(range(len(values))) or (step > 0 and not state):
+            raise ValueError("its optimizer is of something else")
+        for number, moments in state.items():
+            if moments.keys() != {"step", *MOMENTS} or not all(isinstance(value, Tensor) for value in moments.values()):
+                raise ValueError("its optimizer is not AdamW's")
+            if any(moments[name].shape != values[number].shape for name in MOMENTS):
+                raise ValueError("its optimizer is of other weights")
+            if moments["step"].numel() != 1 or not all(bool(torch.isfinite(value).all()) for value in moments.values()):
+                raise ValueError("its optimizer holds what is no number (NaN)")
+
 
 @dataclass(frozen=True)
 class StateFile:
     """Where a training keeps its state: `path`, written every `every` steps and whenever it is interrupted; with `last` at its end too.
 
-    `fingerprint` says what is trained on what; a file of another training is not resumed.
+    `fingerprint` says what is trained on what; a file of another training is not resumed. `again`: one that came to its end after more
+    steps than are asked for is begun again, as its outcome was handed on.
     """
 
     path: Path
     fingerprint: str
     every: int = 100
     last: bool = False
+    again: bool = False
+
+    def steps(self) -> int:
+        """How many steps of this training the file holds: 0 where there is none, or none that can be read."""
+        try:
+            kept = _opened(self.path)
+            return int(kept["step"]) if kept["fingerprint"] == self.fingerprint else 0
+        except Exception:  # torch.load raises many kinds; `resume` says what is wrong
+            return 0
 
     def resume(self, learning: Learning, steps: int) -> None:
         """Puts the file's state into place, if there is one and it is this training's; else a warning.
 
-        ValueError if it is further than `steps`: nothing that was learned is thrown away.
+        ValueError if it is further than `steps` and may not be begun `again`: nothing that was learned is thrown away.
         """
         if not self.path.is_file():
             return
@@ -77,10 +108,14 @@ class StateFile:
             if kept["fingerprint"] != self.fingerprint:
                 raise ValueError("it is of another training")
             further = int(kept["step"]) > steps
+            finished = self.again and bool(kept.get("finished", False))
             if not further:
                 learning.take(kept)
         except Exception as error:  # a damaged file is no reason not to train
             log.warning("The training state %s cannot be used: %s. Training starts afresh.", self.path.name, error)
+            return
+        if further and finished:
+            log.info("A longer training of %d steps is done; this one of %d begins again.", kept["step"], steps)
             return
         if further:
             raise ValueError(
@@ -89,7 +124,7 @@ class StateFile:
             )
         log.info("Training goes on from step %d.", learning.step)
 
-    def write(self, learning: Learning) -> None:
+    def write(self, learning: Learning, finished: bool = False) -> None:
         """Writes beside the file first, so that a full disk or a power cut spoils nothing. A failure is a warning: training goes on.
 
         Weights that are no numbers are not written; what was kept before stays.
@@ -99,7 +134,7 @@ class StateFile:
         partial = self.path.with_suffix(".partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"fingerprint": self.fingerprint, **learning.content()}, partial)
+            torch.save({"fingerprint": self.fingerprint, "finished": finished, **learning.content()}, partial)
             partial.replace(self.path)
         except Exception as error:  # torch reports a full disk as RuntimeError
             with contextlib.suppress(OSError):
@@ -114,6 +149,74 @@ class StateFile:
             self.path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("The training state %s could not be removed: %s.", self.path, error)
+
+
+def files_of(path: Path, fingerprints: Sequence[str], every: int = 100) -> tuple[StateFile, ...]:
+    """Where the phases of a training keep their states: at `path` if there is one, else beside it.
+
+    Trainings that differ in a later phase alone share the first's file, if `path` is the first fingerprint's own, and have one each of the
+    later ones. Every file is written at its phase's end too: what comes after builds on it, and the outcome is not saved yet.
+    """
+    if len(fingerprints) == 1:
+        return (StateFile(path, fingerprints[0], every, last=True, again=True),)
+    later = [f"{number}-{_short(one)}" for number, one in enumerate(fingerprints[1:], 2)]
+    paths = [path.with_name(f"{path.stem}-{end}{path.suffix}") for end in ("1", *later)]
+    return tuple(StateFile(own, one, every, last=True) for own, one in zip(paths, fingerprints, strict=True))
+
+
+def named(folder: Path, method: str, fingerprint: str) -> Path:
+    """The path of a training's state in a folder that many share."""
+    return folder / f"{method}-{_short(fingerprint)}.pt"
+
+
+def _short(fingerprint: str) -> str:
+    return hashlib.sha256(fingerprint.encode()).hexdigest()[:12]
+
+
+def discard(states: Sequence[StateFile]) -> None:
+    """Removes the states of a training whose outcome is saved, or that begins again.
+
+    An earlier phase's stays while a later phase of another training, which was interrupted, builds on it.
+    """
+    *earlier, last = states
+    last.remove()
+    for number, state in reversed(list(enumerate(earlier, 1))):
+        start = state.path.stem.removesuffix(str(number))
+        if not any(state.path.parent.glob(f"{start}{number + 1}-*{state.path.suffix}")):
+            state.remove()
+
+
+def prune(states: Sequence[StateFile], method: str) -> None:
+    """Removes the oldest states of finished trainings of a method that take more than `ROOM` together. These, just done, stay.
+
+    So the same Run, and one with more steps, find what was learned, and no disk fills with it. What was interrupted is never removed.
+    """
+    own = {state.path for state in states}
+    folder = next(iter(own)).parent
+    taken = 0
+    try:
+        for path in sorted(folder.glob(f"{method}-*.pt"), key=lambda path: path.stat().st_mtime, reverse=True):
+            if path in own or not _is_finished(path):
+                continue
+            taken += path.stat().st_size
+            if taken > ROOM:
+                path.unlink()
+                log.info("The state of an earlier training, %s, was removed to make room.", path.name)
+    except OSError as error:
+        log.warning("Earlier training states in %s could not be removed: %s.", folder, error)
+
+
+def _opened(path: Path) -> dict[str, Any]:
+    """A state whose tensors stay on disk until they are looked at."""
+    kept: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    return kept
+
+
+def _is_finished(path: Path) -> bool:
+    try:
+        return bool(_opened(path).get("finished", False))
+    except Exception:  # torch.load raises many kinds
+        return False
 
 
 def signature(model: Any, texts: Sequence[Any] = ()) -> str:

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from typing import Any
 
 from ...attention import ip_adapter_layers, layers
 from ...conditioning import handles
-
-if TYPE_CHECKING:
-    from ..dreamcom.loss import Options
-    from .learner import Learner
+from .learner import Learner
 
 log = logging.getLogger(__name__)
 
-MOST_PIECES = 8
 SMALLEST_CROP = 64
 ENLARGED = 2
 """A picture is enlarged to the crop's size by at most this much: what is learned is as blurred as the picture."""
@@ -33,7 +27,7 @@ def check_unet(model: Any) -> None:
         )
 
 
-def check_model(model: Any) -> None:
+def check_inpainting(model: Any) -> None:
     """ValueError unless MODEL is an inpainting UNet (9 input channels)."""
     channels, found = _channels(model)
     if channels != 9:
@@ -79,31 +73,6 @@ def _channels(model: Any) -> tuple[int | None, str]:
     return channels, f"takes {channels} channels"
 
 
-def check_words(options: Options, clip: Any) -> None:
-    """ValueError for an empty token or noun, or one that the text encoder does not know as a word; a warning where it is in pieces."""
-    words = (("token", options.token, "a rare word such as sks"), ("noun", options.noun, "what the subject is, such as dog"))
-    for name, word, instead in words:
-        if not word.strip():
-            raise ValueError(f"{name} is empty. Write {instead} into it; the prompt is made of both.")
-    for name, word, instead in words:
-        pieces, weighted = _pieces(clip, word)
-        if pieces == 0:
-            raise ValueError(
-                f"the text encoder reads nothing where the {name} says {word!r}: there is no such embedding. Write {instead} "
-                "instead, or put the embedding's file into models/embeddings."
-            )
-        if pieces > MOST_PIECES:
-            raise ValueError(
-                f"the {name} {word!r} is {pieces} pieces long for the text encoder (at most {MOST_PIECES}). Use one plain word for it."
-            )
-        if pieces > 1:
-            log.warning(
-                "Train DreamCom: the text encoder reads the %s %r as %d pieces; one short word is learned better.", name, word, pieces
-            )
-        if weighted:
-            log.warning("Train DreamCom: the %s %r is trained with its weight; later prompts need the same weight.", name, word)
-
-
 def check_size(size: int, sizes: Sequence[tuple[int, int]], node: str) -> None:
     """ValueError for crops of a size that the VAE cannot take, or pictures (height, width) much too small; one warning for small ones."""
     if size < SMALLEST_CROP or size % 8:
@@ -129,15 +98,3 @@ def check_size(size: int, sizes: Sequence[tuple[int, int]], node: str) -> None:
             "%s: %d of %d pictures are enlarged to crops of %d pixels, the most picture %d (%d x %d).",
             node, len(enlarged), len(sizes), size, number, width, height,
         )  # fmt: skip
-
-
-def _pieces(clip: Any, text: str) -> tuple[int, bool]:
-    """How many pieces a text is for the text encoder (a stored embedding is one), and whether it carries a weight."""
-    most = 0
-    weighted = False
-    for rows in clip.tokenize(text, return_word_ids=True).values():
-        entries = [entry for row in rows for entry in row if entry[2] != 0]  # 0: beginning, end and padding
-        embeddings = {entry[2] for entry in entries if isinstance(entry[0], Tensor)}
-        most = max(most, sum(not isinstance(entry[0], Tensor) for entry in entries) + len(embeddings))
-        weighted = weighted or any(entry[1] != 1.0 for entry in entries)
-    return most, weighted

@@ -65,11 +65,13 @@ def run(
     on_step: Callable[[Progress], None] | None = None,
     process: int = 0,
     share: Callable[[Sequence[Tensor]], None] | None = None,
+    fetch: Callable[[int], None] | None = None,
 ) -> Progress:
     """Trains the parameters in place until `settings.steps`, from the state file if it holds this training's state.
 
     `on_step` is called after each step and may raise to interrupt: the state is written, and what it raised goes on. `share`
     replaces loss and gradients by their mean over several processes, of which this is number `process`; only number 0 writes.
+    `fetch` is asked before each step, by its number, for what its loss needs of other models.
     With an average, the parameters hold it at the end. RuntimeError where the loss or a gradient is not a number, before it can
     spoil the weights.
     """
@@ -81,6 +83,8 @@ def run(
     writer = state if process == 0 else None
     try:
         while learning.step < settings.steps:
+            if fetch is not None:
+                fetch(learning.step)
             learning.optimizer.zero_grad(set_to_none=True)
             loss = _backward(loss_of, learning.step, settings, process)
             if share is not None:
@@ -94,12 +98,12 @@ def run(
             learning.step += 1
             learning.losses.append(float(loss))
             if writer is not None and _due(writer, learning.step, settings.steps):
-                writer.write(learning)
+                writer.write(learning, finished=learning.step >= settings.steps)
             if on_step is not None:
                 on_step(Progress(learning.step, learning.losses))
     except BaseException:
         if writer is not None and learning.step > 0:
-            writer.write(learning)
+            writer.write(learning, finished=learning.step >= settings.steps)
         raise
     finally:
         for value in values:

@@ -48,6 +48,11 @@ class Estimate:
     def total(self) -> int:
         return self.weights + self.learning + self.activations
 
+    @property
+    def state(self) -> int:
+        """Bytes on disk, at most: what learns without its gradient, twice, as a new state is written beside the old one."""
+        return 2 * self.learning * COPIES // (COPIES + 1)
+
     def __str__(self) -> str:
         parts = (("weights", self.weights), ("what learns", self.learning), ("a step", self.activations))
         return f"{self.total / GIB:.1f} GB ({', '.join(f'{name} {size / GIB:.1f}' for name, size in parts)})"
@@ -118,9 +123,31 @@ def total_memory(device: Any) -> int:
     return int(found)
 
 
-def method_for(device: Any, full: Estimate | None = None) -> Method:
-    """What `auto` means on a device: all weights where it has 16 GB of its own memory and room for `full`, else a LoRA."""
+def available_memory(device: Any) -> int:
+    """Bytes that a training can have of a device: what is free, and what ComfyUI's own models hold, which make room for it."""
     from comfy import model_management
 
-    roomy = not model_management.is_device_cpu(device) and total_memory(device) >= AUTOMATIC_FULL
-    return "full" if roomy and (full is None or full.total * SPARE <= total_memory(device)) else "lora"
+    free: Any = model_management.get_free_memory(device)
+    loaded = [one for one in model_management.current_loaded_models if one.model is not None and one.device == device]
+    return int(free) + sum(int(one.model_loaded_memory()) for one in loaded)
+
+
+def method_for(device: Any, full: Estimate | None = None, disk: int | None = None) -> Method:
+    """What `auto` means on a device: all weights where it has 16 GB of its own memory and room for `full` now, else a LoRA.
+
+    `disk`: bytes that are free where the training's state will lie, if that is known.
+    """
+    from comfy import model_management
+
+    if model_management.is_device_cpu(device) or total_memory(device) < AUTOMATIC_FULL:
+        return "lora"
+    if full is None:
+        return "full"
+    free = available_memory(device)
+    if full.total * SPARE > free:
+        log.info("auto trains a LoRA: all weights need about %s, and %s has %.1f GB free.", full, device, free / GIB)
+        return "lora"
+    if disk is not None and full.state > disk:
+        log.info("auto trains a LoRA: the state of all weights needs %.1f GB of disk, and %.1f GB are free.", full.state / GIB, disk / GIB)
+        return "lora"
+    return "full"

@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from ..engine import loop
+from ..engine import options as engine
+from ..engine.options import option
 
-USUAL_WIDTH = 320
+USUAL_CHANNELS = 320
 """Channels of the UNet for which the usual rate is; a narrower one takes more, as `dreamcom.USUAL_RATE` says."""
-AHEAD = 64
-"""The texts of so many steps are encoded at a time, so that CLIP need not stay loaded."""
+
+Pairs = Literal["none", "grounds", "given"]
+NONE: Pairs = "none"
+GROUNDS: Pairs = "grounds"
+GIVEN: Pairs = "given"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the artist sets.
+    """What the artist sets. A step takes `accumulate` times `batch` pictures. `rate` None is ControlNet's usual one."""
 
-    `size`: pictures are scaled and cropped to about its square in pixels, in their own proportions. `rate` None is ControlNet's usual
-    one, 1e-5. A step takes `accumulate` times `batch` pictures. `masked` off trains without the mask prompt, on the bare reference
-    (the paper's ablation). `text_dropout` of the samples lose their text, as in ControlNet's own training, where it is a half.
-    """
+    steps: int = engine.steps(10_000, "Training steps.", highest=10_000_000)
+    rate: float | None = engine.rate(None, "0: ControlNet's usual one, 0.00001 for a UNet of Stable Diffusion's width.")
+    weight_decay: float = option(0.01, "AdamW's weight decay.", lowest=0.0, advanced=True)
+    batch: int = engine.batch(4, "Pictures at a time. More needs more memory.")
+    accumulate: int = option(
+        1, "So many batches make a step: as a larger batch, with the memory of a small one.", lowest=1, highest=1024, advanced=True
+    )
+    size: int = engine.size("Pictures are scaled to about this square in pixels, in their own proportions: 512 for SD 1.5, 1024 for SDXL.")
+    masked: bool = engine.switch(True, "Off trains on the bare reference, for comparison: the paper's ablation.", name="mask_prompt")
+    text_dropout: float = engine.share(
+        0.1, "Which part of the samples loses its text, so that the hint also works without a prompt.", step=0.01
+    )
+    seed: int = engine.seed()
+    average: float = engine.average(0.999)
+    checkpointing: bool = engine.checkpointing()
+    pairs: Pairs = option(
+        NONE,
+        "What the reference shows. none: the picture that is painted, as the paper trains. grounds: its object on the ground of another "
+        "picture, so that nothing but the object is kept. given: a picture of your own, with the object in the same place.",
+        choices=get_args(Pairs),
+        advanced=True,
+    )
 
-    steps: int = 10_000
-    rate: float | None = None
-    weight_decay: float = 0.01
-    batch: int = 4
-    accumulate: int = 1
-    size: int = 512
-    masked: bool = True
-    text_dropout: float = 0.1
-    seed: int = 0
-    average: float = 0.0
-    checkpointing: bool = True
-
-    def settings(self, width: int) -> loop.Settings:
-        """For a UNet of `width` channels."""
-        rate = 1e-5 * USUAL_WIDTH / width if self.rate is None else self.rate
+    def settings(self, channels: int) -> loop.Settings:
+        """For a UNet of so many channels at full resolution."""
+        rate = 1e-5 * USUAL_CHANNELS / channels if self.rate is None else self.rate
         return loop.Settings(self.steps, rate, self.seed, self.weight_decay, average=self.average, accumulate=self.accumulate)
 
     @property
@@ -48,4 +60,6 @@ class Options:
 
         The number of steps is not part of it, so that a training can be made longer, nor is what changes memory alone.
         """
-        return " ".join(["mask-controlnet 1", str(replace(self, steps=0, checkpointing=True)), *parts])
+        own = str(replace(self, steps=0, checkpointing=True))
+        # Trainings that were interrupted before there were pairs go on.
+        return " ".join(["mask-controlnet 1", own.replace(f", pairs={NONE!r}", ""), *parts])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +14,12 @@ from torch import Tensor
 
 from ...images import masks
 from ...models.mcgm import mask_encoder
-from ..data.references import finite
-
-Background = Literal["plain", "original"]
-"""What lies around the subjects: one random colour, as in MCGM, or the picture itself."""
+from ..data.pictures import finite
+from .scene import Background, Scene
 
 AT_ONCE = 8
 EXAMPLES = 400
 """Pictures are encoded before training, so that the VAE need not stay loaded: this many at most."""
-STEP = 32
-"""Sides are multiples of so many pixels, which a UNet halves evenly as often as its attention layers ask."""
 SMALLEST = 0.35
 LARGEST = 0.75
 """A moved subject's size, the root of its box's area, as a part of the canvas's; less where several share it, or where so much
@@ -44,30 +39,6 @@ class Shown:
     image: Tensor
     masks: Tensor
     subjects: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Scene:
-    """The picture [H, W, 3] in 0..1 and its subjects' masks [N, H, W] in 0..1, float32 on the CPU."""
-
-    image: Tensor
-    masks: Tensor
-
-    def fitted(self, size: int) -> Scene:
-        """The scene with about `size` x `size` pixels in its own proportions, its sides multiples of `STEP`."""
-        height, width = self.masks.shape[1:]
-        factor = size / math.sqrt(height * width)
-        sides = [max(2 * STEP, STEP * round(side * factor / STEP)) for side in (height, width)]
-        image = F.interpolate(self.image.movedim(-1, 0)[None], size=sides, mode="bilinear", antialias=True)[0].clamp(0, 1)
-        return Scene(image.movedim(0, -1).contiguous(), masks.resize(self.masks, *sides))
-
-    def fingerprint(self) -> str:
-        """The same for the same picture and masks: 16 hexadecimal digits."""
-        digest = hashlib.sha256()
-        for tensor in (self.image, self.masks):
-            digest.update(str(tuple(tensor.shape)).encode())
-            digest.update((tensor * 255).round().to(torch.uint8).contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
 
 def draw(scene: Scene, count: int, background: Background, move: bool, rng: np.random.Generator) -> Shown:

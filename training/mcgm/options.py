@@ -1,31 +1,21 @@
-"""What an artist sets for MCGM's training, and what is checked before anything is encoded."""
+"""What MCGM's training is asked for."""
 
 from __future__ import annotations
 
-import itertools
-import logging
-import math
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from ...images import masks
 from ...models.mcgm.mask_encoder import Mode
-from ..data.references import SMALLEST
 from ..engine import loop
-from ..engine.checks import ENLARGED, check_parts, check_size, check_unet
+from ..engine import options as engine
+from ..engine.options import Option, option
 from ..engine.trainable_weights import Method
-from .examples import Background, Scene
+from .scene import Background, Scene
 
-log = logging.getLogger(__name__)
-
-USUAL_RATE: dict[Method, float] = {"lora": 1e-4, "full": 2e-6}
+USUAL_RATE: dict[str, float] = {"lora": 1e-4, "full": 2e-6}
 """Of the second phase: the published rate for all weights, and the usual one for a LoRA, for a UNet of `USUAL_WIDTH` channels (a narrower
-one takes more, as `dreamcom.USUAL_RATE` says)."""
+one takes more, as `dreamcom.options.USUAL_RATE` says)."""
 USUAL_WIDTH = 320
 OWN = ("handles.", "mask_encoder.")
 LATE = 0.2
@@ -35,43 +25,101 @@ DECAY = 1e-8
 """Of the paper's Adam. So small a decay is the same in Adam and AdamW, to far less than a step's rounding."""
 PLAIN = " on a plain background"
 """What the prompt says of a plain background that is learned too, so that it does not become part of the subject."""
-OVERLAP = 0.1
-"""Masks that share more than this part of the smaller one are warned of."""
+MASK_TOKENS = Option(
+    "bound: each mask's token also tells whose mask it is. paper: only its shape does. off: no mask tokens: Break-A-Scene.",
+    choices=("bound", "paper", "off"),
+    advanced=True,
+)
+"""`masks` and `mode` in one, as node and command line ask for them."""
+WIDGETS = "widgets"
+PRESETS: dict[str, dict[str, Any]] = {
+    "recommended": {
+        "background": "plain", "move": True, "masks": True, "mode": "bound", "attention_weight": 0.3, "mask_attention_weight": 3.0,
+        "background_weight": 0.3, "prior_weight": 0.0,
+    },
+    "paper": {
+        "background": "plain", "move": False, "masks": True, "mode": "paper", "attention_weight": 0.01, "mask_attention_weight": 0.3,
+        "background_weight": 0.0, "prior_weight": 0.0, "average": 0.0, "handle_rate": 5e-4, "steps": 400, "weight_steps": 400,
+    },
+}  # fmt: skip
+"""How it is learned, by name; what a card holds (method, rank, batch, size) is left as it is. "recommended" are the defaults."""
+PRESET = Option(
+    "How it is learned. widgets: as the inputs above say. recommended: with this node's own defaults instead. paper: with the published "
+    "weights of the losses, pictures and steps instead. Method, rank, batch and size stay yours.",
+    choices=(WIDGETS, *PRESETS),
+    advanced=True,
+)
 
 
 @dataclass(frozen=True)
 class Options:
-    """`words`: for each subject the plain word that its handle begins as.
+    """What the artist sets. `words`: for each subject the plain word that its handle begins as.
 
-    `steps` and `weight_steps` are of the first and the second phase. `rate` None is the method's usual one in the second. `masks` off
-    trains without mask tokens: Break-A-Scene. `attention_weight` and `mask_attention_weight` are the paper's two lambdas. There they are
-    0.01 and 0.3, and the mask encoder never learned; with them masks pose nothing after so few steps. `background_weight`: how much the
-    error outside of the subjects counts; 0 in the paper (equation 1), where subjects spread beyond their masks. `average`: the decay of a
-    moving average of what the second phase learns, 0 in the paper.
+    `steps` and `weight_steps` are of the first and the second phase. `rate` None is the method's usual one in the second; `handle_rate`
+    is the first's. `method` auto is settled before anything is trained. `masks` off trains without mask tokens: Break-A-Scene.
+    `attention_weight` and `mask_attention_weight` are the paper's two lambdas. There they are 0.01 and 0.3, and the mask encoder never
+    learned; with them masks pose nothing after so few steps. `background_weight` 0 is the paper's (equation 1), where subjects spread
+    beyond their masks.
     """
 
     words: tuple[str, ...]
-    steps: int = 400
-    weight_steps: int = 400
+    steps: int = engine.steps(400, "For handles and mask encoder; the paper: 400.", lowest=0)
+    weight_steps: int = engine.steps(
+        400, "Of the second phase, in which the model and its text encoder learn as well. 400 in the paper.", lowest=0
+    )
     handle_rate: float = 5e-4
-    rate: float | None = None
-    method: Method = "lora"
-    rank: int = 16
-    batch: int = 1
-    size: int = 512
-    seed: int = 0
-    background: Background = "plain"
-    move: bool = True
+    rate: float | None = engine.rate(
+        None,
+        "Of the second phase. 0 takes the usual one: 0.0001 for lora, the paper's 0.000002 for full (for a model of SD 1.5's or SDXL's "
+        "width; more for a narrower one).",
+    )
+    method: Method | Literal["auto"] = engine.method(
+        "lora",
+        "What learns in the second phase. lora: a small file beside the checkpoint. full: all weights (the paper): about 20 GB for SD 1.5. "
+        "auto: full where the GPU holds it, else lora.",
+    )
+    rank: int = engine.rank()
+    batch: int = engine.batch(1, "Pictures in each step (paper: 1). More needs more memory.")
+    size: int = engine.size("The training picture has about size x size pixels, in the given one's proportions. SD 1.5: 512, SDXL: 1024.")
+    seed: int = engine.seed()
+    background: Background = option(
+        "plain",
+        "What lies around the subjects while training: a random plain colour, as in the paper, or the picture itself.",
+        choices=("plain", "original"),
+        advanced=True,
+    )
+    move: bool = engine.switch(
+        True,
+        "On a plain background, show the subjects in other places and sizes, turned and stretched a little, so that masks unlike the "
+        "picture's own can pose them. Off: as in the paper, where they stay and are only mirrored.",
+        "move_subjects",
+    )
     masks: bool = True
     mode: Mode = "bound"
-    attention_weight: float = 0.3
-    mask_attention_weight: float = 3.0
-    background_weight: float = 0.3
-    prior_weight: float = 0.0
+    attention_weight: float = engine.share(
+        0.3, "How strongly each handle's attention is drawn to its own mask. The paper: 0.01.", 0.01, 10.0
+    )
+    mask_attention_weight: float = engine.share(
+        3.0,
+        "The same for the masks' own tokens, as a multiple of attention_weight. The paper: 0.3, with which masks pose little after so few "
+        "steps.",
+        0.1,
+        100.0,
+    )
+    background_weight: float = engine.share(
+        0.3, "How much the background counts in what is learned, so that a subject ends where its mask does. The paper: 0."
+    )
+    prior_weight: float = engine.share(
+        0.0,
+        "Prior preservation: how much ordinary pictures of the same model count, which it paints before training, so that it does not "
+        "forget what else it knows. 1 in Break-A-Scene's code; nearly twice the time.",
+        0.1,
+        10.0,
+    )
     prior_prompt: str = "a photo at the beach"
     prior_pictures: int = 20
-    average: float = 0.0
-    checkpointing: bool = True
+    average: float = engine.average(0.98, "what the second phase learns,", "the last weights, as in the paper.")
+    checkpointing: bool = engine.checkpointing()
 
     def settings(self, phase: int, width: int) -> loop.Settings:
         """Of phase 1 or 2, for a UNet of `width` channels."""
@@ -101,78 +149,16 @@ class Options:
         return f"mcgm 1 phase {phase} {same} {scene.fingerprint()} {model}"
 
 
-def words_of(text: str) -> tuple[str, ...]:
-    """The subjects' words in a text, separated by commas or lines."""
-    return tuple(word.strip() for word in re.split(r"[,;\n]", text) if word.strip())
+def of_mask_tokens(tokens: str) -> dict[str, Any]:
+    """The fields that a choice of `MASK_TOKENS` stands for."""
+    return {"masks": tokens != "off", "mode": "paper" if tokens == "paper" else "bound"}
 
 
-def scene_of(image: Tensor, marks: Tensor, options: Options) -> Scene:
-    """The first picture of an IMAGE and its subjects' masks, a MASK batch. ValueError in the artist's words for what cannot be learned."""
-    marked = masks.to_mask(marks, "masks").detach().float().cpu()
-    picture = image[0, ..., :3].detach().float().cpu().clamp(0, 1)
-    if len(image) > 1:
-        log.warning("Train MCGM learns from one picture; the first of %d is taken.", len(image))
-    if not bool(torch.isfinite(picture).all()):
-        raise ValueError("the picture holds values that are no numbers (NaN): a node before it failed. Wire one that is whole.")
-    if not options.words:
-        raise ValueError("words is empty. Write one plain word for each subject, separated by commas, such as: cat, dog.")
-    if len(marked) != len(options.words):
-        raise ValueError(
-            f"{_counted(len(options.words), 'word')} ({', '.join(options.words)}) but {_counted(len(marked), 'mask')}: give one mask for "
-            "each word, in the same order, as a batch (SAM Mask makes one for each object; core's Mask Batch nodes join several)."
-        )
-    for number, (mask, word) in enumerate(zip(marked, options.words, strict=True), 1):
-        if int((mask > 0.5).sum()) < SMALLEST:
-            raise ValueError(f"mask {number} ({word}) marks nothing: point SAM Mask at that subject, or take its word away.")
-    if marked.shape[1:] != picture.shape[:2]:
-        raise ValueError(
-            f"the picture is {picture.shape[1]} x {picture.shape[0]} pixels but its masks {marked.shape[2]} x {marked.shape[1]}: make the "
-            "masks from the same picture, before or after both are resized."
-        )
-    for (first, one), (second, other) in itertools.combinations(enumerate(marked > 0.5, 1), 2):
-        shared = float((one & other).sum() / torch.minimum(one.sum(), other.sum()))
-        if shared > OVERLAP:
-            log.warning("Train MCGM: masks %d and %d share %.0f %% of the smaller one: there the subjects are learned mixed.",
-                        first, second, 100 * shared)  # fmt: skip
-    return Scene(picture, marked)
-
-
-def fitted(scene: Scene, options: Options) -> Scene:
-    """The scene in the training's size. ValueError where a subject is too small to be seen in it."""
-    small = scene.fitted(options.size)
-    for number, (mask, word) in enumerate(zip(small.masks, options.words, strict=True), 1):
-        if int((mask > 0.5).sum()) < SMALLEST:
-            raise ValueError(
-                f"mask {number} ({word}) marks too little: nothing is left of it where the picture has {small.masks.shape[2]} x "
-                f"{small.masks.shape[1]} pixels for training. Crop the picture to the subjects first, or use a larger `size`."
-            )
-    return small
-
-
-def check(model: Any, clip: Any, vae: Any, options: Options, scene: Scene) -> None:
-    """ValueError, in the artist's words, for what cannot be trained; to be asked before anything is encoded."""
-    check_unet(model)
-    check_parts(model, clip, vae)
-    check_size(options.size, [], "Train MCGM")
-    _check_area(options.size, scene.masks.shape[1], scene.masks.shape[2])
-    if options.masks and options.mask_attention_weight > 0 and options.attention_weight == 0:
-        log.warning("Train MCGM: with attention_weight 0 mask_attention_weight has no effect: it is a part of it.")
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def _check_area(size: int, height: int, width: int) -> None:
-    """ValueError for a picture that is much too small for the size that is trained with; a warning for a small one.
-
-    What is fitted is the area: a long picture is not enlarged because its short side is short.
-    """
-    side = math.sqrt(height * width)
-    if side * ENLARGED < size:
-        raise ValueError(
-            f"picture 1 is {width} x {height} pixels, too small for crops of {size}: it would be blurred, and so would what is learned. "
-            f"Use a larger picture, or a `size` of at most {int(side * ENLARGED) // 8 * 8}."
-        )
-    if side < size:
-        log.warning("Train MCGM: picture 1 (%d x %d) is enlarged to crops of %d pixels.", width, height, size)
+def with_preset(options: Options, name: str) -> Options:
+    """The options with what a preset says in place of theirs. ValueError for a name that is none."""
+    if name == WIDGETS:
+        return options
+    if name not in PRESETS:
+        raise ValueError(f"preset is {name!r}. What would do: {', '.join((WIDGETS, *PRESETS))}.")
+    preset: Mapping[str, Any] = PRESETS[name]
+    return replace(options, **preset)

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...conditioning.texts import Texts
 from ...images import masks
 from ...models.clip_vision import patch_grid, patch_input, patch_visibility
 from ..data.captions import Picture, Pictures
-from ..data.references import finite
-from .options import Examples, Options
+from ..data.pictures import finite
+from .options import Options
 from .random_masks import random_mask
 
 AT_ONCE = 8
@@ -35,23 +36,29 @@ class Sample:
     blank: bool = False
 
 
-class Texts:
-    """CONDITIONING by caption: each is encoded once for all pictures of a chunk."""
+@dataclass(frozen=True)
+class Examples:
+    """Encoded samples, one entry for each in every field.
 
-    def __init__(self, clip: Any) -> None:
-        self.clip = clip
-        self._known: dict[str, Any] = {}
+    `latents` [N, 4, h, w] as the VAE gives them. `features`: what the adapter's projection takes, the visible tokens of the last layer
+    but one of the vision model, [M, features] each (`patch_visibility.own_tokens`). Zeros [1, features] are no image: just what
+    `LoadedAdapter` gives the unconditional half of guidance, so that samples of text alone teach the adapter what no image is.
+    `regions` [N, S, S], 0 or 1: where the image drives. `masked` bool [N]: whether the sample has a region; without one text and image
+    both act everywhere (equation 4, lambda = 1), and `regions` is not looked at. `texts`: each sample's CONDITIONING.
+    """
 
-    def know(self, captions: Iterable[str]) -> None:
-        """Encodes these, and forgets all others."""
-        with torch.inference_mode(False), torch.no_grad():
-            self._known = {text: self._known.get(text) or self._encoded(text) for text in dict.fromkeys(captions)}
+    latents: Tensor
+    features: Sequence[Tensor]
+    regions: Tensor
+    masked: Tensor
+    texts: Sequence[Any]
 
-    def __getitem__(self, caption: str) -> Any:
-        return self._known[caption]
+    def __len__(self) -> int:
+        return len(self.latents)
 
-    def _encoded(self, caption: str) -> Any:
-        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption))
+    def part(self, rows: slice) -> Examples:
+        """Some of the samples."""
+        return Examples(self.latents[rows], self.features[rows], self.regions[rows], self.masked[rows], self.texts[rows])
 
 
 def encode(
@@ -118,10 +125,10 @@ class Source:
 
     def __call__(self, chunk: int) -> Examples:
         count = self.options.samples(chunk)
-        told = self.on_sample
+        on_sample = self.on_sample
         first = chunk * self.options.steps_per_chunk * self.options.batch
         plans = [self._plan(number) for number in range(first, first + count)]
-        return self._encoded(plans, None if told is None else lambda done: told(done, count))
+        return self._encoded(plans, None if on_sample is None else lambda done: on_sample(done, count))
 
     def shown(self) -> Examples:
         """One sample for previews: the first picture with its text, its image, and its mask or a random region."""
@@ -181,8 +188,11 @@ class Plan:
 def square(picture: Picture, size: int, down: float = 0.5, right: float = 0.5) -> tuple[Tensor, Tensor | None]:
     """The picture [S, S, 3] and its mask [S, S], bool: the short side scaled to `size`, the long side's middle, or where 0..1 says."""
     height, width = picture.image.shape[:2]
-    rows, columns = (max(size, round(side * size / min(height, width))) for side in (height, width))
-    top, left = round((rows - size) * down), round((columns - size) * right)
+    short = min(height, width)
+    rows = max(size, round(height * size / short))
+    columns = max(size, round(width * size / short))
+    top = round((rows - size) * down)
+    left = round((columns - size) * right)
     window = slice(top, top + size), slice(left, left + size)
     image = F.interpolate(picture.image.movedim(-1, 0)[None], size=(rows, columns), mode="bilinear", antialias=True)[0].clamp(0, 1)
     mask = None if picture.mask is None else masks.resize(picture.mask[None], rows, columns)[0][window] > 0.5
@@ -199,9 +209,9 @@ def _features(group: Sequence[Sample], inside: Sequence[Tensor], clip_vision: An
     """Each sample's visible tokens [M, features] on the CPU, or zeros for none: of a blank one, and where no patch is visible."""
     encoder = patch_input.describe(clip_vision)
     size = group[0].image.shape[0]
-    where = patch_grid.place(size, size, encoder.size, "crop")
-    seen = patch_grid.visible(torch.stack(list(inside)), where, encoder.size, encoder.patch, threshold).flatten(1).any(1)
-    rows = [row for row, one in enumerate(group) if not one.blank and bool(seen[row])]
+    placed = patch_grid.place(size, size, encoder.size, "crop")
+    shows_patches = patch_grid.visible(torch.stack(list(inside)), placed, encoder.size, encoder.patch, threshold).flatten(1).any(1)
+    rows = [row for row, one in enumerate(group) if not one.blank and bool(shows_patches[row])]
     found = [torch.zeros(1, width_of(clip_vision))] * len(group)
     if rows:
         images = torch.stack([group[row].image for row in rows])

@@ -1,15 +1,14 @@
-"""What MECA's training is asked for, and what it learns from."""
+"""What MECA's training is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-from torch import Tensor
+from typing import get_args
 
 from ...attention.meca import Mode
 from ..engine import loop
+from ..engine import options as engine
+from ..engine.options import option
 
 CHUNK = 256
 """Samples are encoded so many at a time, so that neither VAE nor CLIP need stay loaded while the adapter learns."""
@@ -17,32 +16,37 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class Options:
-    """What the artist sets. `size` is the side of the training crops in pixels, `tokens` the c of equation 3.
+    """What the artist sets. What the paper does not have: `text_dropout`, as IP-Adapter's training does; and `blank`, of the samples with
+    a region, which is what the unconditional half of guidance sees in a region."""
 
-    Of the samples, `text_only` are shown no image (section 4.1); of the others `masked` have a region: there the attention is `mode`,
-    outside of it the text's alone. `threshold` is Patch Visibility's. The rest is not the paper's: `text_dropout` of the samples lose
-    their text, as IP-Adapter's training does, and `blank` of those with a region are shown no image, which is what the unconditional
-    half of guidance sees in a region. `random_crop` takes any square of a picture instead of the middle one, `flip` mirrors half of
-    them.
-    """
-
-    steps: int = 10_000
-    rate: float = 1e-4
-    weight_decay: float = 0.01
-    batch: int = 4
-    size: int = 512
-    tokens: int = 16
-    mode: Mode = "region"
-    text_only: float = 0.05
-    masked: float = 0.5
-    text_dropout: float = 0.05
-    blank: float = 0.05
-    threshold: float = 0.5
-    random_crop: bool = False
-    flip: bool = False
-    seed: int = 0
-    average: float = 0.0
-    checkpointing: bool = True
+    steps: int = engine.steps(10_000, "Training steps. The paper takes a million.", highest=10_000_000)
+    rate: float = engine.rate(1e-4, "0.0001 in the paper.", lowest=1e-9)
+    weight_decay: float = option(0.01, "AdamW's weight decay.", lowest=0.0, advanced=True)
+    batch: int = engine.batch(4, "Pictures in each step; 64 in the paper. More needs more memory.")
+    size: int = engine.size("Side of the training crops in pixels. The paper takes 512, also for SDXL.")
+    tokens: int = option(16, "Into how many tokens an image is compressed.", lowest=1, highest=256)
+    mode: Mode = option(
+        "region",
+        "How text and image share a picture that has a region; Apply MECA takes the same one by itself. region: text "
+        "outside, image inside. query: the paper's equation 6 to the letter. global: text everywhere, image inside.",
+        choices=get_args(Mode),
+    )
+    text_only: float = engine.share(0.05, "Which part of the samples has text and no image; 0.05 in the paper.", step=0.01)
+    masked: float = engine.share(0.5, "Which part of the samples has a region; half in the paper.")
+    text_dropout: float = engine.share(
+        0.05, "Which part of the samples loses its text, so that an image also works without a prompt. 0 is the paper's.", step=0.01
+    )
+    blank: float = engine.share(
+        0.05, "Which part of those with a region is shown no image, as guidance's unconditional half is; 0 is the paper's.", step=0.01
+    )
+    threshold: float = engine.share(
+        0.5, "As in Patch Visibility: a patch is hidden when more than this part of it lies outside of the region.", step=0.01
+    )
+    random_crop: bool = engine.switch(False, "Take any square of a picture instead of the middle one.")
+    flip: bool = engine.switch(False, "Mirror half of the samples.")
+    seed: int = engine.seed()
+    average: float = engine.average(0.999)
+    checkpointing: bool = engine.checkpointing()
 
     def settings(self) -> loop.Settings:
         return loop.Settings(self.steps, self.rate, self.seed, self.weight_decay, average=self.average)
@@ -68,28 +72,3 @@ class Options:
         The number of steps is not part of it, so that a training can be made longer, nor is what changes memory alone.
         """
         return " ".join(["meca 1", str(replace(self, steps=0, checkpointing=True)), *parts])
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Encoded samples, one entry for each in every field.
-
-    `latents` [N, 4, h, w] as the VAE gives them. `features`: what the adapter's projection takes, the visible tokens of the last layer
-    but one of the vision model, [M, features] each (`patch_visibility.own_tokens`). Zeros [1, features] are no image: just what
-    `LoadedAdapter` gives the unconditional half of guidance, so that samples of text alone teach the adapter what no image is.
-    `regions` [N, S, S], 0 or 1: where the image drives. `masked` bool [N]: whether the sample has a region; without one text and image
-    both act everywhere (equation 4, lambda = 1), and `regions` is not looked at. `texts`: each sample's CONDITIONING.
-    """
-
-    latents: Tensor
-    features: Sequence[Tensor]
-    regions: Tensor
-    masked: Tensor
-    texts: Sequence[Any]
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def part(self, rows: slice) -> Examples:
-        """Some of the samples."""
-        return Examples(self.latents[rows], self.features[rows], self.regions[rows], self.masked[rows], self.texts[rows])
