@@ -13,6 +13,11 @@ Preset = Literal["paper", "reference code", "all"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 
 
+def is_unet(model: Any) -> bool:
+    """Whether a diffusion model has a UNet's blocks."""
+    return hasattr(model, "input_blocks") and hasattr(model, "output_blocks")
+
+
 def layers_of(unet: Any) -> tuple[Layer, ...]:
     """Every attention layer of the UNet in the order in which they run.
 

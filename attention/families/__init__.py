@@ -1,0 +1,36 @@
+"""The transformers that are known, a reader for each family: where in a call are the words, the cells, the references.
+
+A reader reads lengths, sizes and names from the call itself. What does not add up it refuses in words (`Unreadable`); it never guesses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .reader import Family, Scene, Seen, Unreadable
+
+__all__ = ["Family", "Scene", "Seen", "Unreadable", "find", "known", "of"]
+
+
+def known() -> tuple[Family, ...]:
+    """All families, in the order in which they are tried."""
+    from .flux import CHROMA, FLUX
+
+    return (FLUX, CHROMA)
+
+
+def find(model: Any) -> Family | None:
+    """The family of a diffusion model, None if it is of no family that is known."""
+    return next((family for family in known() if family.fits(model)), None)
+
+
+def of(model: Any) -> Family:
+    """The family of a diffusion model. Raises TypeError in words if it is unknown."""
+    family = find(model)
+    if family is None:
+        names = ", ".join(family.name for family in known())
+        raise TypeError(
+            f"this model ({type(model).__name__}) is neither a UNet nor a transformer that MaskPrompt can read. It takes SD 1.5, SD 2.1 and "
+            f"SDXL, and: {names}."
+        )
+    return family
