@@ -74,6 +74,16 @@ class Call:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
 
 
+class Scoped(Protocol):
+    """Whatever stands in a chain: a `Patch` of a UNet's layers, a region of text, a rule, a probe."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def scope(self) -> Scope: ...
+
+
 class Patch(Protocol):
     """An attention patch. `attend` takes and returns [B, N, C] (q and result), [B, M, C] (k and v)."""
 
@@ -240,7 +250,7 @@ def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Te
     return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})
 
 
-def install(model: Any, *patches: Patch) -> Any:
+def install(model: Any, *patches: Scoped) -> Any:
     """A clone of the MODEL with the patches at the end of its chain; the given MODEL stays as it is."""
     from comfy.patcher_extension import WrappersMP
 
@@ -265,7 +275,7 @@ def check_model(model: Any, patches: Sequence[Any]) -> None:
         families.of(diffusion_model)
 
 
-def with_patches(wrappers: dict[str, dict[str, list[Any]]], *patches: Patch) -> dict[str, dict[str, list[Any]]]:
+def with_patches(wrappers: dict[str, dict[str, list[Any]]], *patches: Scoped) -> dict[str, dict[str, list[Any]]]:
     """A model's wrappers with the patches at the end of its chain: what `install` does, for one run of a MODEL and without a clone."""
     from comfy.patcher_extension import WrappersMP
 

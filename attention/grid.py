@@ -121,8 +121,8 @@ class RegionMask:
     def over_frames(self, frames: int) -> RegionMask:
         """A mask for each of a video's latent frames; one mask serves all.
 
-        Of 4 (n - 1) + 1 masks for n frames, as video models shorten time, the first is the first frame's and each frame after it has the mean
-        of its four; else each frame has the mask at its place in time.
+        Of 4 (n - 1) + 1 masks for n frames, as video models shorten time, the first is the first frame's and each frame after it has the
+        mean of its four; else each frame has the mask at its place in time.
         """
         count = len(self.masks)
         if count in (1, frames):

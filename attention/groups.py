@@ -145,7 +145,14 @@ def _pieces(classes: tuple[int, ...], places: list[int], ends: list[int]) -> tup
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, cut: Plan, attention: Attention, where: Where = Where(), mask: Tensor | None = None, whole: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cut: Plan,
+    attention: Attention,
+    where: Where = Where(),
+    mask: Tensor | None = None,
+    whole: bool = False,
 ) -> Tensor:
     """A layer by its plan. q, k and v have their tokens in dimension `where.tokens`; `mask` [..., queries or 1, keys] is the call's own.
 
@@ -180,7 +187,11 @@ def _group(
         rows = mask.narrow(-2, start, stop - start)
     total: Tensor | None = None
     for view in group.views:
-        values = _joined(v, view.keys, where.tokens) if not view.zeroed else _joined(_zeroed(v, view.zeroed, where.tokens), view.keys, where.tokens)
+        values = (
+            _joined(v, view.keys, where.tokens)
+            if not view.zeroed
+            else _joined(_zeroed(v, view.zeroed, where.tokens), view.keys, where.tokens)
+        )
         columns = None if rows is None else _joined(rows, view.keys, -1)
         part = attention(queries, _joined(k, view.keys, where.tokens), values, columns)
         if whole:

@@ -127,10 +127,10 @@ def _attend(call: Mapping[str, Any], cut: Plan | None, where: Where, attention: 
     def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return attention(q, k, v, call["heads"], mask=mask, **others)
 
-    q, k, v, mask = (call[name] if name in call else None for name in ("q", "k", "v", "mask"))
+    mask = call.get("mask")
     if cut is None:
-        return run(q, k, v, mask)
-    return groups.attend(q, k, v, cut, run, where, mask)
+        return run(call["q"], call["k"], call["v"], mask)
+    return groups.attend(call["q"], call["k"], call["v"], cut, run, where, mask)
 
 
 def _rows_of(call: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
@@ -171,8 +171,8 @@ def run(chain: Any, executor: Any, arguments: Arguments, plans: Plans) -> Any:
     result = arguments.call(executor)
     if state.count == 0:
         raise RuntimeError(
-            f"the attention of this model ({type(model).__name__}) never came by MaskPrompt: another node replaces it, or this ComfyUI runs "
-            "it in another way. A mask would not act; bypass that node, or MaskPrompt's."
+            f"the attention of this model ({type(model).__name__}) never came by MaskPrompt: another node replaces it, or this ComfyUI "
+            "runs it in another way. A mask would not act; bypass that node, or MaskPrompt's."
         )
     return result
 

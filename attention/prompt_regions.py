@@ -13,10 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .chain import EVERYWHERE, Row, Scope
+from . import chain
+from .chain import Row, Scope
 from .grid import RegionMask, Size
 from .layout import UNUSED, Grid
-from .visibility import RegionOfText, TextsByRegion
+from .visibility import MOST_REGIONS, RegionOfText, TextsByRegion
+
+BESIDE_PROMPT = Scope(half="positive")
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,8 @@ class PromptRegion:
     """One text of a CONDITIONING, [1 or B, T, width] and its options, in the white of a mask.
 
     `strength` 1 is a prompt like the other, 0 is off, up to 2 is more. `replaces` takes the prompt out of the cells. `apart` in 0..1 is the
-    share of the layers, evenly spread, in which they and the cells of other regions do not see each other. A PromptRegion acts on the
-    positive prompt (`scope.half`).
+    share of the layers, evenly spread, in which they and the cells of other regions do not see each other. It stands beside
+    the prompt of its `scope.half`.
     """
 
     text: Tensor
@@ -34,7 +37,7 @@ class PromptRegion:
     replaces: bool = False
     apart: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
-    scope: Scope = EVERYWHERE
+    scope: Scope = BESIDE_PROMPT
     kind: Literal["region"] = "region"
     _ready: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
@@ -58,6 +61,20 @@ class PromptRegion:
     def apart_on(self, number: int, layers: int) -> bool:
         """Whether its cells are kept apart on layer `number` of so many."""
         return int((number + 1) * self.apart + 1e-6) > int(number * self.apart + 1e-6) if layers else False
+
+
+def install(model: Any, *regions: PromptRegion) -> Any:
+    """A clone of the MODEL with the regions at the end of its chain. Raises ValueError for too many."""
+    from comfy.patcher_extension import CallbacksMP, WrappersMP
+
+    clone = chain.install(model, *regions)
+    (whole,) = clone.get_wrappers(WrappersMP.DIFFUSION_MODEL, chain.KEY)
+    count = sum(isinstance(patch, PromptRegion) for patch in whole.patches)
+    if count > MOST_REGIONS:
+        raise ValueError(f"a picture can have {MOST_REGIONS} regions, this model has {count} with this one. Join some of them into one.")
+    for region in regions:
+        clone.add_callback_with_key(CallbacksMP.ON_CLEANUP, chain.KEY, region.release)
+    return clone
 
 
 def active(patches: Sequence[Any], sigma: float) -> tuple[PromptRegion, ...]:
@@ -91,9 +108,7 @@ def lengths(regions: Sequence[PromptRegion], counts: Sequence[int], own: int, pr
     return ((0, own), (UNUSED, prompt - own), *zip(numbers, counts, strict=True))
 
 
-def rule(
-    regions: Sequence[PromptRegion], row: Row, latent: Size, grid: Grid, number: int, layers: int
-) -> TextsByRegion:
+def rule(regions: Sequence[PromptRegion], row: Row, latent: Size, grid: Grid, number: int, layers: int) -> TextsByRegion:
     """Who sees whom in a row, in layer `number` of `layers`. Regions that do not act on the row have no cells there."""
     here: list[RegionOfText] = []
     for region in regions:

@@ -59,9 +59,7 @@ class RegionAttention:
         grid = (1, *call.grid)
         cells = spans_of(("cells", q.shape[1]))
         layout = Layout(cells, cells if self.kind == "self" else spans_of(("words", k.shape[1])), grid)
-        rule = prompt_regions.rule(
-            self.regions, call.rows[first], call.latent, grid, self.layers.index(call.layer), len(self.layers)
-        )
+        rule = prompt_regions.rule(self.regions, call.rows[first], call.latent, grid, self.layers.index(call.layer), len(self.layers))
         key = ("unet", layout, self.texts[first], rule.key, q.device)
         if key not in self.plans:
             self.plans[key] = groups.plan(with_texts(layout, self.texts[first]), (rule,), q.device)
@@ -76,9 +74,7 @@ def joined(patches: Sequence[Any], unet: Any, arguments: Arguments, plans: dict[
     sigma = float(options["sigmas"].max()) if "sigmas" in options else float("inf")
     x: Tensor = arguments.get("x")
     _, rows = rows_of(dict(options), x.shape[0], (x.shape[-2], x.shape[-1]))
-    regions = tuple(
-        region for region in prompt_regions.active(patches, sigma) if any(prompt_regions.acts_on(region, row) for row in rows)
-    )
+    regions = tuple(region for region in prompt_regions.active(patches, sigma) if any(prompt_regions.acts_on(region, row) for row in rows))
     if not regions:
         return arguments, others
     context: Tensor = arguments.get("context")
@@ -90,9 +86,7 @@ def joined(patches: Sequence[Any], unet: Any, arguments: Arguments, plans: dict[
     )
     layers = layers_of(unet)
     own: list[Patch] = [RegionAttention(regions, texts, layers, plans)]
-    apart = frozenset(
-        layer for number, layer in enumerate(layers) if any(region.apart_on(number, len(layers)) for region in regions)
-    )
+    apart = frozenset(layer for number, layer in enumerate(layers) if any(region.apart_on(number, len(layers)) for region in regions))
     if apart:
         own.append(RegionAttention(regions, texts, layers, plans, "self", Scope(apart)))
     return arguments.having(context=torch.cat([context, *words], dim=1)), (*own, *others)
@@ -106,4 +100,3 @@ def own_lengths(options: Mapping[str, Any], rows: int, prompt: int) -> list[int]
         return [prompt] * rows
     whole = [length if prompt % length == 0 else prompt for length in lengths]
     return [length for length in whole for _ in range(rows // len(lengths))]
-

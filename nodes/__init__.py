@@ -17,6 +17,7 @@ from . import (
     meca,
     paste_back,
     patch_visibility,
+    prompt_region,
     segment,
     train_dreamcom,
     train_mask_controlnet,
@@ -27,7 +28,8 @@ from . import (
 NODES: list[type[io.ComfyNode]] = [
     *segment.NODES, *dreamcom.NODES, *train_dreamcom.NODES, *crop.NODES, *paste_back.NODES,
     *mask_controlnet.NODES, *train_mask_controlnet.NODES, *caption.NODES, *mcgm.NODES, *train_mcgm.NODES,
-    *patch_visibility.NODES, *meca.NODES, *train_meca.NODES, *depth_hint.NODES, *mask_grid.NODES, *attention_map.NODES,
+    *patch_visibility.NODES, *meca.NODES, *prompt_region.NODES, *train_meca.NODES, *depth_hint.NODES, *mask_grid.NODES,
+    *attention_map.NODES,
 ]  # fmt: skip
 
 

@@ -41,6 +41,14 @@ def noise_levels(model: Any, start: float, end: float, what: str) -> tuple[float
     return chain.percent_range(model, start, end)
 
 
+def check_model(model: Any, patches: list[Any]) -> None:
+    """ValueError in the artist's words if the patches cannot act on a MODEL."""
+    try:
+        chain.check_model(model, patches)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
 def layers_of(model: Any) -> tuple[layers.Layer, ...]:
     """The attention layers of a MODEL; ValueError in the artist's words if it has none."""
     try:

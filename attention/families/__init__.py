@@ -1,15 +1,15 @@
 """The transformers that are known, a reader for each family: where in a call are the words, the cells, the references.
 
-A reader reads lengths, sizes and names from the call itself. What does not add up it refuses in words (`Unreadable`); it never guesses.
+A reader reads lengths, sizes and names from the call itself. What does not add up it refuses in words (UnreadableError); it never guesses.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from .reader import Family, Scene, Seen, Unreadable
+from .reader import Family, Scene, Seen, UnreadableError
 
-__all__ = ["Family", "Scene", "Seen", "Unreadable", "find", "known", "of"]
+__all__ = ["Family", "Scene", "Seen", "UnreadableError", "find", "known", "of"]
 
 
 def known() -> tuple[Family, ...]:
@@ -30,7 +30,7 @@ def of(model: Any) -> Family:
     if family is None:
         names = ", ".join(family.name for family in known())
         raise TypeError(
-            f"this model ({type(model).__name__}) is neither a UNet nor a transformer that MaskPrompt can read. It takes SD 1.5, SD 2.1 and "
-            f"SDXL, and: {names}."
+            f"this model ({type(model).__name__}) is neither a UNet nor a transformer that MaskPrompt can read. It takes SD 1.5, SD 2.1 "
+            f"and SDXL, and: {names}."
         )
     return family

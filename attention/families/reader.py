@@ -13,7 +13,7 @@ from ..layers import Layer
 from ..layout import Grid, Layout, spans_of
 
 
-class Unreadable(RuntimeError):
+class UnreadableError(RuntimeError):
     """A call of attention whose tokens do not add up to what is known of the model."""
 
 
@@ -64,7 +64,7 @@ class Family(Protocol):
     def seen(self, model: Any, scene: Scene, options: Mapping[str, Any], count: int, queries: int, keys: int) -> Seen | None:
         """What one call of attention shows: the `count`th of this run, with so many tokens.
 
-        None for a call that mixes neither texts nor cells with each other. Raises Unreadable.
+        None for a call that mixes neither texts nor cells with each other. Raises UnreadableError.
         """
         ...
 
@@ -119,7 +119,7 @@ def cells_in(grid: Grid) -> int:
 
 
 def joint_layout(scene: Scene, references: Sequence[int], tokens: int, what: str) -> Layout:
-    """Words, cells, references: the usual order. Raises Unreadable if they are not all of the tokens."""
+    """Words, cells, references: the usual order. Raises UnreadableError if they are not all of the tokens."""
     spans = spans_of(
         ("words", scene.words), ("cells", cells_in(scene.grid)), *(("reference", n, number) for number, n in enumerate(references))
     )
@@ -129,8 +129,8 @@ def joint_layout(scene: Scene, references: Sequence[int], tokens: int, what: str
 
 
 def refuse(what: str, queries: int, keys: int, expected: str) -> None:
-    """Raises Unreadable in words."""
-    raise Unreadable(
+    """Raises UnreadableError in words."""
+    raise UnreadableError(
         f"MaskPrompt does not know what the {queries} tokens and {keys} keys of {what} are: expected were {expected}. Another node adds or "
         "removes tokens, or this ComfyUI builds the model in another way. Bypass that node, or MaskPrompt's."
     )
