@@ -104,17 +104,26 @@ class Chain:
     _plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        from . import joint, unet_regions
+        from . import families, joint, unet_regions
 
+        family = families.find(executor.class_obj)
+        if family is not None and family.outer:
+            return executor(*args, **kwargs)
         arguments = Arguments.of(executor.original, args, kwargs)
         if not is_unet(executor.class_obj):
-            return joint.run(self, executor, arguments, self._plans)
+            return joint.run(self, executor, executor.class_obj, arguments, self._plans)
         patches = self.patches
         options = arguments.get("transformer_options", {})
         if any(patch.kind == "region" for patch in patches):
             arguments, patches = unet_regions.joined(patches, executor.class_obj, arguments, self._plans)
         options = replace(self, patches=patches).composed(executor.class_obj, arguments.get("x"), options)
         return arguments.having(transformer_options=options).call(executor)
+
+    def around(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Wrapper of `apply_model`, for transformers that ask no wrappers of the diffusion model (SD 3)."""
+        from . import joint
+
+        return joint.run(self, executor, executor.class_obj.diffusion_model, Arguments.of(executor.original, args, kwargs), self._plans)
 
     def composed(self, unet: Any, x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
         """A copy of the transformer options in which every layer that a patch acts on runs through the chain."""
@@ -254,11 +263,18 @@ def install(model: Any, *patches: Scoped) -> Any:
     """A clone of the MODEL with the patches at the end of its chain; the given MODEL stays as it is."""
     from comfy.patcher_extension import WrappersMP
 
+    from . import families
+
     check_model(model, patches)
     clone = model.clone()
     before = tuple(patch for chain in clone.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY) for patch in chain.patches)
+    whole = Chain((*before, *patches))
     clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
-    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, Chain((*before, *patches)))
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, whole)
+    family = families.find(model.get_model_object("diffusion_model"))
+    if family is not None and family.outer:
+        clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
+        clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, whole.around)
     clone.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
     clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, remember_view)
     return clone

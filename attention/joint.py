@@ -143,9 +143,11 @@ def _rows_of(call: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
     return named
 
 
-def run(chain: Any, executor: Any, arguments: Arguments, plans: Plans) -> Any:
-    """One run of a transformer under a chain's patches. Raises in words before the model runs where something cannot be placed."""
-    model = executor.class_obj
+def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plans) -> Any:
+    """One run of a transformer `model` under a chain's patches; `executor` takes the arguments.
+
+    Raises in words before the model runs where something cannot be placed.
+    """
     if any(patch.kind in SLOTS for patch in chain.patches):
         layers_of(model)
     options = arguments.get("transformer_options", {})
@@ -160,7 +162,7 @@ def run(chain: Any, executor: Any, arguments: Arguments, plans: Plans) -> Any:
     prompt = family.scene(model, arguments).words
     counts: list[int] = []
     if regions:
-        words = prompt_regions.further_words(regions, rows, model, family, arguments.get("context"))
+        words = prompt_regions.further_words(regions, rows, model, family, family.text(arguments))
         counts = [part.shape[1] for part in words]
         arguments = family.joined(model, arguments, torch.cat(words, dim=1), counts)
     parts = _parts(rows, patches, regions, counts, prompt)

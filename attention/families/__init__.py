@@ -14,9 +14,9 @@ __all__ = ["Family", "Scene", "Seen", "UnreadableError", "find", "known", "of"]
 
 def known() -> tuple[Family, ...]:
     """All families, in the order in which they are tried."""
-    from .flux import CHROMA, FLUX
+    from . import cosmos, lens, lumina, sd3, wan, words_first
 
-    return (FLUX, CHROMA)
+    return (*words_first.FAMILIES, lumina.FAMILY, *cosmos.FAMILIES, sd3.FAMILY, wan.FAMILY, lens.FAMILY)
 
 
 def find(model: Any) -> Family | None:

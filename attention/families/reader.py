@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..arguments import Arguments
 from ..layers import Layer
-from ..layout import Grid, Layout, spans_of
+from ..layout import Grid, Layout, SpanKind, spans_of
 
 
 class UnreadableError(RuntimeError):
@@ -19,10 +19,15 @@ class UnreadableError(RuntimeError):
 
 @dataclass(frozen=True)
 class Scene:
-    """One run of the model: how many words it is given (all texts together), and the grid of the picture being painted."""
+    """One run of the model: how many words it is given (all texts together), and the grid of the picture being painted.
+
+    `before` and `after` are further tokens that the call tells of, (kind, count), around the words and behind the cells.
+    """
 
     words: int
     grid: Grid
+    before: tuple[tuple[SpanKind, int], ...] = ()
+    after: tuple[tuple[SpanKind, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,11 @@ class Family(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def outer(self) -> bool:
+        """Whether its model asks no DIFFUSION_MODEL wrappers, so that the chain stands around `apply_model` in place of it."""
+        ...
+
     def fits(self, model: Any) -> bool:
         """Whether a diffusion model is of this family."""
         ...
@@ -55,6 +65,10 @@ class Family(Protocol):
 
     def joined(self, model: Any, arguments: Arguments, words: Tensor, counts: Sequence[int]) -> Arguments:
         """The call with further words [B, n, width] after its text, which are texts of these lengths."""
+        ...
+
+    def text(self, arguments: Arguments) -> Tensor:
+        """The prompt's text in the call, [B, T, width]."""
         ...
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
@@ -118,14 +132,12 @@ def cells_in(grid: Grid) -> int:
     return grid[0] * grid[1] * grid[2]
 
 
-def joint_layout(scene: Scene, references: Sequence[int], tokens: int, what: str) -> Layout:
-    """Words, cells, references: the usual order. Raises UnreadableError if they are not all of the tokens."""
-    spans = spans_of(
-        ("words", scene.words), ("cells", cells_in(scene.grid)), *(("reference", n, number) for number, n in enumerate(references))
-    )
-    if spans[-1].stop != tokens:
-        refuse(what, tokens, tokens, f"{scene.words} of text, {cells_in(scene.grid)} of the picture and {sum(references)} of references")
-    return Layout(spans, spans, scene.grid)
+def layout_of(grid: Grid, tokens: int, what: str, *counted: tuple[SpanKind, int] | tuple[SpanKind, int, int]) -> Layout:
+    """The layout of a call in which queries and keys are these tokens. Raises UnreadableError if they are not all of its tokens."""
+    spans = spans_of(*counted)
+    if not spans or spans[-1].stop != tokens:
+        refuse(what, tokens, tokens, ", ".join(f"{span.count} of {span.kind}" for span in spans))
+    return Layout(spans, spans, grid)
 
 
 def refuse(what: str, queries: int, keys: int, expected: str) -> None:

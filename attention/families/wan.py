@@ -1,0 +1,49 @@
+"""Wan 2.1 and 2.2: in each block the video sees itself, then (image to video) a picture's CLIP tokens, then the words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..arguments import Arguments
+from ..layers import Layer
+from . import reader
+from .cosmos import self_then_cross
+from .reader import Scene, Seen
+
+
+@dataclass(frozen=True)
+class Wan:
+    name: str = "Wan 2.1 and 2.2"
+    outer: bool = False
+
+    def fits(self, model: Any) -> bool:
+        return reader.is_class(model, "comfy.ldm.wan.model", "WanModel")
+
+    def layers(self, model: Any) -> tuple[Layer, ...]:
+        return reader.numbered("block", len(model.blocks))
+
+    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
+        return text
+
+    def text(self, arguments: Arguments) -> Tensor:
+        return arguments.get("context")
+
+    def joined(self, model: Any, arguments: Arguments, words: Tensor, counts: Sequence[int]) -> Arguments:
+        return reader.with_words(arguments, words)
+
+    def scene(self, model: Any, arguments: Arguments) -> Scene:
+        return Scene(arguments.get("context").shape[1], reader.grid_of(arguments.get("x"), tuple(model.patch_size)))
+
+    def seen(self, model: Any, scene: Scene, options: Mapping[str, Any], count: int, queries: int, keys: int) -> Seen | None:
+        with_picture = hasattr(model.blocks[0].cross_attn, "k_img")
+        step = count % (3 if with_picture else 2)
+        if with_picture and step == 1:
+            return None
+        return self_then_cross(self.layers(model), "block", scene, options, step > 0, queries, keys)
+
+
+FAMILY = Wan()
