@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..arguments import Arguments
 from ..layers import Layer
+from ..layout import SpanKind
 from . import reader
 from .cosmos import self_then_cross
 from .reader import Scene, Seen
@@ -36,12 +37,15 @@ class Wan:
         return reader.with_words(arguments, words)
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
-        return Scene(arguments.get("context").shape[1], reader.grid_of(arguments.get("x"), tuple(model.patch_size)))
+        clip = arguments.get("clip_fea")
+        before: tuple[tuple[SpanKind, int], ...] = () if clip is None else (("other", clip.shape[-2]),)
+        return Scene(arguments.get("context").shape[1], reader.grid_of(arguments.get("x"), tuple(model.patch_size)), before)
 
     def seen(self, model: Any, scene: Scene, options: Mapping[str, Any], count: int, queries: int, keys: int) -> Seen | None:
+        """Without a CLIP picture, a model that takes one lets the words pass where it would be."""
         with_picture = hasattr(model.blocks[0].cross_attn, "k_img")
         step = count % (3 if with_picture else 2)
-        if with_picture and step == 1:
+        if with_picture and step == 1 and scene.before:
             return None
         return self_then_cross(self.layers(model), "block", scene, options, step > 0, queries, keys)
 

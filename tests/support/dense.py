@@ -84,13 +84,13 @@ def override(
     known: dict[Any, torch.Tensor] = {}
 
     def seen(queries: list[Token], keys: list[Token], here: Sequence[Area], there: list[bool]) -> torch.Tensor:
-        key = (len(queries), len(keys), *map(id, here), *there)
+        key = (tuple(queries), tuple(keys), *map(id, here), *there)
         if key not in known:
             known[key] = mask_of(queries, keys, here, there)
         return known[key]
 
     def attend(func: Any, q: Any, k: Any, v: Any, heads: int, mask: Any = None, *_: Any, **kwargs: Any) -> torch.Tensor:
-        parts = [q, k, v] if kwargs.get("skip_reshape") else [x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
+        parts = [q, k, v] if kwargs.get("skip_reshape") else [x.flatten(2).unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
         told = tokens(parts[0].shape[2], parts[1].shape[2], kwargs.get("transformer_options") or {})
         if told is None:
             return func(q, k, v, heads, mask, *_, **kwargs)
