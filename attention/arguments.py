@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -36,6 +38,21 @@ class Arguments:
                 bound.arguments[self.more] = {**bound.arguments.get(self.more, {}), name: value}
             else:
                 bound.arguments[name] = value
+        return replace(self, bound=bound)
+
+    def of_rows(self, rows: list[int], batch: int) -> Arguments:
+        """The same call for some rows of a batch: of every tensor, and every tensor in a list, that has `batch` rows."""
+
+        def part(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[rows] if value.ndim and len(value) == batch else value
+            if isinstance(value, list):
+                return [part(entry) for entry in value]
+            return value
+
+        bound = inspect.BoundArguments(self.bound.signature, self.bound.arguments.copy())
+        for name, value in bound.arguments.items():
+            bound.arguments[name] = {key: part(entry) for key, entry in value.items()} if name == self.more else part(value)
         return replace(self, bound=bound)
 
     def call(self, function: Callable[..., Any]) -> Any:

@@ -47,11 +47,15 @@ EVERYWHERE = Scope()
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the batch: which half of CFG it belongs to (0 positive, 1 negative), which picture it is, what it sees of the latent."""
+    """One row of the batch: which half of CFG it belongs to (0 positive, 1 negative), which picture it is, what it sees of the latent.
+
+    `frames` are the latent frames that it sees and their number in all, None if it sees all.
+    """
 
     half: int
     image: int
     window: Window
+    frames: tuple[tuple[int, ...], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -222,19 +226,20 @@ def rows_of(options: dict[str, Any], batch: int, size: Size) -> tuple[Size, tupl
                 f"a node paints this picture in tiles or crops ({size[1] * 8}x{size[0] * 8} of {latent[1] * 8}x{latent[0] * 8} pixels) "
                 "without saying which, so a mask cannot be placed. Bypass the tiling node, or MaskPrompt's."
             )
-        rows += [Row(half, image, window) for image in images]
+        rows += [Row(half, image, window, None if view is None else view.frames) for image in images]
     return latent, tuple(rows)
 
 
 @dataclass(frozen=True)
 class View:
     """The whole latent's size, the area of every conditioning that has one (Conditioning Set Area) by its uuid, what a call sees without
-    one (all, or a context window's rows or columns), and by uuid how many words a text has."""
+    one (all, or a context window's rows or columns), by uuid how many words a text has, and the frames of a context window."""
 
     latent: Size
     areas: dict[Any, Window]
     seen: Window | None = None
     texts: dict[Any, int] = field(default_factory=dict[Any, int])
+    frames: tuple[tuple[int, ...], int] | None = None
 
 
 def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> Any:
@@ -252,10 +257,10 @@ def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Te
             top, left = cond["area"][half:][-2:]
             areas[cond["uuid"]] = (top, left, min(height - top, area_height), min(width - left, area_width))
     options = model_options.get("transformer_options", {})
-    latent, seen = context_window.place(options, (height, width))
+    latent, seen = context_window.place(options, (height, width), x.ndim)
     if areas and latent != (height, width):
         raise RuntimeError(f"a prompt's area and {context_window.SIDEWAYS} meet: where a mask lies is not known. Bypass one of the nodes.")
-    options = {**options, VIEW: View(latent, areas, seen, texts)}
+    options = {**options, VIEW: View(latent, areas, seen, texts, context_window.frames(options, x.ndim))}
     return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})
 
 

@@ -159,6 +159,9 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
     x: Tensor = arguments.get("x")
     latent, rows = rows_of(options, x.shape[0], (x.shape[-2], x.shape[-1]))
     regions = tuple(region for region in prompt_regions.active(patches, sigma) if any(prompt_regions.acts_on(region, row) for row in rows))
+    with_regions = [any(prompt_regions.acts_on(region, row) for region in regions) for row in rows]
+    if family.counts_words and any(with_regions) and not all(with_regions):
+        return _by_halves(chain, executor, model, arguments, plans, with_regions)
     prompt = family.scene(model, arguments).words
     counts: list[int] = []
     if regions:
@@ -176,6 +179,28 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
             f"the attention of this model ({type(model).__name__}) never came by MaskPrompt: another node replaces it, or this ComfyUI "
             "runs it in another way. A mask would not act; bypass that node, or MaskPrompt's."
         )
+    return result
+
+
+def _by_halves(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plans, with_regions: Sequence[bool]) -> Tensor:
+    """The rows with regions and those without in turn, for models in which further words move the picture's places."""
+    options = arguments.get("transformer_options", {})
+    batch, halves = len(with_regions), options.get("cond_or_uncond") or [0]
+    images = batch // len(halves)
+    result: Tensor | None = None
+    for wanted in (True, False):
+        chunks = [chunk for chunk in range(len(halves)) if with_regions[chunk * images] == wanted]
+        rows = [chunk * images + image for chunk in chunks for image in range(images)]
+        uuids = options.get("uuids") or []
+        here = {
+            **options,
+            "cond_or_uncond": [halves[chunk] for chunk in chunks],
+            "uuids": [uuids[chunk] for chunk in chunks] if len(uuids) == len(halves) else uuids,
+        }
+        part = run(chain, executor, model, arguments.of_rows(rows, batch).having(transformer_options=here), plans)
+        result = part.new_empty(batch, *part.shape[1:]) if result is None else result
+        result[rows] = part
+    assert result is not None
     return result
 
 

@@ -125,6 +125,12 @@ def place(mask: RegionMask, row: Row, latent: Size, grid: Grid) -> tuple[Hashabl
         index = mask.index(row.image)
         cells = mask.cells(index, latent, row.window, grid[1:], torch.device("cpu")).inside
         return (id(mask), index, row.window, latent, grid), cells
-    frames = mask.over_frames(grid[0])
-    found = [frames.cells(frame % len(frames.masks), latent, row.window, grid[1:], torch.device("cpu")).inside for frame in range(grid[0])]
-    return (id(mask), "frames", row.window, latent, grid), torch.cat(found)
+    shown, total = row.frames or (tuple(range(grid[0])), grid[0])
+    if len(shown) != grid[0]:
+        raise RuntimeError(
+            f"the model sees {grid[0]} frames where a context window names {len(shown)}, so a mask cannot be placed in time. Bypass that "
+            "node, or MaskPrompt's."
+        )
+    frames = mask.over_frames(total)
+    found = [frames.cells(frame % len(frames.masks), latent, row.window, grid[1:], torch.device("cpu")).inside for frame in shown]
+    return (id(mask), row.frames, row.window, latent, grid), torch.cat(found)

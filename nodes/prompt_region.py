@@ -15,8 +15,8 @@ from typing_extensions import override
 from ..attention import chain, prompt_regions
 from ..attention.grid import RegionMask
 from ..attention.prompt_regions import PromptRegion
-from ..models.masks import to_mask
-from . import where
+from ..images.masks import to_mask
+from . import inputs
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class PromptRegionNode(io.ComfyNode):
                     tooltip="How far this region's part of the picture is kept from seeing other regions' parts: the share of the model's "
                     "layers in which they do not. 0: they see each other, and the picture stays of one piece.",
                 ),
-                *where.part_of_sampling("region"),
+                *inputs.part_of_sampling("region"),
                 io.Combo.Input(
                     "apply_to", options=["positive", "negative", "both"], default="positive", optional=True, advanced=True,
                     tooltip="Beside which prompt the text stands. negative: what must not appear in the region.",
@@ -90,13 +90,13 @@ class PromptRegionNode(io.ComfyNode):
     ) -> io.NodeOutput:
         if strength == 0:
             return io.NodeOutput(model)
-        where.check_model(model, [PromptRegion])
+        inputs.check_model(model, [PromptRegion])
         region = RegionMask(drawn(mask))
         patches: list[PromptRegion] = []
         for words, options in entries(text):
             # A text that acts in a part of the sampling only (Conditioning Set Timestep Range) does so here too.
             start, end = max(start_percent, options.get("start_percent", 0.0)), min(end_percent, options.get("end_percent", 1.0))
-            scope = chain.Scope(None, *where.noise_levels(model, start, end, "region"), apply_to)
+            scope = chain.Scope(None, *inputs.noise_levels(model, start, end, "region"), apply_to)
             patches.append(PromptRegion(words, region, strength, base == OUTSIDE, apart, options, scope))
         return io.NodeOutput(prompt_regions.install(model, *patches))
 

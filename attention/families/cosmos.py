@@ -22,6 +22,7 @@ class Cosmos:
     module: str
     classes: tuple[str, ...]
     outer: bool = False
+    counts_words: bool = False
 
     def fits(self, model: Any) -> bool:
         return reader.is_class(model, self.module, *self.classes)

@@ -18,6 +18,7 @@ from .reader import Scene, Seen
 class Lens:
     name: str = "Lens"
     outer: bool = False
+    counts_words: bool = False
 
     def fits(self, model: Any) -> bool:
         return reader.is_class(model, "comfy.ldm.lens.model", "LensTransformer2DModel")

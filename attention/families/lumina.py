@@ -24,6 +24,7 @@ Counted = tuple[tuple[SpanKind, int], ...]
 class Lumina:
     name: str = "Z-Image and Lumina 2"
     outer: bool = False
+    counts_words: bool = True
 
     def fits(self, model: Any) -> bool:
         return reader.is_class(model, "comfy.ldm.lumina.model", "NextDiT")

@@ -51,6 +51,11 @@ class Family(Protocol):
         """Whether its model asks no DIFFUSION_MODEL wrappers, so that the chain stands around `apply_model` in place of it."""
         ...
 
+    @property
+    def counts_words(self) -> bool:
+        """Whether the picture's places depend on how many words there are, so that rows with further words run apart from those without."""
+        ...
+
     def fits(self, model: Any) -> bool:
         """Whether a diffusion model is of this family."""
         ...

@@ -24,6 +24,7 @@ TEXT = "c_crossattn"
 class SD3:
     name: str = "SD 3 and 3.5"
     outer: bool = True
+    counts_words: bool = False
 
     def fits(self, model: Any) -> bool:
         return reader.is_class(model, "comfy.ldm.modules.diffusionmodules.mmdit", "OpenAISignatureMMDITWrapper")

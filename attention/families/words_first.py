@@ -33,6 +33,7 @@ class WordsFirst:
     patch: str = "patch_size"
     places: Callable[[int, int], int] | None = None
     outer: bool = False
+    counts_words: bool = False
 
     def fits(self, model: Any) -> bool:
         return reader.is_class(model, self.module, *self.classes)

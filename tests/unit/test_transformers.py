@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -127,6 +128,10 @@ def test_a_batch_with_cfg_and_a_mask_for_each_picture(tiny: Tiny, length: int) -
     first = prompt_regions.PromptRegion(patches[0].text, RegionMask(turned))
     result = sample(chain.install(model, first, patches[1]), tiny, size, text_of(tiny), 3, 3.0, negative)
     each = [[Area(inside(mask[None], tiny, size)), Area(inside(lower, tiny, size))] for mask in turned]
+    if tiny.frames == 3:  # of a video each mask is a frame's, in every row
+        cells = math.prod(tiny.grid(size)[1:])
+        over_time = torch.cat([inside(mask[None], tiny, size)[:cells] for mask in turned])
+        each = [[Area(over_time), each[0][1]]] * 3
     told = tiny.tokens(TEXTS, size)
 
     def alone(queries: int, keys: int, options: dict[str, Any]) -> Any:
@@ -141,7 +146,7 @@ def test_a_batch_with_cfg_and_a_mask_for_each_picture(tiny: Tiny, length: int) -
 @pytest.mark.parametrize("tiny", [tiny for tiny in TINIES if tiny.references], ids=lambda tiny: tiny.name)
 def test_references_are_seen_by_all_cells(tiny: Tiny) -> None:
     size, model = (9, 11), tiny.model()
-    pictures = [tiny.latent((5, 7), seed=30), tiny.latent((6, 4), seed=31)]
+    pictures = [tiny.latent((6, 8), seed=30), tiny.latent((6, 4), seed=31)]
     counts = tuple(int(torch.tensor(tiny.grid((picture.shape[-2], picture.shape[-1]))).prod()) for picture in pictures)
     areas = [Area(inside(mask, tiny, size)) for mask in masks(size)]
     patched = chain.install(model, *regions(tiny, size))
