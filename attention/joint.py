@@ -86,13 +86,11 @@ class Run:
         where = Where(tokens, 2 if call.get("skip_output_reshape") else 1)
         if len(cuts) == 1:
             return _attend(call, cuts[0], where, untouched)
-        result: Tensor | None = None
-        for part, cut in zip(self.parts, cuts, strict=True):
-            rows = _attend({**call, **_rows_of(call, list(part.rows))}, cut, where, untouched)
-            result = rows.new_empty(len(q), *rows.shape[1:]) if result is None else result
-            result[list(part.rows)] = rows
-        assert result is not None
-        return result
+        results = [
+            _attend({**call, **_rows_of(call, list(part.rows))}, cut, where, untouched) for part, cut in zip(self.parts, cuts, strict=True)
+        ]
+        order = torch.tensor([row for part in self.parts for row in part.rows])
+        return torch.cat(results)[torch.argsort(order).to(q.device)]
 
     def _plan(self, part: Part, seen: Seen, device: torch.device) -> Plan | None:
         """How a layer is cut for some rows; None where no rule acts. Kept for all layers alike and all steps."""
@@ -187,7 +185,7 @@ def _by_halves(chain: Any, executor: Any, model: Any, arguments: Arguments, plan
     options = arguments.get("transformer_options", {})
     batch, halves = len(with_regions), options.get("cond_or_uncond") or [0]
     images = batch // len(halves)
-    result: Tensor | None = None
+    parts: dict[bool, tuple[list[int], Tensor]] = {}
     for wanted in (True, False):
         chunks = [chunk for chunk in range(len(halves)) if with_regions[chunk * images] == wanted]
         rows = [chunk * images + image for chunk in chunks for image in range(images)]
@@ -197,11 +195,9 @@ def _by_halves(chain: Any, executor: Any, model: Any, arguments: Arguments, plan
             "cond_or_uncond": [halves[chunk] for chunk in chunks],
             "uuids": [uuids[chunk] for chunk in chunks] if len(uuids) == len(halves) else uuids,
         }
-        part = run(chain, executor, model, arguments.of_rows(rows, batch).having(transformer_options=here), plans)
-        result = part.new_empty(batch, *part.shape[1:]) if result is None else result
-        result[rows] = part
-    assert result is not None
-    return result
+        parts[wanted] = (rows, run(chain, executor, model, arguments.of_rows(rows, batch).having(transformer_options=here), plans))
+    order = torch.tensor([*parts[True][0], *parts[False][0]])
+    return torch.cat([parts[True][1], parts[False][1]])[torch.argsort(order)]
 
 
 def _parts(

@@ -50,8 +50,23 @@ def check_model(model: Any, patches: list[Any]) -> None:
 
 
 def layers_of(model: Any) -> tuple[layers.Layer, ...]:
-    """The attention layers of a MODEL; ValueError in the artist's words if it has none."""
+    """The attention layers of a UNet MODEL; ValueError in the artist's words if it has none."""
     try:
         return layers.layers_of(model.get_model_object("diffusion_model"))
     except TypeError as error:
         raise ValueError(str(error)) from None
+
+
+def known_layers(model: Any) -> tuple[layers.Layer, ...]:
+    """The attention layers of a MODEL, a UNet or a known transformer; ValueError in the artist's words for any other."""
+    from ..attention import families
+
+    try:
+        return families.layers_of(model.get_model_object("diffusion_model"))
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def is_unet(model: Any) -> bool:
+    """Whether a MODEL is a UNet."""
+    return layers.is_unet(model.get_model_object("diffusion_model"))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..layers import Layer, is_unet
+from ..layers import layers_of as layers_of_unet
 from .reader import Family, Scene, Seen, UnreadableError
 
-__all__ = ["Family", "Scene", "Seen", "UnreadableError", "find", "known", "of"]
+__all__ = ["Family", "Scene", "Seen", "UnreadableError", "find", "known", "layers_of", "of"]
 
 
 def known() -> tuple[Family, ...]:
@@ -34,3 +36,8 @@ def of(model: Any) -> Family:
             f"and SDXL, and: {names}."
         )
     return family
+
+
+def layers_of(model: Any) -> tuple[Layer, ...]:
+    """Every attention layer of a UNet or a known transformer, in the order in which they run. Raises TypeError for any other model."""
+    return layers_of_unet(model) if is_unet(model) else of(model).layers(model)

@@ -65,7 +65,8 @@ def layer(rounds: int = 15) -> list[Figure]:
         size = (side * 2, side * 2)
         row = Row(0, 0, (0, 0, *size))
         rule = prompt_regions.rule(regions, row, size, (1, side, side), 0, 1)
-        spans = layout.spans_of(*(("words", WORDS, number) for number in range(count + 1)), ("cells", cells))
+        texts: list[tuple[layout.SpanKind, int, int]] = [("words", WORDS, number) for number in range(count + 1)]
+        spans = layout.spans_of(*texts, ("cells", cells))
         cut = groups.plan(layout.Layout(spans, spans, (1, side, side)), (rule,), q.device)
         seen = dense_mask(count, side, masks).to(q.device)
 

@@ -100,7 +100,10 @@ def override(
             alone = [x[row : row + 1] for x in parts]
             bias = None if mask is None else mask[row : row + 1] if len(mask) == len(q) else mask
             looks = blended(here) if here else [(1.0, [])]
-            found = [weight * softmax_attention(*alone, seen(*told, here, there), bias) for weight, there in looks]
+            found = [
+                weight * softmax_attention(alone[0], alone[1], alone[2], seen(told[0], told[1], here, there), bias)
+                for weight, there in looks
+            ]
             results.append(torch.stack(found).sum(0))
         result = torch.cat(results)
         return result if kwargs.get("skip_output_reshape") else result.transpose(1, 2).flatten(2)
