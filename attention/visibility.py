@@ -106,9 +106,12 @@ class TextsByRegion:
 
     def looks(self) -> tuple[Look, ...]:
         levels = sorted({region.strength for region in self.regions} - {0.0}, reverse=True)
-        weights = [1 - levels[0] if levels else 1.0, *(high - low for high, low in zip(levels, [*levels[1:], 0.0], strict=True))]
-        sets = [frozenset[int](), *(self._at_least(level) for level in levels)]
-        return tuple(Look(weight, self._sees(active)) for weight, active in zip(weights, sets, strict=True) if weight)
+        if not levels:
+            return (Look(1.0, self._sees(frozenset())),)
+        looks = [(1 - levels[0], frozenset[int]())]
+        for level, lower in zip(levels, [*levels[1:], 0.0], strict=True):
+            looks.append((level - lower, self._at_least(level)))
+        return tuple(Look(weight, self._sees(active)) for weight, active in looks if weight)
 
     def _at_least(self, level: float) -> frozenset[int]:
         return frozenset(number for number, region in enumerate(self.regions) if region.strength >= level)

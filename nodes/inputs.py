@@ -70,3 +70,8 @@ def known_layers(model: Any) -> tuple[layers.Layer, ...]:
 def is_unet(model: Any) -> bool:
     """Whether a MODEL is a UNet."""
     return layers.is_unet(model.get_model_object("diffusion_model"))
+
+
+def latent_pixels(model: Any) -> int:
+    """How many pixels of a picture are one of a MODEL's latents: 8, or 16 for FLUX.2."""
+    return int(getattr(model.model.latent_format, "spacial_downscale_ratio", 8) or 8)

@@ -5,13 +5,15 @@ A reader reads lengths, sizes and names from the call itself. What does not add 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..layers import Layer, is_unet
 from ..layers import layers_of as layers_of_unet
+from ..layers import levels_of as levels_of_unet
 from .reader import Family, Scene, Seen, UnreadableError
 
-__all__ = ["Family", "Scene", "Seen", "UnreadableError", "find", "known", "layers_of", "of"]
+__all__ = ["Family", "Scene", "Seen", "UnreadableError", "find", "known", "layers_of", "levels_of", "of"]
 
 
 def known() -> tuple[Family, ...]:
@@ -41,3 +43,11 @@ def of(model: Any) -> Family:
 def layers_of(model: Any) -> tuple[Layer, ...]:
     """Every attention layer of a UNet or a known transformer, in the order in which they run. Raises TypeError for any other model."""
     return layers_of_unet(model) if is_unet(model) else of(model).layers(model)
+
+
+def levels_of(model: Any) -> dict[Layer, int]:
+    """How often each layer's grid is the latent's halved, of a UNet or a known transformer. Raises TypeError for any other model."""
+    if is_unet(model):
+        return levels_of_unet(model)
+    family = of(model)
+    return dict.fromkeys(family.layers(model), round(math.log2(family.patch_of(model))))

@@ -30,6 +30,9 @@ class Cosmos:
     def layers(self, model: Any) -> tuple[Layer, ...]:
         return reader.numbered("block", len(model.blocks))
 
+    def patch_of(self, model: Any) -> int:
+        return int(model.patch_spatial)
+
     def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
         """Anima's texts go through its own adapter first, with the ids that its tokenizer left in the CONDITIONING."""
         ids = options.get("t5xxl_ids")

@@ -26,6 +26,9 @@ class Lens:
     def layers(self, model: Any) -> tuple[Layer, ...]:
         return reader.numbered("double", len(model.transformer_blocks))
 
+    def patch_of(self, model: Any) -> int:
+        return 1
+
     def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
         return reader.unpadded(text, options)
 

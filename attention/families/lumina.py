@@ -32,6 +32,9 @@ class Lumina:
     def layers(self, model: Any) -> tuple[Layer, ...]:
         return (*reader.numbered("refiner", len(model.noise_refiner)), *reader.numbered("double", len(model.layers)))
 
+    def patch_of(self, model: Any) -> int:
+        return int(model.patch_size)
+
     def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
         return reader.unpadded(text, options)
 

@@ -64,6 +64,10 @@ class Family(Protocol):
         """The layers in which words and picture meet, in the order in which they run."""
         ...
 
+    def patch_of(self, model: Any) -> int:
+        """How many pixels of the latent a cell is wide and high."""
+        ...
+
     def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
         """A text of a CONDITIONING as the model takes it beside others: [B, T, width]."""
         ...

@@ -32,6 +32,9 @@ class SD3:
     def layers(self, model: Any) -> tuple[Layer, ...]:
         return reader.numbered("joint", len(model.joint_blocks))
 
+    def patch_of(self, model: Any) -> int:
+        return int(model.patch_size)
+
     def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
         return text
 

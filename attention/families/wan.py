@@ -28,6 +28,9 @@ class Wan:
     def layers(self, model: Any) -> tuple[Layer, ...]:
         return reader.numbered("block", len(model.blocks))
 
+    def patch_of(self, model: Any) -> int:
+        return int(model.patch_size[1])
+
     def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
         return text
 

@@ -41,6 +41,9 @@ class WordsFirst:
     def layers(self, model: Any) -> tuple[Layer, ...]:
         return tuple(layer for kind, name in self.blocks for layer in reader.numbered(kind, len(getattr(model, name))))
 
+    def patch_of(self, model: Any) -> int:
+        return int(getattr(model, self.patch))
+
     def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
         return reader.unpadded(text, options)
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from maskprompt.attention import chain, prompt_regions
 from maskprompt.attention.grid import RegionMask
+from maskprompt.nodes.dreamcom import MaskedAttention
 
 from ..support import dense
-from ..support.dense import Area
+from ..support.dense import Area, Token
 from ..support.tiny_transformers import TINIES, Tiny
 
 TEXTS = (7, 5, 4)
@@ -228,3 +229,46 @@ def test_the_change_lies_in_the_region(tiny: Tiny) -> None:
     change = (fox - penguin).abs().flatten(1, -3).mean(1)
     columns = size[1] // 2
     assert bool((change[..., :columns].mean((-2, -1)) > 1.5 * change[..., columns + 1 :].mean((-2, -1))).all())
+
+
+def hidden(query: Token, key: Token, place: torch.Tensor, words: bool, divided: bool) -> bool:
+    kinds = {query[0], key[0]}
+    if kinds == {"words", "cells"}:
+        cell = query[1] if query[0] == "cells" else key[1]
+        return words and not bool(place[cell])
+    return divided and kinds == {"cells"} and bool(place[query[1]]) != bool(place[key[1]])
+
+
+def by_the_formula(model: Any, told: Any, place: torch.Tensor, words: bool, mode: str) -> Any:
+    """The model with its softmax written out: what is hidden leaves before it (`renormalised`), or is zeroed after it (`paper`)."""
+
+    def attend(func: Any, q: Any, k: Any, v: Any, heads: int, mask: Any = None, *_: Any, **kwargs: Any) -> torch.Tensor:
+        parts = [q, k, v] if kwargs.get("skip_reshape") else [x.flatten(2).unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
+        tokens = told(parts[0].shape[2], parts[1].shape[2], kwargs.get("transformer_options") or {})
+        if tokens is None:
+            return func(q, k, v, heads, mask, *_, **kwargs)
+        out = torch.tensor([[hidden(query, key, place, words, mode != "off") for key in tokens[1]] for query in tokens[0]])
+        scores = parts[0] @ parts[1].transpose(-1, -2) * parts[0].shape[-1] ** -0.5
+        if mask is not None:
+            scores = scores + (mask if mask.ndim == 4 else mask[:, None])
+        # Who sees nothing at all takes nothing.
+        left = scores.masked_fill(out, float("-inf")).softmax(-1).nan_to_num(0.0)
+        result = (left if mode == "renormalised" else scores.softmax(-1).masked_fill(out, 0.0)) @ parts[2]
+        return result if kwargs.get("skip_output_reshape") else result.transpose(1, 2).flatten(2)
+
+    clone = model.clone()
+    clone.model_options["transformer_options"]["optimized_attention_override"] = attend
+    return clone
+
+
+@families
+@pytest.mark.parametrize("mode", ["paper", "renormalised", "off"])
+def test_masked_attention_equals_the_formula(tiny: Tiny, mode: str) -> None:
+    size, model, mask = (9, 11), tiny.model(), masks((9, 11))[1]
+    inputs: dict[str, Any] = {"cross_attention": True, "self_attention": mode, "layers": "all"}
+    (patched,) = MaskedAttention.execute(model=model, mask=mask, **inputs).args
+    told = tiny.tokens(TEXTS[:1], size)
+    close(
+        sample(patched, tiny, size, text_of(tiny)),
+        sample(by_the_formula(model, told, inside(mask, tiny, size), True, mode), tiny, size, text_of(tiny)),
+    )
