@@ -146,9 +146,7 @@ def model(rounds: int = 7) -> list[Figure]:
         times = in_turns(by_groups, unmasked, rounds)
         figures.append(ratio(f"{name}: time against no mask", *times, at_most=1.0 if count == 2 else None))
         figures.append(
-            ratio(
-                f"{name}: time against a dense mask", *in_turns(by_groups, dense, rounds), at_most=0.9 if count == 2 else None
-            )
+            ratio(f"{name}: time against a dense mask", *in_turns(by_groups, dense, rounds), at_most=0.9 if count == 2 else None)
         )
         held = [peak(by_groups) / peak(unmasked)]
         figures.append(ratio(f"{name}: peak memory against no mask", held, [1.0], at_most=1.05))
