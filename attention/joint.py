@@ -89,8 +89,9 @@ class Run:
         results = [
             _attend({**call, **_rows_of(call, list(part.rows))}, cut, where, untouched) for part, cut in zip(self.parts, cuts, strict=True)
         ]
-        order = torch.tensor([row for part in self.parts for row in part.rows])
-        return torch.cat(results)[torch.argsort(order).to(q.device)]
+        order = [row for part in self.parts for row in part.rows]
+        result = torch.cat(results)
+        return result if order == sorted(order) else result[torch.argsort(torch.tensor(order)).to(q.device)]
 
     def _plan(self, part: Part, seen: Seen, device: torch.device) -> Plan | None:
         """How a layer is cut for some rows; None where no rule acts. Kept for all layers alike and all steps."""
@@ -132,12 +133,13 @@ def _attend(call: Mapping[str, Any], cut: Plan | None, where: Where, attention: 
 
 
 def _rows_of(call: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
-    """q, k, v and the mask of some rows of the batch."""
+    """q, k, v and the mask of some rows of the batch; of neighbours without a copy."""
     batch = len(call["q"])
-    named = {name: call[name][rows] for name in ("q", "k", "v")}
+    which = slice(rows[0], rows[-1] + 1) if rows == list(range(rows[0], rows[-1] + 1)) else rows
+    named = {name: call[name][which] for name in ("q", "k", "v")}
     mask = call.get("mask")
     if mask is not None:
-        named["mask"] = mask[rows] if mask.ndim > 2 and len(mask) == batch else mask
+        named["mask"] = mask[which] if mask.ndim > 2 and len(mask) == batch else mask
     return named
 
 

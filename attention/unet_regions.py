@@ -48,7 +48,10 @@ class RegionAttention:
             return self._part(q, k, v, 0, call, inner, None)
         result = torch.empty_like(q)
         for rows in parts.values():
-            if call.plain:
+            if call.plain and rows == list(range(rows[0], rows[-1] + 1)):
+                near = slice(rows[0], rows[-1] + 1)
+                result[near] = self._part(q[near], k[near], v[near], rows[0], call, inner, None)
+            elif call.plain:
                 result[rows] = self._part(q[rows], k[rows], v[rows], rows[0], call, inner, None)
             else:
                 result[rows] = self._part(q, k, v, rows[0], call, inner, rows)

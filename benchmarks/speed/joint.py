@@ -153,5 +153,48 @@ def model(rounds: int = 7) -> list[Figure]:
     return figures
 
 
+def unet(rounds: int = 7) -> list[Figure]:
+    """The tiny UNet of random weights at 512 px in ComfyUI's sampler, CFG: two Prompt Regions against none, and against core's Set Mask."""
+    import comfy.sample
+    import comfy.sd
+    from maskprompt.attention import grid, prompt_regions
+
+    from demo import registration, tiny_model
+
+    registration.register()
+    state = {
+        f"model.diffusion_model.{name}": torch.randn_like(value) * 0.02 for name, value in tiny_model.build_unet(9).state_dict().items()
+    }
+    plain = comfy.sd.load_diffusion_model_state_dict(state)
+    texts = torch.randn(4, 77, 128).split(1)
+    masks = quarters(2, 32)
+    regions = [prompt_regions.PromptRegion(text, grid.RegionMask(mask)) for text, mask in zip(texts[2:], masks, strict=True)]
+    patched = prompt_regions.install(plain, *regions)
+    noise = torch.randn(1, 4, 64, 64)
+    masked = [
+        [text, {"mask": mask, "set_area_to_bounds": False, "mask_strength": 1.0}] for text, mask in zip(texts[2:], masks, strict=True)
+    ]
+
+    def run(model: Any, positive: list[Any]) -> None:
+        comfy.sample.sample(
+            model, noise, 3, 5.0, "euler", "normal", positive, [[texts[1], {}]], torch.zeros_like(noise), seed=1, disable_pbar=True
+        )
+
+    def ours() -> None:
+        run(patched, [[texts[0], {}]])
+
+    def none() -> None:
+        run(plain, [[texts[0], {}]])
+
+    def core() -> None:
+        run(plain, [[texts[0], {}], *masked])
+
+    name = "three steps of the tiny UNet, 512 px, two regions"
+    return [
+        ratio(f"{name}: time against none", *in_turns(ours, none, rounds), at_most=1.05),
+        ratio(f"{name}: time against core's Set Mask", *in_turns(ours, core, rounds), at_most=0.5),
+    ]
+
+
 def joint() -> list[Figure]:
-    return [*layer(), *model()]
+    return [*layer(), *model(), *unet()]
