@@ -92,7 +92,7 @@ def test_a_mask_of_another_shape_is_refused_in_words() -> None:
 def test_animas_texts_go_through_its_own_adapter() -> None:
     """The region's text with its T5 ids is what the model makes of the prompt with the same text and ids."""
     model, size = ANIMA.model(), (8, 8)
-    ids = {"t5xxl_ids": torch.arange(6), "t5xxl_weights": torch.linspace(0.5, 1.0, 6)}
+    ids: dict[str, Any] = {"t5xxl_ids": torch.arange(6), "t5xxl_weights": torch.linspace(0.5, 1.0, 6)}
     words = ANIMA.words(4, 50)
     region = prompt_regions.PromptRegion(words, RegionMask(torch.ones(1, 64, 64)), replaces=True, options=ids)
     result = sample(chain.install(model, region), ANIMA, size, text_of(ANIMA))
