@@ -1,4 +1,4 @@
-"""What a call shows under core's Context Windows: some pictures of the batch, or some rows or columns of the picture."""
+"""What a call shows under core's Context Windows: some pictures of the batch, some frames, or some rows or columns of the picture."""
 
 from __future__ import annotations
 
@@ -27,16 +27,24 @@ def pictures(options: Mapping[str, Any], count: int) -> Sequence[int]:
     return shown
 
 
-def place(options: Mapping[str, Any], size: Size) -> tuple[Size, Window]:
+def frames(options: Mapping[str, Any], dimensions: int) -> tuple[tuple[int, ...], int] | None:
+    """Tell which latent frames of how many a call shows whose latents have so many dimensions; None for all of them."""
+    window = options.get("context_window")
+    if window is None or dimensions != 5 or window.dim != 2:
+        return None
+    return tuple(_indices(window)), int(getattr(window, "total_frames", 0))
+
+
+def place(options: Mapping[str, Any], size: Size, dimensions: int = 4) -> tuple[Size, Window]:
     """Give the whole latent's size and the part of it that a call of `size` (height, width) sees, all in latent pixels.
 
     That is all of it, but for windows over rows or columns. RuntimeError where these do not lie side by side.
     """
     window = options.get("context_window")
-    if window is None or window.dim not in (2, 3):
+    axis = -1 if window is None else window.dim - (dimensions - 2)
+    if window is None or axis not in (0, 1):
         return size, (0, 0, *size)
     shown = _indices(window)
-    axis = window.dim - 2
     whole = int(getattr(window, "total_frames", 0))
     if len(shown) != size[axis] or shown != list(range(shown[0], shown[0] + len(shown))) or whole <= shown[-1]:
         raise RuntimeError(f"{SIDEWAYS} shows parts of the picture that do not lie side by side: a mask cannot be placed. Bypass it.")

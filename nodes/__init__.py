@@ -18,6 +18,7 @@ from . import (
     paste_back,
     patch_visibility,
     pointing,
+    prompt_region,
     sample_pictures,
     segment,
     train_dreamcom,
@@ -29,7 +30,8 @@ from . import (
 NODES: list[type[io.ComfyNode]] = [
     *segment.NODES, *dreamcom.NODES, *train_dreamcom.NODES, *crop.NODES, *paste_back.NODES,
     *mask_controlnet.NODES, *train_mask_controlnet.NODES, *caption.NODES, *mcgm.NODES, *train_mcgm.NODES,
-    *patch_visibility.NODES, *meca.NODES, *train_meca.NODES, *depth_hint.NODES, *mask_grid.NODES, *attention_map.NODES,
+    *patch_visibility.NODES, *meca.NODES, *prompt_region.NODES, *train_meca.NODES, *depth_hint.NODES, *mask_grid.NODES,
+    *attention_map.NODES,
 ]  # fmt: skip
 
 

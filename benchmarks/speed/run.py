@@ -11,7 +11,7 @@ from collections.abc import Callable
 from demo.pack import load_pack
 
 from ..figures import Figure, write
-from . import attention, meca, probe, sam, training, visibility
+from . import attention, joint, meca, probe, sam, training, visibility
 
 PARTS: dict[str, Callable[[], list[Figure]]] = {
     "attention": attention.attention,
@@ -21,6 +21,7 @@ PARTS: dict[str, Callable[[], list[Figure]]] = {
     "meca": meca.meca,
     "training": training.training,
     "probe": probe.probe,
+    "joint": joint.joint,
 }
 
 

@@ -90,6 +90,14 @@ def painted(mask: dict[str, Any], model: dict[str, Any] = CHECKPOINT) -> Prompt:
     }
 
 
+def in_region(mask: dict[str, Any], model: dict[str, Any] = CHECKPOINT) -> Prompt:
+    """The same with a text in a region in place of masked attention."""
+    region = node(
+        "MaskPromptPromptRegion", model=["model", 0], text=["text", 0], mask=["mask", 0], strength=1.0, base="everywhere", apart=0.0
+    )
+    return {**painted(mask, model), "attention": region}
+
+
 def looked_at(words: str, model: dict[str, Any] = CHECKPOINT) -> Prompt:
     """Attention Map of a prompt on an empty latent, saved."""
     settings = {"at_percent": 0.5, "seed": 1, "scale": "each word"}
@@ -217,7 +225,10 @@ REFUSED: dict[str, tuple[Prompt, str]] = {
         "crop must come from Crop Around Box, got dict",
     ),
     "a mask of another shape": (painted(solid(1.0, 300, 100)), "the mask is 300x100.*their shapes differ"),
-    "a model that is no UNet": (painted(solid(1.0, 128, 128), VIDEO_MODEL), r"\(MaskPromptMaskedAttention\).*UNet"),
+    "a model that is not known": (painted(solid(1.0, 128, 128), VIDEO_MODEL), r"\(MaskPromptMaskedAttention\).*neither a UNet"),
+    "a region in a model that is not known": (in_region(solid(1.0, 128, 128), VIDEO_MODEL), r"\(MaskPromptPromptRegion\).*neither a UNet"),
+    "a region without area": (in_region(solid(0.0, 128, 128)), "mask of this region is empty"),
+    "a region of another shape": (in_region(solid(1.0, 300, 100)), "the mask is 300x100.*their shapes differ"),
     "a subject marked in two of three pictures": (training([MARKED, solid(0.0, 512, 512), MARKED]), "picture 2 marks nothing"),
     "a subject of nine pixels": (training([MARKED, box(x=9, y=9, width=3, height=3), MARKED]), "picture 2 marks nothing"),
     "a subject's box without area": (training([MARKED, box(x=9, y=9, width=0, height=3), MARKED]), "has no area"),
@@ -312,12 +323,15 @@ def without_inpainting() -> dict[str, torch.Tensor]:
 
 
 def video_model() -> dict[str, torch.Tensor]:
-    """A transformer (Wan 2.1's kind) of one narrow layer, which ComfyUI takes for a diffusion model and which has no UNet's layers."""
+    """A transformer (Wan VACE's kind) of one narrow layer, which ComfyUI takes for a diffusion model and the pack does not know."""
     import comfy.ops
-    from comfy.ldm.wan.model import WanModel
+    from comfy.ldm.wan.model import VaceWanModel
 
     operations = comfy.ops.disable_weight_init
-    model = WanModel(dim=128, ffn_dim=128, num_heads=1, num_layers=1, operations=operations, dtype=torch.float32, device="cpu")
+    model = VaceWanModel(
+        model_type="vace", dim=128, ffn_dim=128, num_heads=1, num_layers=1, vace_layers=1, vace_in_dim=96, operations=operations,
+        dtype=torch.float32, device="cpu",
+    )  # fmt: skip
     return {key: torch.zeros_like(value) for key, value in model.state_dict().items()}
 
 
