@@ -17,6 +17,7 @@ from ..attention.grid import RegionMask
 from ..attention.prompt_regions import PromptRegion
 from ..images.masks import to_mask
 from . import inputs
+from .checked import checked
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class PromptRegionNode(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(
         cls,
         model: Any,

@@ -16,6 +16,7 @@ from ..models import files
 from ..models.sam import model as sam_models
 from ..models.sam import prompts
 from .box_mask import MaskPromptBoxMask
+from .checked import checked
 from .progress import say
 from .shown_picture import received
 
@@ -69,6 +70,7 @@ class MaskPromptLoadSAM(io.ComfyNode):
         return True
 
     @classmethod
+    @checked
     def execute(cls, sam_name: str) -> io.NodeOutput:
         return io.NodeOutput(sam_models.shared(files.find_file(SAM_FOLDER, sam_name, ADVICE)))
 
@@ -168,6 +170,7 @@ class MaskPromptSAMMask(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         sam: sam_models.LoadedSam,

@@ -238,7 +238,8 @@ def windowed(model: Any, dim: int, length: int, overlap: int, schedule: str = "s
     """MODEL under core's Context Windows."""
     from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 
-    return ContextWindowsManualNode.execute(model, length, overlap, schedule, 1, False, "pyramid", dim, False)[0]
+    answer: Any = ContextWindowsManualNode.execute(model, length, overlap, schedule, 1, False, "pyramid", dim, False)
+    return answer[0]
 
 
 @pytest.mark.parametrize("cfg", [1.0, 5.0])

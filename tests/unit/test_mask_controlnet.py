@@ -329,12 +329,12 @@ def never(model: Any) -> Any:
 
 
 def test_without_a_fitting_vae_it_says_so_before_sampling(model: Any, sample: Sample, control: MaskControl) -> None:
-    for given, message in (
+    for wired, message in (
         (None, r"goes through a VAE: connect the checkpoint's VAE to Apply ControlNet's vae input"),
         (SimpleNamespace(latent_channels=16), r"makes latents of 16 channels, Mask-ControlNet's hint has 4: connect the checkpoint's VAE"),
     ):
         with pytest.raises(ValueError, match=message):
-            sample(never(model), **applied(control, reference(), given))
+            sample(never(model), **applied(control, reference(), wired))
 
 
 def test_a_control_network_of_another_base_is_refused_before_sampling(model: Any, sample: Sample, vae: Any, control: MaskControl) -> None:

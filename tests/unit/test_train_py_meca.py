@@ -63,7 +63,7 @@ def failure(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
 
 def signal_at(step: int, number: signal.Signals, patch: pytest.MonkeyPatch) -> None:
     """This process gets a signal while it computes the loss of a step."""
-    plain = Loss.__call__
+    plain: Any = Loss.__call__
 
     def call(self: Loss, at: int, generator: torch.Generator) -> torch.Tensor:
         if at == step:
