@@ -90,4 +90,6 @@ def _reading(default: Any, about: Option) -> dict[str, Any]:
     lowest = about.lowest or 0
     if isinstance(default, int):
         return {"type": number(int, lowest, multiple=int(about.step or 1))}
-    return {"type": number(float, SMALLEST if default is None else lowest, math.inf if about.highest is None else about.highest)}
+    if default is None:
+        return {"type": number(float, SMALLEST)}
+    return {"type": number(float, lowest, math.inf if about.highest is None else about.highest)}
