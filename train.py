@@ -1,6 +1,7 @@
 """Trains the pack's methods from the command line: on one device, or with `accelerate launch` on many.
 
 python train.py dreamcom --comfyui ComfyUI --checkpoint sd-v1-5-inpainting.safetensors --pictures my-dog --noun dog
+python train.py mcgm --comfyui ComfyUI --checkpoint v1-5-pruned-emaonly.safetensors --picture my-cats.png --words "cat, kitten"
 python train.py mask-controlnet --comfyui ComfyUI --checkpoint v1-5-pruned-emaonly.safetensors --pictures my-pictures
 python train.py meca --comfyui ComfyUI --checkpoint sd_xl_base_1.0.safetensors --clip-vision clip-vit-h.safetensors --pictures my-pictures
 

@@ -98,7 +98,7 @@ class CaptionImage(io.ComfyNode):
 
         def after(done: int) -> None:
             progress.bar.update_absolute(done)
-            progress.between(done, len(pictures), "Captions")
+            progress.tell("Captions", done, len(pictures))
 
         lines = captioner.captions(model, pictures, given.get("prefix", ""), search, on_group=after)
         for number in (number for number, line in enumerate(lines, 1) if not line):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 from collections.abc import Callable
@@ -38,13 +37,6 @@ class TrainingProgress:
         self.first = self.first or what
         if self.ahead and what == self.first:
             self.bar.update_absolute(done * self.ahead // count)
-        self.say(f"{what}: {done} of {count}")
-
-    def between(self, done: int, count: int, what: str = "Encoding pictures") -> None:
-        """After some of the pictures that are encoded between training steps, or whatever else is done there."""
-        from comfy.model_management import throw_exception_if_processing_interrupted
-
-        throw_exception_if_processing_interrupted()
         self.say(f"{what}: {done} of {count}")
 
     def watcher(self, preview_every: int, preview: Callable[[], torch.Tensor | None]) -> Callable[[Progress], None]:
@@ -113,16 +105,3 @@ def train(job: Job[Result], progress: TrainingProgress, preview_every: int, resu
     if len(states) == 1:
         checkpoint.prune(states, job.method)
     return outcome
-
-
-def state_file(method: str, fingerprint: str, keep: bool) -> Path:
-    """Where this training's state lies, in ComfyUI's output folder; without `keep` an old one is taken away."""
-    import folder_paths
-
-    from ..training.engine.checkpoint import StateFile
-
-    name = f"{method}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:12]}.pt"
-    path = Path(folder_paths.get_output_directory()) / "maskprompt" / "training" / name
-    if not keep:
-        StateFile(path, fingerprint).remove()
-    return path

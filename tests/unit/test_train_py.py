@@ -29,11 +29,11 @@ from maskprompt.training.dreamcom import examples as dreamcom
 from maskprompt.training.dreamcom.loss import Loss
 from maskprompt.training.dreamcom.options import Options
 from maskprompt.training.engine import loop
+from maskprompt.training.engine.job import Job
 from maskprompt.training.engine.learner import Learner
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 import train
 from demo import scenes, setup, tiny_model
@@ -208,15 +208,15 @@ def child(place: Path, number: int) -> list[int]:
     """
     line = json.loads((place / "line.json").read_text("utf-8"))
     with pytest.MonkeyPatch.context() as patch:
-        run = Work.run
+        run = Work.train
 
-        def watched(self: Work, parameters: dict[str, nn.Parameter], *rest: Any, **more: Any) -> loop.Progress:
+        def watched(self: Work, job: Job[Any], states: Any) -> Any:
             try:
-                return run(self, parameters, *rest, **more)
+                return run(self, job, states)
             finally:
-                torch.save({name: value.detach() for name, value in parameters.items()}, place / f"{number}.pt")
+                torch.save({name: value.detach() for name, value in job.parameters(0).items()}, place / f"{number}.pt")
 
-        patch.setattr(Work, "run", watched)
+        patch.setattr(Work, "train", watched)
         if number == 1:
             signal_at(1, signal.SIGTERM, patch)
         stopped = train.main(line)

@@ -90,31 +90,6 @@ def _reading(default: Any, about: Option) -> dict[str, Any]:
     lowest = about.lowest or 0
     if isinstance(default, int):
         return {"type": number(int, lowest, multiple=int(about.step or 1))}
-    return {"type": number(float, SMALLEST if default is None else lowest, math.inf if about.highest is None else about.highest)}
-
-
-def add_training(group: Any, usual: Any) -> None:
-    """What every training takes; `usual` are the method's own `Options`."""
-    group.add_argument("--steps", type=number(lowest=1), default=usual.steps, help="training steps, one batch each (%(default)s)")
-    group.add_argument(
-        "--batch", type=number(lowest=1), default=usual.batch, help="crops in a step, in each process; more takes more memory (%(default)s)"
-    )
-    group.add_argument(
-        "--size",
-        type=number(lowest=64, multiple=8),
-        default=usual.size,
-        help="side of the training crops in pixels: 512 for SD 1.5, 1024 for SDXL (%(default)s)",
-    )
-    group.add_argument("--seed", type=number(), default=usual.seed, help="the same seed trains the same (%(default)s)")
-    group.add_argument(
-        "--average",
-        type=number(float, 0, 0.9999),
-        default=usual.average,
-        help="keep a moving average of the weights with this decay, such as 0.99; 0 keeps the last weights (%(default)s)",
-    )
-    group.add_argument(
-        "--checkpointing",
-        action=argparse.BooleanOptionalAction,
-        default=usual.checkpointing,
-        help="compute activations twice instead of keeping them: far less memory, about a third more time (on, unless --no-...)",
-    )
+    if default is None:
+        return {"type": number(float, SMALLEST)}
+    return {"type": number(float, lowest, math.inf if about.highest is None else about.highest)}

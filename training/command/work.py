@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...models import files
 from ..engine import loop
@@ -113,43 +113,6 @@ class Work:
             raise Interrupted(number)
         return words[0] == DONE
 
-    def run(
-        self,
-        parameters: dict[str, nn.Parameter],
-        loss: loop.LossOf,
-        settings: loop.Settings,
-        fingerprint: str,
-        paint: Callable[[], Tensor] | None = None,
-    ) -> loop.Progress:
-        """Trains the parameters (`training.loop.run`) from the state file on, with a line of progress and previews by `paint`."""
-        from tqdm import tqdm
-        from tqdm.contrib.logging import logging_redirect_tqdm
-
-        size = sum(value.numel() for value in parameters.values())
-        if self.processes.first and (free := shutil.disk_usage(self.output.parent).free) < 2 * size:
-            raise ValueError(f"{self.output} will take {2 * size / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB left.")
-        start = self._start(fingerprint, settings.steps)
-        if self.processes.first and start == 0:
-            self.state.unlink(missing_ok=True)
-        self.processes.ready(f"{size} weights from step {start}")
-        self.started = True
-        shown = {"initial": start, "total": settings.steps, "desc": "Training", "unit": "step", "disable": not self.processes.first}
-        seldom = 0.5 if sys.stderr.isatty() else 10.0
-        with self.signals, tqdm(**shown, mininterval=seldom) as bar, logging_redirect_tqdm():
-
-            def after(progress: loop.Progress) -> None:
-                bar.set_postfix_str(f"loss {progress.recent:.4f}, rate {settings.learning_rate:g}", refresh=False)
-                bar.update(progress.step - bar.n)
-                number = self.processes.highest(self.signals.number)
-                if number and progress.step < settings.steps:
-                    raise Interrupted(number)
-                if paint is not None and self.preview is not None and self.processes.first:
-                    self._preview(progress.step, settings.steps, self.preview, paint)
-
-            keep = loop.StateFile(self.state, fingerprint, self.given.save_every)
-            share = self.processes.share if self.processes.count > 1 else None
-            return loop.run(parameters, loss, settings, keep, after, process=self.processes.number, share=share)
-
     def tell(self, what: str, done: int, count: int) -> None:
         """A bar for each thing that is done before training or between its steps (see `training.engine.job.Tell`)."""
         if self.signals.number and self.processes.count == 1:  # several would not stop at the same part
@@ -224,9 +187,6 @@ class Work:
             saved = write()
             discard(self.states)
             print(f"Saved {saved}.")
-
-    def _start(self, fingerprint: str, steps: int) -> int:
-        return _begun(StateFile(self.state, fingerprint), steps, self.given.overwrite)
 
     def _preview(self, step: int, steps: int, folder: Path, paint: Callable[[], Tensor | None]) -> None:
         if step % self.given.preview_every and step < steps:

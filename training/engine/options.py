@@ -62,13 +62,12 @@ def from_inputs(options: type[Options], given: Mapping[str, Any], **more: Any) -
 
 
 def check_numbers(options: Any, node: str) -> None:
-    """ValueError for a number that is none (NaN), infinite, or out of its range; `node` says whose it is."""
+    """ValueError for a number that is none (NaN), infinite or too low, which ComfyUI's own limits let pass; `node` says whose it is."""
     for field, (_, about) in described(type(options)).items():
         value = getattr(options, field)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
-        too_high = about.highest is not None and isinstance(value, float) and value > about.highest
-        if not math.isfinite(value) or too_high or (about.lowest is not None and value < about.lowest):
+        if not math.isfinite(value) or (about.lowest is not None and value < about.lowest):
             limits = f"from {about.lowest:g} to {about.highest:g}" if about.highest is not None else f"of at least {about.lowest or 0:g}"
             raise ValueError(f"{node}: {about.name or field} is {value}. A number {limits} is needed.")
 
