@@ -115,8 +115,16 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def train_tiny(session: nox.Session) -> None:
-    """Train the tiny model and what goes with it. Hours on a CPU; resumes. `-- --minutes 600` for the UNet."""
+    """Train the tiny model and what goes with it. Hours on a CPU; resumes. `-- --minutes 600` for the UNet; `-- edit` trains tiny-edit."""
     python = start(session)
+    if session.posargs[:1] == ["edit"]:
+        options = session.posargs[1:]
+        place = options[options.index("--folder") :][:2] if "--folder" in options else []
+        session.run(str(python), "-m", "demo.tiny_edit.world", external=True)
+        session.run(str(python), "-m", "demo.tiny_edit.latents", *place, external=True)
+        session.run(str(python), "-m", "demo.tiny_edit.train", *options, external=True)
+        session.run(str(python), "-m", "demo.tiny_edit.latents", "--decoder-only", *place, external=True)
+        return
     session.run(str(python), "-m", "demo.train_autoencoder", external=True)
     session.run(str(python), "-m", "demo.train_autoencoder", "--decoder-only", external=True)
     session.run(str(python), "-m", "demo.train_tiny", *session.posargs, external=True)

@@ -8,14 +8,16 @@ dict. A layer on which no patch acts at this step is left exactly as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from . import context_window
+from .arguments import Arguments
 from .grid import Size, Window
-from .layers import Layer, layers_of
+from .layers import Layer, is_unet, layers_of
 
 Kind = Literal["self", "cross"]
 Half = Literal["both", "positive", "negative"]
@@ -45,11 +47,15 @@ EVERYWHERE = Scope()
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the batch: which half of CFG it belongs to (0 positive, 1 negative), which picture it is, what it sees of the latent."""
+    """One row of the batch: which half of CFG it belongs to (0 positive, 1 negative), which picture it is, what it sees of the latent.
+
+    `frames` are the latent frames that it sees and their number in all, None if it sees all.
+    """
 
     half: int
     image: int
     window: Window
+    frames: tuple[tuple[int, ...], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,16 @@ class Call:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
 
 
+class Scoped(Protocol):
+    """Whatever stands in a chain: a `Patch` of a UNet's layers, a region of text, a rule, a probe."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def scope(self) -> Scope: ...
+
+
 class Patch(Protocol):
     """An attention patch. `attend` takes and returns [B, N, C] (q and result), [B, M, C] (k and v)."""
 
@@ -88,21 +104,30 @@ class Patch(Protocol):
 class Chain:
     """The patches on a MODEL, in graph order: a wrapper of the diffusion model (`WrappersMP.DIFFUSION_MODEL`)."""
 
-    patches: tuple[Patch, ...]
+    patches: tuple[Any, ...]
+    _plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    def __call__(
-        self,
-        executor: Any,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Any,
-        y: Any,
-        control: Any,
-        transformer_options: dict[str, Any],
-        **kwargs: Any,
-    ) -> Tensor:
-        options = self.composed(executor.class_obj, x, transformer_options)
-        return executor(x, timesteps, context, y, control, options, **kwargs)
+    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        from . import families, joint, unet_regions
+
+        family = families.find(executor.class_obj)
+        if family is not None and family.outer:
+            return executor(*args, **kwargs)
+        arguments = Arguments.of(executor.original, args, kwargs)
+        if not is_unet(executor.class_obj):
+            return joint.run(self, executor, executor.class_obj, arguments, self._plans)
+        patches = self.patches
+        options = arguments.get("transformer_options", {})
+        if any(patch.kind == "region" for patch in patches):
+            arguments, patches = unet_regions.joined(patches, executor.class_obj, arguments, self._plans)
+        options = replace(self, patches=patches).composed(executor.class_obj, arguments.get("x"), options)
+        return arguments.having(transformer_options=options).call(executor)
+
+    def around(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Wrapper of `apply_model`, for transformers that ask no wrappers of the diffusion model (SD 3)."""
+        from . import joint
+
+        return joint.run(self, executor, executor.class_obj.diffusion_model, Arguments.of(executor.original, args, kwargs), self._plans)
 
     def composed(self, unet: Any, x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
         """A copy of the transformer options in which every layer that a patch acts on runs through the chain."""
@@ -187,58 +212,91 @@ def rows_of(options: dict[str, Any], batch: int, size: Size) -> tuple[Size, tupl
     Raises RuntimeError where a call shows only a part of the latent and nothing tells which.
     """
     halves = options.get("cond_or_uncond") or [0]
-    images = batch // len(halves)
+    images = context_window.pictures(options, batch // len(halves))
     view: View | None = options.get(VIEW)
     latent = size if view is None else view.latent
+    seen = (0, 0, *latent) if view is None or view.seen is None else view.seen
     rows = []
     for chunk, half in enumerate(halves):
         uuids = options.get("uuids") or []
         window = view.areas.get(uuids[chunk]) if view is not None and chunk < len(uuids) else None
-        window = window or (0, 0, *latent)
+        window = window or seen
         if window[2:] != size:
             raise RuntimeError(
                 f"a node paints this picture in tiles or crops ({size[1] * 8}x{size[0] * 8} of {latent[1] * 8}x{latent[0] * 8} pixels) "
                 "without saying which, so a mask cannot be placed. Bypass the tiling node, or MaskPrompt's."
             )
-        rows += [Row(half, image, window) for image in range(images)]
+        rows += [Row(half, image, window, None if view is None else view.frames) for image in images]
     return latent, tuple(rows)
 
 
 @dataclass(frozen=True)
 class View:
-    """The whole latent's size, and the area of every conditioning that has one (`Conditioning (Set Area)`) by its uuid."""
+    """The whole latent's size, the area of every conditioning that has one (Conditioning Set Area) by its uuid, what a call sees without
+    one (all, or a context window's rows or columns), by uuid how many words a text has, and the frames of a context window."""
 
     latent: Size
     areas: dict[Any, Window]
+    seen: Window | None = None
+    texts: dict[Any, int] = field(default_factory=dict[Any, int])
+    frames: tuple[tuple[int, ...], int] | None = None
 
 
 def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> Any:
     """Wrapper of `calc_cond_batch`: notes the whole latent and the areas, which ComfyUI crops away before the UNet runs."""
-    height, width = x.shape[2], x.shape[3]
+    height, width = x.shape[-2:]
     areas: dict[Any, Window] = {}
+    texts: dict[Any, int] = {}
     for cond in (entry for entries in conds if entries is not None for entry in entries):
-        if "area" in cond and len(cond["area"]) == 4:
-            area_height, area_width, top, left = cond["area"]
+        text = cond.get("cross_attn")
+        if text is not None:
+            texts[cond["uuid"]] = text.shape[1]
+        if "area" in cond:
+            half = len(cond["area"]) // 2
+            area_height, area_width = cond["area"][:half][-2:]
+            top, left = cond["area"][half:][-2:]
             areas[cond["uuid"]] = (top, left, min(height - top, area_height), min(width - left, area_width))
-    options = {**model_options.get("transformer_options", {}), VIEW: View((height, width), areas)}
+    options = model_options.get("transformer_options", {})
+    latent, seen = context_window.place(options, (height, width), x.ndim)
+    if areas and latent != (height, width):
+        raise RuntimeError(f"a prompt's area and {context_window.SIDEWAYS} meet: where a mask lies is not known. Bypass one of the nodes.")
+    options = {**options, VIEW: View(latent, areas, seen, texts, context_window.frames(options, x.ndim))}
     return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})
 
 
-def install(model: Any, *patches: Patch) -> Any:
+def install(model: Any, *patches: Scoped) -> Any:
     """A clone of the MODEL with the patches at the end of its chain; the given MODEL stays as it is."""
     from comfy.patcher_extension import WrappersMP
 
-    layers_of(model.get_model_object("diffusion_model"))
+    from . import families
+
+    check_model(model, patches)
     clone = model.clone()
     before = tuple(patch for chain in clone.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY) for patch in chain.patches)
+    whole = Chain((*before, *patches))
     clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
-    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, Chain((*before, *patches)))
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, whole)
+    family = families.find(model.get_model_object("diffusion_model"))
+    if family is not None and family.outer:
+        clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
+        clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, whole.around)
     clone.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
     clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, remember_view)
     return clone
 
 
-def with_patches(wrappers: dict[str, dict[str, list[Any]]], *patches: Patch) -> dict[str, dict[str, list[Any]]]:
+def check_model(model: Any, patches: Sequence[Any]) -> None:
+    """Raises TypeError in words for a MODEL on which the patches cannot act: an unknown one, or a UNet's patches on a transformer."""
+    from . import families
+
+    diffusion_model = model.get_model_object("diffusion_model")
+    if is_unet(diffusion_model) or any(patch.kind in SLOTS for patch in patches):
+        layers_of(diffusion_model)
+    else:
+        families.of(diffusion_model)
+
+
+def with_patches(wrappers: dict[str, dict[str, list[Any]]], *patches: Scoped) -> dict[str, dict[str, list[Any]]]:
     """A model's wrappers with the patches at the end of its chain: what `install` does, for one run of a MODEL and without a clone."""
     from comfy.patcher_extension import WrappersMP
 

@@ -73,7 +73,7 @@ def check_aspect(mask: Size, latent: Size) -> None:
     width = mask[1] * latent[0] / mask[0]
     if abs(height - latent[0]) > 1.01 and abs(width - latent[1]) > 1.01:
         raise ValueError(
-            f"MaskPrompt: the mask is {mask[1]}x{mask[0]} but the picture being painted is about {latent[1] * 8}x{latent[0] * 8}: their "
+            f"MaskPrompt: the mask is {mask[1]}x{mask[0]} but the picture being painted has {latent[1]}x{latent[0]} latent pixels: their "
             "shapes differ, so the mask would land in the wrong place. Make the mask from the picture that is painted (the same crop), "
             "or scale both alike. "
             "If a node paints in tiles or crops (Ultimate SD Upscale, detailers), give this node the mask of that crop."
@@ -106,6 +106,7 @@ class RegionMask:
 
     masks: Tensor
     _cells: dict[tuple[int, Size, Window, Size, torch.device], Cells] = field(default_factory=dict, compare=False, repr=False)
+    _over_time: dict[tuple[str, int], RegionMask] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.masks.ndim != 3 or 0 in self.masks.shape:
@@ -116,6 +117,25 @@ class RegionMask:
     def index(self, image: int) -> int:
         """Which mask belongs to a picture of the batch."""
         return image % len(self.masks)
+
+    def over_frames(self, frames: int) -> RegionMask:
+        """A mask for each of a video's latent frames; one mask serves all.
+
+        Of 4 (n - 1) + 1 masks for n frames, as video models shorten time, the first is the first frame's and each frame after it has the
+        mean of its four; else each frame has the mask at its place in time.
+        """
+        count = len(self.masks)
+        if count in (1, frames):
+            return self
+        key = ("frames", frames)
+        if key not in self._over_time:
+            if count == 4 * (frames - 1) + 1:
+                masks = torch.cat([self.masks[:1], self.masks[1:].unflatten(0, (frames - 1, 4)).mean(1)])
+            else:
+                places = torch.linspace(0, count - 1, frames).round().long()
+                masks = self.masks[places]
+            self._over_time[key] = RegionMask(masks)
+        return self._over_time[key]
 
     def cells(self, index: int, latent: Size, window: Window, grid: Size, device: torch.device) -> Cells:
         """Mask number `index` on a layer's grid. Worked out once for each mask, window, grid and device."""

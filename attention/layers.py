@@ -11,6 +11,13 @@ from typing import Any, Literal, get_args
 Layer = tuple[str, int, int]
 Preset = Literal["paper", "reference code", "all"]
 PRESETS: tuple[str, ...] = get_args(Preset)
+THIRDS = ("first third", "middle third", "last third")
+"""Choices by depth, in the order in which the layers run."""
+
+
+def is_unet(model: Any) -> bool:
+    """Whether a diffusion model has a UNet's blocks."""
+    return hasattr(model, "input_blocks") and hasattr(model, "output_blocks")
 
 
 def layers_of(unet: Any) -> tuple[Layer, ...]:
@@ -53,10 +60,18 @@ def preset(name: str, layers: tuple[Layer, ...]) -> frozenset[Layer]:
     paper: all but the outer two thirds of the decoder's blocks, which blend object and background (section 4.3: "the
     last 6 layers of the U-Net decoder", which are 6 of 9 in SD 1.5 and 2.1; 4 of 6 in SDXL).
     reference code: the outer five ninths of the decoder's blocks, which the published code masks (5 of 9, 3 of 6).
-    all: every layer.
+    all: every layer. first, middle and last third: by depth.
+    Of a transformer, which has no decoder, paper is all but the last third, and reference code the last third.
     """
     if name == "all":
         return frozenset(layers)
+    transformer = not any(layer[0] == "output" for layer in layers)
+    if transformer and name in PRESETS:
+        last = preset("last third", layers)
+        return last if name == "reference code" else frozenset(layers) - last
+    if name in THIRDS:
+        number = THIRDS.index(name)
+        return frozenset(layers[len(layers) * number // 3 : len(layers) * (number + 1) // 3])
     blocks = sorted({block for part, block, _ in layers if part == "output"})
     if name == "paper":
         outer = set(blocks[len(blocks) - round(len(blocks) * 6 / 9) :])
@@ -64,7 +79,7 @@ def preset(name: str, layers: tuple[Layer, ...]) -> frozenset[Layer]:
     if name == "reference code":
         outer = set(blocks[len(blocks) - round(len(blocks) * 5 / 9) :])
         return frozenset(layer for layer in layers if layer[0] == "output" and layer[1] in outer)
-    raise ValueError(f"unknown choice of layers {name!r}; known: {', '.join(PRESETS)}")
+    raise ValueError(f"unknown choice of layers {name!r}; known: {', '.join((*PRESETS, *THIRDS))}")
 
 
 def parse(text: str, layers: tuple[Layer, ...]) -> frozenset[Layer]:

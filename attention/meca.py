@@ -2,12 +2,12 @@
 
 An IP-Adapter's keys and values of one or more image prompts are attended to beside the text's:
 
-    global  text + λ · image                               equation 4; with a region, the image inside it only
-    region  (1 − min(λ, 1) · M) · text + λ · M · image     equation 6 with M, the region, on the two outputs
-    query   softmax((1 − M) Q Kᵗ) V + λ · softmax(M Q K'ᵗ) V'   equation 6 to the letter
+    global  text + lambda · image                               equation 4; with a region, the image inside it only
+    region  (1 - min(lambda, 1) · M) · text + lambda · M · image     equation 6 with M, the region, on the two outputs
+    query   softmax((1 - M) Q K^T) V + lambda · softmax(M Q K'^T) V'   equation 6 to the letter
 
-Readings. Equation 6 gives the text 1 − MA and the image MA, so at λ = 1 no text acts inside (an artist who wants both has `global`).
-It has no λ; a smaller one leaves the text the rest, so that λ = 0 is no adapter. In `query` a masked query is zero, attends to all
+Readings. Equation 6 gives the text 1 - MA and the image MA, so at lambda = 1 no text acts inside (an artist who wants both has `global`).
+It has no lambda; a smaller one leaves the text the rest, so lambda = 0 is no adapter. In `query` a masked query is zero, attends to all
 keys alike and takes the mean of V; it is computed as that mean. Equation 5 brings the mask to each layer's grid.
 
 Two patches make a region: one takes the text away, beneath all images of the chain, the other adds the image. So several regions add
@@ -110,7 +110,7 @@ class TextOutside:
 
 @dataclass(frozen=True)
 class ImagePrompt:
-    """λ times the image's part of equations 4 and 6, added to what lies beneath; only the region's queries run (None: all)."""
+    """lambda times the image's part of equations 4 and 6, added to what lies beneath; only the region's queries run (None: all)."""
 
     keys: Keys
     region: RegionMask | None = None
@@ -148,7 +148,7 @@ class ImagePrompt:
         return bool((self.region.masks[self.region.index(call.rows[part.rows[0]].image)] >= 0.5).any())
 
     def _image(self, q: Tensor, k: Tensor, v: Tensor, cells: Cells, call: Call) -> Tensor:
-        """softmax(QK'ᵗ)V' inside; outside zero, or the mean that a zero query takes."""
+        """softmax(QK'^T)V' inside; outside zero, or the mean that a zero query takes."""
         options = {"n_heads": call.heads, **call.options}
         if len(cells.background) == 0:
             return attention(q, k, v, options)

@@ -41,8 +41,11 @@ def rate(name: str, right: Sequence[bool], at_least: float | None = None) -> Fig
     share = hits / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    bar = "" if at_least is None else f"≥ {at_least:g}"
-    return Figure(name, share, middle - half, middle + half, count, bar, None if at_least is None else share >= at_least)
+    low = max(0.0, middle - half)
+    high = min(1.0, middle + half)
+    if at_least is None:
+        return Figure(name, share, low, high, count)
+    return Figure(name, share, low, high, count, f"≥ {at_least:g}", share >= at_least)
 
 
 def mean(name: str, values: Sequence[float], seed: int = 0) -> Figure:

@@ -1,56 +1,75 @@
-"""Writes the kept figures into the README, so that no number there is typed by hand: `python -m benchmarks.report`."""
+"""Writes every kept figure into docs/measurements.md, so that no number there is typed by hand: `python -m benchmarks.report`."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from . import figures
+from demo.pack import ROOT
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+from .figures import FOLDER, Figure
+
+PAGE = ROOT / "docs" / "measurements.md"
 BEGIN = "<!-- figures -->"
 END = "<!-- end of figures -->"
-ORDER: tuple[str, ...] = (
-    "bench-attention", "bench-step", "bench-sam", "bench-visibility", "bench-meca", "bench-training", "bench-probe",
-    "tiny-model", "dreamcom", "meca", "mcgm", "mask-controlnet",
-)  # fmt: skip
-SIMILAR = ("an object in the box", "of the asked shape", "colour error")
-PARTS = ("appears in the box", "foreground fidelity", "colour error")
-TOLD: dict[str, tuple[str, ...]] = {
-    "similar object": SIMILAR, "parts": PARTS, "self-attention, all layers": PARTS, "self-attention, the decoder": PARTS,
-}  # fmt: skip
-"""Comparisons that have no bar are shown too: of the figures whose names begin so, those that tell one of these."""
+ORDER = ("bench-attention", "bench-step", "bench-sam", "bench-visibility", "bench-meca", "bench-training", "bench-probe",
+         "tiny-model", "dreamcom", "meca", "mcgm", "mask-controlnet", "paste-back", "tiny-edit")  # fmt: skip
+"""The results that come first; others follow by their names."""
+OWN_PLACE = ("name", "command", "date", "machine", "figures")
+"""What of a result's file is shown elsewhere than among its notes."""
 
 
-def table() -> str:
-    """All figures that have a bar, and the comparisons of masked attention, as Markdown: below each result's name its own."""
-    lines = ["| what | measured | bar |", "|---|---|---|"]
-    notes = {}
-    for name in ORDER:
-        kept = json.loads((figures.FOLDER / f"{name}.json").read_text("utf-8"))
-        notes[f"`{kept['command']}`"] = f"{kept['date']}, {kept['machine']}"
-        lines.append(f"| **`{kept['name']}`** | | |")
-        for figure in kept["figures"]:
-            if not (figure["bar"] or _compared(figure["name"])):
-                continue
-            missed = " **missed**" if figure["met"] is False else ""
-            interval = f" ({figure['low']:.3f} to {figure['high']:.3f})" if figure["cases"] > 1 else ""
-            lines.append(f"| {figure['name']} | {figure['value']:.3f}{interval} | {figure['bar']}{missed} |")
-    made = "\n".join(f"- {command}: {where}" for command, where in notes.items())
-    return "\n".join(lines) + "\n\nIn brackets: 95 % intervals of rates and means, quartiles of time ratios. Made by:\n\n" + made
+def results(folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """Every kept result, in the page's order."""
+    found = {file.stem: json.loads(file.read_text("utf-8")) for file in folder.glob("*.json")}
+    return [found[name] for name in sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))]
 
 
-def _compared(name: str) -> bool:
-    return any(name.startswith(start) and any(what in name for what in said) for start, said in TOLD.items())
+def page(kept: Sequence[dict[str, Any]]) -> str:
+    """All figures of all results as Markdown, none left out: first those that miss their bars, then each result whole."""
+    every = {content["name"]: [Figure(**figure) for figure in content["figures"]] for content in kept}
+    missed = [figure for figures in every.values() for figure in figures if figure.met is False]
+    barred = sum(figure.met is not None for figures in every.values() for figure in figures)
+    parts = [
+        f"{sum(map(len, every.values()))} figures, {barred} of them with a bar, {len(missed)} of those missed. In brackets: 95 % "
+        "intervals of rates and means, quartiles of time ratios.",
+        f"### Missed\n\n{table(missed)}",
+        *(section(content, every[content["name"]]) for content in kept),
+    ]
+    return "\n\n".join(parts)
+
+
+def section(content: dict[str, Any], figures: Sequence[Figure]) -> str:
+    """One result: its command, when and where it was measured, how, and all of its figures."""
+    notes = [f"- {name}: {text}" for name, text in content.items() if name not in OWN_PLACE]
+    made = f"`{content['command']}`: {content['date']}, {content['machine']}"
+    return "\n\n".join([f"### {content['name']}", made, *(["\n".join(notes)] if notes else []), table(figures)])
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """Figures as a table; a figure of a single case, or of a set as a whole, has no interval."""
+    lines = ["| what | measured | cases | bar |", "|---|---|---|---|"]
+    for figure in figures:
+        interval = f" ({number(figure.low)} to {number(figure.high)})" if figure.low != figure.high else ""
+        missed = " **missed**" if figure.met is False else ""
+        lines.append(f"| {figure.name} | {number(figure.value)}{interval} | {figure.cases} | {figure.bar}{missed} |")
+    return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """Three decimals, without the sign of a zero."""
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def main() -> None:
-    text = README.read_text("utf-8")
+    text = PAGE.read_text("utf-8")
     found = re.search(f"{re.escape(BEGIN)}.*{re.escape(END)}", text, re.S)
     if found is None:
-        raise SystemExit(f"README.md has no {BEGIN} ... {END}")
-    README.write_text(text[: found.start()] + f"{BEGIN}\n{table()}\n{END}" + text[found.end() :], "utf-8")
+        raise SystemExit(f"{PAGE.name} has no {BEGIN} ... {END}")
+    PAGE.write_text(text[: found.start()] + f"{BEGIN}\n{page(results())}\n{END}" + text[found.end() :], "utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -42,14 +42,14 @@ def _conv(inside: int, outside: int, stride: int = 1, bias: bool = True) -> nn.C
 
 
 class NarrowAutoencoder(nn.Module):
-    """Pictures [B, 3, H, W] in 0..1 to latents [B, 4, H/8, W/8] and back. A block left out is a ReLU: a block of zero weights."""
+    """Pictures [B, 3, H, W] in 0..1 to latents [B, C, H/8, W/8] and back. A block left out is a ReLU: a block of zero weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 4) -> None:
         super().__init__()
         fine = FINE
         middle = MIDDLE
         wide = WIDTH
-        to_latent = _conv(wide, 4)
+        to_latent = _conv(wide, channels)
         to_picture = _conv(fine, 3)
         self.encoder = nn.Sequential(
             _conv(3, fine), Block(fine),
@@ -59,7 +59,7 @@ class NarrowAutoencoder(nn.Module):
             to_latent,
         )  # fmt: skip
         self.decoder = nn.Sequential(
-            Clamp(), _conv(4, wide), nn.ReLU(),
+            Clamp(), _conv(channels, wide), nn.ReLU(),
             Block(wide), Block(wide), Block(wide), nn.Upsample(scale_factor=2), _conv(wide, wide, bias=False),
             Block(wide), Block(wide), nn.ReLU(), nn.Upsample(scale_factor=2), _conv(wide, middle, bias=False),
             Block(middle), Block(middle), nn.ReLU(), nn.Upsample(scale_factor=2), _conv(middle, fine, bias=False),
@@ -112,7 +112,7 @@ def padded(narrow: NarrowAutoencoder, latent_scale: float, reference: dict[str, 
 
 def narrowed(state: dict[str, Tensor]) -> NarrowAutoencoder:
     """The narrow autoencoder out of the TAESD state dict that `padded` made of it."""
-    narrow = NarrowAutoencoder()
+    narrow = NarrowAutoencoder(state["taesd_decoder.1.weight"].shape[1])
     like = narrow.state_dict()
     narrow.load_state_dict({key: state[f"taesd_{key}"][tuple(slice(0, n) for n in weight.shape)].float() for key, weight in like.items()})
     return narrow

@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +110,9 @@ def add_photographs(server: Server, names: Iterable[str]) -> None:
         Image.fromarray(pixels).save(server.input / name)
 
 
-def stage(folder: Path, *arguments: str) -> Server:
-    """A server, not started yet, with the pack, the tiny model's registration and every model file that there is."""
-    packs = {"ComfyUI-MaskPrompt": ROOT, "tiny-model-registration": ROOT / "demo" / "registration"}
+def stage(folder: Path, *arguments: str, more: Mapping[str, Path] | None = None) -> Server:
+    """A server, not started yet, with the pack, the tiny model's registration, `more` packs, and every model file that there is."""
+    packs = {"ComfyUI-MaskPrompt": ROOT, "tiny-model-registration": ROOT / "demo" / "registration", **(more or {})}
     server = Server(setup.comfyui_path(), folder, packs, arguments)
     for kind, file in MODEL_FILES.values():
         if file.exists():

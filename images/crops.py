@@ -11,34 +11,81 @@ from torch import Tensor
 
 from .masks import Box, depth
 
+Sides = tuple[int, int, int, int]
+"""Pixels at the left, top, right and bottom."""
+
 
 @dataclass(frozen=True)
 class Crop:
-    """A piece of a picture: its place in the picture of `height` x `width` pixels, and the mask [B, h, w] in the place's pixels."""
+    """A piece of a picture: its place, and the mask [B, h, w] in the place's pixels.
+
+    The picture has `height` x `width` pixels and was `extended` by so many more (left, top, right, bottom) before it was cut; the place is
+    in the extended picture's pixels, and may reach over its edge, where the mask is 0.
+    """
 
     place: Box
     height: int
     width: int
     mask: Tensor
+    extended: Sides = (0, 0, 0, 0)
+
+    @property
+    def inner(self) -> Box:
+        """The part of the place that lies in the extended picture."""
+        left, top, right, bottom = self.extended
+        x = max(self.place["x"], 0)
+        y = max(self.place["y"], 0)
+        end_x = min(self.place["x"] + self.place["width"], self.width + left + right)
+        end_y = min(self.place["y"] + self.place["height"], self.height + top + bottom)
+        return {"x": x, "y": y, "width": end_x - x, "height": end_y - y}
+
+    @property
+    def outside(self) -> Tensor:
+        """bool [B, h, w]: the place's pixels that are the picture's own and stay so."""
+        left, top, _, _ = self.extended
+        rows = torch.arange(self.place["height"]) + self.place["y"] - top
+        columns = torch.arange(self.place["width"]) + self.place["x"] - left
+        own = ((rows >= 0) & (rows < self.height))[:, None] & ((columns >= 0) & (columns < self.width))[None]
+        return (self.mask == 0) & own.to(self.mask.device)
 
 
-def surround(box: Box, height: int, width: int, context: float) -> Box:
-    """The box with `context` times its size on each side, grown towards a square, within the picture.
+def surround(box: Box, height: int, width: int, context: float, also: Box | None = None, shape: tuple[int, int] | None = None) -> Box:
+    """The box with `context` times its size on each side and `also`, grown towards a square, within the picture.
 
-    The context is DreamCom's (its code cuts out the box plus half of its size on each side); a square is what SD learned from.
+    The context is DreamCom's (its code cuts out the box plus half of its size on each side); a square is what SD learned from. With a
+    `shape` (height, width) it is grown to that one's proportions instead, over the picture's edge where the picture is too small for that.
     """
     wanted_width, wanted_height = (box[side] * (1 + 2 * context) for side in ("width", "height"))
-    longer = max(wanted_width, wanted_height)
-    new_width = min(width, math.ceil(longer))
-    new_height = min(height, math.ceil(longer))
-    left = round(box["x"] + box["width"] / 2 - new_width / 2)
-    top = round(box["y"] + box["height"] / 2 - new_height / 2)
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    if also is not None:
+        left, right = _union(middle[0], wanted_width, also["x"], also["width"])
+        top, bottom = _union(middle[1], wanted_height, also["y"], also["height"])
+        middle = ((left + right) / 2, (top + bottom) / 2)
+        wanted_width, wanted_height = right - left, bottom - top
+    if shape is None:
+        longer = max(wanted_width, wanted_height)
+        new_width = min(width, math.ceil(longer))
+        new_height = min(height, math.ceil(longer))
+    else:
+        factor = max(wanted_width / shape[1], wanted_height / shape[0])
+        new_width = math.ceil(shape[1] * factor - 1e-6)
+        new_height = math.ceil(shape[0] * factor - 1e-6)
     return {
-        "x": min(max(left, 0), width - new_width),
-        "y": min(max(top, 0), height - new_height),
+        "x": _placed(round(middle[0] - new_width / 2), new_width, width),
+        "y": _placed(round(middle[1] - new_height / 2), new_height, height),
         "width": new_width,
         "height": new_height,
     }
+
+
+def _union(middle: float, length: float, start: int, other: int) -> tuple[float, float]:
+    """From where to where both reach: `length` around `middle`, and `other` from `start` on."""
+    return min(middle - length / 2, start), max(middle + length / 2, start + other)
+
+
+def _placed(start: int, length: int, side: int) -> int:
+    """The start nearest to the wanted one at which the length lies on a side, or covers the whole of it evenly."""
+    return min(max(start, 0), side - length) if length <= side else (side - length) // 2
 
 
 def whole(height: int, width: int) -> Box:
@@ -54,8 +101,42 @@ def painting_size(place: Box, resolution: int, multiple: int = 8) -> tuple[int, 
 
 
 def cut(picture: Tensor, place: Box) -> Tensor:
-    """The place's pixels of [B, H, W, ...]."""
-    return picture[:, place["y"] : place["y"] + place["height"], place["x"] : place["x"] + place["width"]]
+    """The place's pixels of [B, H, W, ...]; beyond the picture's edge those of the edge."""
+    height, width = picture.shape[1:3]
+    bottom = place["y"] + place["height"]
+    right = place["x"] + place["width"]
+    if place["x"] >= 0 and place["y"] >= 0 and bottom <= height and right <= width:
+        return picture[:, place["y"] : bottom, place["x"] : right]
+    rows = torch.arange(place["y"], bottom, device=picture.device).clamp(0, height - 1)
+    columns = torch.arange(place["x"], right, device=picture.device).clamp(0, width - 1)
+    return picture[:, rows][:, :, columns]
+
+
+def extended(picture: Tensor, sides: Sides) -> Tensor:
+    """[B, H, W, C] with so many more pixels (left, top, right, bottom), those of the edge repeated, opaque; the same tensor for none."""
+    if not any(sides):
+        return picture
+    left, top, right, bottom = sides
+    height, width = picture.shape[1:3]
+    grown = cut(picture, {"x": -left, "y": -top, "width": width + left + right, "height": height + top + bottom})
+    if picture.shape[-1] == 4:
+        grown[..., 3] = 1
+        grown[:, top : top + height, left : left + width, 3] = picture[..., 3]
+    return grown
+
+
+def extended_mask(mask: Tensor, sides: Sides) -> Tensor:
+    """[B, H, W] with so many more pixels, which are all to be painted."""
+    left, top, right, bottom = sides
+    return F.pad(mask, (left, right, top, bottom), value=1.0) if any(sides) else mask
+
+
+def within(mask: Tensor, place: Box) -> Tensor:
+    """The place's part of a mask [B, H, W], 0 beyond the picture's edge."""
+    height, width = mask.shape[1:]
+    right = place["x"] + place["width"] - width
+    bottom = place["y"] + place["height"] - height
+    return F.pad(mask, (-place["x"], right, -place["y"], bottom))
 
 
 def scale(picture: Tensor, height: int, width: int) -> Tensor:
@@ -85,18 +166,22 @@ def paste(original: Tensor, painted: Tensor, crop: Crop, feather: int = 0) -> Te
     """The painted piece [B, h, w, 3] in its place on the picture [B, H, W, 3 or 4]; what is outside the mask is the original's, bit by bit.
 
     A single original, painted piece or mask serves a whole batch of the others. Only colours are painted: an alpha channel of the
-    picture stays as it was, one of the piece is not used.
+    picture stays as it was, one of the piece is not used. Where the crop extended its picture, the result is that much larger.
     """
+    original = extended(original, crop.extended)
     count = max(len(original), len(painted))
     colours = min(3, original.shape[-1])
     result = original.expand(count, *original.shape[1:]).clone() if len(original) == 1 else original[torch.arange(count) % len(original)]
     place = crop.place
-    bottom = place["y"] + place["height"]
-    right = place["x"] + place["width"]
-    borders = (place["y"] == 0, bottom == crop.height, place["x"] == 0, right == crop.width)
-    piece = scale(painted[..., :colours].to(original), place["height"], place["width"])
+    inner = crop.inner
+    bottom = inner["y"] + inner["height"]
+    right = inner["x"] + inner["width"]
+    borders = (inner["y"] == 0, bottom == result.shape[1], inner["x"] == 0, right == result.shape[2])
+    here: Box = {**inner, "x": inner["x"] - place["x"], "y": inner["y"] - place["y"]}
+    piece = cut(scale(painted[..., :colours].to(original), place["height"], place["width"]), here)
     piece = piece[torch.arange(count) % len(piece)]
-    alpha = feathered(crop.mask, feather, borders).to(original)[torch.arange(count) % len(crop.mask)][..., None]
-    under = cut(result, place)[..., :colours]
+    mask = cut(crop.mask, here)
+    alpha = feathered(mask, feather, borders).to(original)[torch.arange(count) % len(mask)][..., None]
+    under = cut(result, inner)[..., :colours]
     under.copy_(torch.where(alpha > 0, torch.lerp(under, piece, alpha), under))
     return result

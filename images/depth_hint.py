@@ -16,7 +16,7 @@ FLAT = 1e-6
 
 
 def grey(image: Tensor) -> Tensor:
-    """IMAGE [B, H, W, 1, 3 or 4] → [B, H, W]: the mean of the colours, without an alpha channel. NaN counts as 0."""
+    """IMAGE [B, H, W, 1, 3 or 4] -> [B, H, W]: the mean of the colours, without an alpha channel. NaN counts as 0."""
     return torch.nan_to_num(image[..., :3].float(), nan=0.0).mean(-1).clamp(0, 1)
 
 

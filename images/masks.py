@@ -15,6 +15,9 @@ import torch.nn.functional as F
 
 log = logging.getLogger(__name__)
 
+FARTHEST = 1_000_000
+"""The largest number of pixels that a box may name."""
+
 
 class Box(TypedDict):
     """A rectangle in pixels: columns x to x + width, rows y to y + height."""
@@ -52,7 +55,7 @@ def to_mask(mask: Any, name: str = "mask") -> torch.Tensor:
 
 
 def resize(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """[B, h, w] → [B, height, width] as Pillow's bilinear resize does: every pixel counts when it shrinks. The same tensor if it fits."""
+    """[B, h, w] -> [B, height, width] as Pillow's bilinear resize does: every pixel counts when it shrinks. The same tensor if it fits."""
     if mask.shape[-2:] == (height, width):
         return mask
     resized = F.interpolate(mask[None], size=(height, width), mode="bilinear", align_corners=False, antialias=True)
@@ -60,7 +63,7 @@ def resize(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def match_batch(mask: torch.Tensor, batch: int, name: str = "mask") -> torch.Tensor:
-    """[b, H, W] → [batch, H, W] by ComfyUI's rule: repeated in turn when too few, cut when too many (with a logged warning)."""
+    """[b, H, W] -> [batch, H, W] by ComfyUI's rule: repeated in turn when too few, cut when too many (with a logged warning)."""
     count = mask.shape[0]
     if count > batch:
         log.warning("%s: %d masks for %d images, only the first %d are used", name, count, batch, batch)
@@ -74,6 +77,24 @@ def depth(inside: torch.Tensor) -> torch.Tensor:
     far = float(inside.shape[1] + inside.shape[2])
     found = [np.full(one.shape, far) if one.all() else np.asarray(ndimage.distance_transform_edt(one)) for one in inside.cpu().numpy()]
     return torch.from_numpy(np.stack(found)).float().to(inside.device)
+
+
+def grown(mask: torch.Tensor, pixels: int) -> torch.Tensor:
+    """The mask [B, H, W] and whatever lies at most so many pixels from where it is at least half; the same tensor for 0."""
+    if pixels <= 0:
+        return mask
+    inside = mask >= 0.5
+    inside = torch.where(inside.any(2, keepdim=True).any(1, keepdim=True), inside, mask > 0)
+    near = (depth(~inside) <= pixels) & inside.any(2, keepdim=True).any(1, keepdim=True)
+    return torch.maximum(mask, near.to(mask.dtype))
+
+
+def without_holes(mask: torch.Tensor) -> torch.Tensor:
+    """The mask [B, H, W] with 1 wherever what is at least half closes a pixel in."""
+    from scipy import ndimage
+
+    filled = [np.asarray(ndimage.binary_fill_holes(one)) for one in (mask >= 0.5).cpu().numpy()]
+    return torch.maximum(mask, torch.from_numpy(np.stack(filled)).to(mask))
 
 
 def tidied(mask: torch.Tensor, part: float = 0.005) -> torch.Tensor:
@@ -170,13 +191,24 @@ def _box(entry: Any, name: str) -> Box:
     try:
         numbers = [float(entry[key]) for key in ("x", "y", "width", "height")]
     except (KeyError, TypeError, ValueError, IndexError):
-        raise ValueError(f'{name}: a box is {{"x": 0, "y": 0, "width": 64, "height": 64}} in pixels, got {entry!r}.') from None
-    if not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"{name}: every number of a box must be finite, got {entry!r}.")
+        raise ValueError(f'{name}: a box is {{"x": 0, "y": 0, "width": 64, "height": 64}} in pixels, got {_short(entry)}.') from None
+    except OverflowError:  # a whole number of more than 308 digits
+        numbers = [math.inf]
+    if not all(abs(number) <= FARTHEST for number in numbers):
+        raise ValueError(f"{name}: every number of a box must be finite, at most {FARTHEST:,} pixels, got {_short(entry)}.")
     left, top = round(numbers[0]), round(numbers[1])
     right = round(numbers[0] + numbers[2])
     bottom = round(numbers[1] + numbers[3])
     return {"x": left, "y": top, "width": right - left, "height": bottom - top}
+
+
+def _short(entry: Any) -> str:
+    """A box as text of at most 120 characters."""
+    try:
+        text = repr(entry)
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def _ramp(start: int, length: int, total: int, feather: int) -> torch.Tensor:

@@ -114,7 +114,7 @@ def _read_safetensors(path: str, title: str) -> Any:
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise _damaged(path, title) from error
 
 
@@ -131,7 +131,9 @@ def read_pickle(path: str, title: str) -> Any:
             f"The model file {title} was refused: beside weights it holds Python objects, and such a file can run any program on this "
             "computer when it is opened. Take it from its original source, or take a .safetensors version."
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a flipped byte makes Python's and PyTorch's unpicklers raise nearly anything
         if "enough memory" in str(error):
             raise
         raise _damaged(path, title) from error

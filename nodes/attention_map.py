@@ -16,6 +16,7 @@ from ..attention.maps import Readings
 from ..conditioning import prompt_words
 from ..images import heat_map
 from . import inputs
+from .checked import checked
 from .inputs import LIST, layers_of
 
 AUTO = "auto"
@@ -99,6 +100,7 @@ class AttentionMap(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(
         cls,
         model: Any,

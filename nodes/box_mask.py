@@ -12,9 +12,12 @@ import torch
 from comfy_api.latest import io
 
 from ..images import masks
+from . import checks
+from .shown_picture import received
 
 log = logging.getLogger(__name__)
 
+NAME = "Box Mask"
 MAX_SIZE = 16384
 
 
@@ -31,7 +34,8 @@ class MaskPromptBoxMask(io.ComfyNode):
             node_id="MaskPromptBoxMask",
             display_name="Box Mask",
             category="MaskPrompt/Segment",
-            description="A mask that is 1 inside a box and 0 outside. The box comes from the numbers, or from the bboxes input.",
+            description="A mask that is 1 inside a box and 0 outside. Drag the box over the picture (Draw the box in the picture), type "
+            "its numbers, or wire boxes.",
             search_aliases=["rectangle mask", "bounding box to mask", "bbox mask", "square mask"],
             inputs=[
                 _pixels("x", 128, -MAX_SIZE, "The box's left edge in pixels."),
@@ -55,6 +59,7 @@ class MaskPromptBoxMask(io.ComfyNode):
                 io.Mask.Output("mask", display_name="mask", tooltip="The box as a mask of the picture's size."),
                 io.BoundingBox.Output("bbox", display_name="bbox", tooltip="The box that was used, cut off at the picture's edge."),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -70,10 +75,16 @@ class MaskPromptBoxMask(io.ComfyNode):
         bboxes: Any = None,
         image: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        rows, columns = (image_height, image_width) if image is None else (image.shape[1], image.shape[2])
+        if image is None:
+            rows = checks.whole(image_height, "image_height", NAME, 1, MAX_SIZE)
+            columns = checks.whole(image_width, "image_width", NAME, 1, MAX_SIZE)
+            batch = masks.frames_in(bboxes)
+        else:
+            batch, rows, columns = checks.image(image, "image", NAME, finite=False).shape[:3]
+        feather = checks.whole(feather, "feather", NAME, 0, MAX_SIZE)
         given = {"x": x, "y": y, "width": width, "height": height} if bboxes is None else bboxes
-        batch = image.shape[0] if image is not None else masks.frames_in(given)
-        frames = [[masks.clip_box(box, rows, columns, "Box Mask") for box in boxes] for boxes in masks.boxes_per_image(given, batch)]
+        named = checks.boxes(given, batch, "the box" if bboxes is None else "bboxes", NAME)
+        frames = [[masks.clip_box(box, rows, columns, NAME) for box in boxes] for boxes in named]
         if not any(frames):
             raise ValueError(
                 "Box Mask: the list of boxes is empty. What made it found nothing; wire another box, or use x, y, width, height."
@@ -84,4 +95,4 @@ class MaskPromptBoxMask(io.ComfyNode):
             torch.stack([torch.zeros(1, rows, columns), *(masks.box_mask(b, rows, columns, feather) for b in boxes)]).amax(dim=0)
             for boxes in frames
         ]
-        return io.NodeOutput(torch.cat(union), masks.boxes_output(frames))
+        return io.NodeOutput(torch.cat(union), masks.boxes_output(frames), ui=received(image, cls.hidden))

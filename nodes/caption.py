@@ -14,6 +14,7 @@ from comfy_api.latest import io, ui
 from typing_extensions import override
 
 from ..models.blip import captioner
+from .checked import checked
 from .progress import TrainingProgress
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class CaptionImage(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(cls, image: list[torch.Tensor], blip_name: list[str], **settings: list[Any]) -> io.NodeOutput:
         given: dict[str, Any] = {name: values[0] for name, values in settings.items()}
         search = captioner.Search(given.get("beams", 3), given.get("min_tokens", 5), given.get("max_tokens", 30))

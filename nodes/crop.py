@@ -1,4 +1,4 @@
-"""Crop Around Box and Paste Back: painting a small place at the model's own size."""
+"""Crop Around Box: a small place at the size that the model paints well."""
 
 # A node's execute takes its own inputs by name, which differs from the base class by design.
 # pyright: reportIncompatibleMethodOverride=false
@@ -12,10 +12,25 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..images import crops
-from ..images.masks import bounding_box, box_mask, boxes_per_image, clip_box, describe, match_batch, resize, to_mask
+from ..images.masks import Box, bounding_box, box_mask, clip_box, describe, grown, match_batch, resize, without_holes
+from ..images.typed_coordinates import parse_boxes
+from . import checks
+from .shown_picture import received
 
 CATEGORY = "MaskPrompt/DreamCom"
 CropType = io.Custom("MASKPROMPT_CROP")
+ALWAYS = "always"
+SMALL = "small boxes only"
+MOST_PIXELS = 4096
+NAME = "Crop Around Box"
+SIDES = ("left", "top", "right", "bottom")
+
+
+def _extension(side: str) -> io.Int.Input:
+    return io.Int.Input(
+        f"extend_{side}", default=0, min=0, max=MOST_PIXELS, step=8, optional=True, advanced=True,
+        tooltip=f"Outpainting: so many new pixels at the picture's {side}, all of them in the mask. Paste Back gives the larger picture.",
+    )  # fmt: skip
 
 
 class CropAroundBox(io.ComfyNode):
@@ -46,9 +61,36 @@ class CropAroundBox(io.ComfyNode):
                     tooltip="The crop is scaled to about this many pixels squared: 512 for SD 1.5, 1024 for SDXL. 0 keeps its size.",
                 ),
                 io.Combo.Input(
-                    "crop", options=["always", "small boxes only"], default="always", optional=True, advanced=True,
+                    "crop", options=[ALWAYS, SMALL], default=ALWAYS, optional=True, advanced=True,
                     tooltip="small boxes only: a box of a quarter of the picture or more is painted in the whole picture, as in "
                     "DreamCom's code.",
+                ),
+                io.Mask.Input(
+                    "context_mask", optional=True,
+                    tooltip="What else the crop must show, such as the hand that holds the thing. It is not painted, only seen.",
+                ),
+                io.Int.Input(
+                    "grow", default=0, min=0, max=512, optional=True, advanced=True,
+                    tooltip="The mask grows by so many pixels of the picture on all sides, before it is cut out.",
+                ),
+                io.Boolean.Input(
+                    "fill_holes", default=False, optional=True, advanced=True,
+                    tooltip="What the mask closes in is painted too.",
+                ),
+                io.Int.Input(
+                    "output_width", default=0, min=0, max=MOST_PIXELS, step=8, optional=True, advanced=True,
+                    tooltip="With output_height: the piece has exactly this size, whatever resolution says, and the crop its proportions. "
+                    "0: resolution counts.",
+                ),
+                io.Int.Input(
+                    "output_height", default=0, min=0, max=MOST_PIXELS, step=8, optional=True, advanced=True,
+                    tooltip="With output_width: the piece has exactly this size. 0: resolution counts.",
+                ),
+                *(_extension(side) for side in SIDES),
+                io.String.Input(
+                    "box", default="", optional=True, placeholder="a box instead of the mask's: left,top,width,height",
+                    tooltip="The box to crop around, instead of the mask's own: drag it over the picture (Draw the box in the picture), or "
+                    "type 235,180,110,110 (left, top, width, height in pixels). Empty: the mask's own.",
                 ),
             ],
             outputs=[
@@ -56,36 +98,109 @@ class CropAroundBox(io.ComfyNode):
                 io.Mask.Output(display_name="mask", tooltip="The mask, cut out and scaled alike."),
                 CropType.Output(display_name="crop", tooltip="Where the piece came from, for Paste Back."),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )  # fmt: skip
 
     @classmethod
     @override
     def execute(
-        cls, image: torch.Tensor, mask: torch.Tensor, context: float, resolution: int, bboxes: Any = None, crop: str = "always"
+        cls,
+        image: torch.Tensor,
+        mask: torch.Tensor,
+        context: float,
+        resolution: int,
+        bboxes: Any = None,
+        crop: str = ALWAYS,
+        context_mask: torch.Tensor | None = None,
+        grow: int = 0,
+        fill_holes: bool = False,
+        output_width: int = 0,
+        output_height: int = 0,
+        extend_left: int = 0,
+        extend_top: int = 0,
+        extend_right: int = 0,
+        extend_bottom: int = 0,
+        box: str = "",
     ) -> io.NodeOutput:
-        batch, height, width = image.shape[:3]
-        masks = _fitted(to_mask(mask), height, width)
-        masks = match_batch(masks, batch, "Crop Around Box") if len(masks) > batch else masks
-        boxes = [box for boxes in boxes_per_image(bboxes, batch) for box in boxes] if bboxes is not None else []
-        around = masks.amax(0) if not boxes else torch.cat([box_mask(clip_box(b, height, width), height, width) for b in boxes]).amax(0)
-        box = bounding_box(around, 0.5) or bounding_box(around, 0.0)
-        if box is None or not bool(masks.any()):
-            raise ValueError(
-                f"the mask ({width}x{height}) is empty, so there is nothing to crop around. Paint a mask, or make one with Box Mask."
-            )
-        place = crops.surround(box, height, width, context)
-        if crop != "always" and box["width"] * box["height"] * 4 >= width * height:
-            place = crops.whole(height, width)
-        size = crops.painting_size(place, resolution)
-        cut_mask = crops.cut(masks, place)
+        picture = checks.image(image, "image", NAME)
+        context = checks.number(context, "context", NAME, 0, 1000)
+        resolution = checks.whole(resolution, "resolution", NAME, 0, 2 * MOST_PIXELS)
+        checks.choice(crop, "crop", NAME, (ALWAYS, SMALL))
+        grow = checks.whole(grow, "grow", NAME, 0, MOST_PIXELS)
+        shape = _shape(output_width, output_height)
+        wanted = zip(SIDES, (extend_left, extend_top, extend_right, extend_bottom), strict=True)
+        left, top, right, bottom = (checks.whole(pixels, f"extend_{side}", NAME, 0, MOST_PIXELS) for side, pixels in wanted)
+        sides = (left, top, right, bottom)
+
+        batch, height, width = picture.shape[:3]
+        masks = _fitted(checks.mask(mask, "mask", NAME), height, width)
+        masks = match_batch(masks, batch, NAME) if len(masks) > batch else masks
+        masks = without_holes(masks) if fill_holes else masks
+        masks = grown(crops.extended_mask(masks, sides), grow)
+        rows, columns = masks.shape[1:]
+        around = _around(masks, [*parse_boxes(box, "box"), *_boxes(bboxes, batch)], sides)
+        also = None
+        if context_mask is not None:
+            seen = crops.within(_fitted(checks.mask(context_mask, "context_mask", NAME), height, width), _canvas(sides, height, width))
+            also = bounding_box(seen.amax(0), 0.5) or bounding_box(seen.amax(0), 0.0)
+        place = crops.surround(around, rows, columns, context, also, shape)
+        if crop != ALWAYS and around["width"] * around["height"] * 4 >= columns * rows:
+            place = crops.surround(crops.whole(rows, columns), rows, columns, 0, None, shape) if shape else crops.whole(rows, columns)
+        size = shape or crops.painting_size(place, resolution)
+        cut_mask = crops.within(masks, place)
         if not bool(cut_mask.any()):
             raise ValueError(
-                f"the mask lies outside of {describe(box)} and its surroundings, so nothing would be painted. Wire the box of this mask, "
-                "or leave bboxes unwired."
+                f"the mask lies outside of {describe(around)} and its surroundings, so nothing would be painted. Wire the box of this "
+                "mask, or leave bboxes unwired and box empty."
             )
-        piece = crops.scale(crops.cut(image, place), *size)
-        info = crops.Crop(place, height, width, cut_mask)
-        return io.NodeOutput(piece, resize(cut_mask, *size), info)
+        piece = crops.scale(crops.cut(crops.extended(picture, sides), place), *size)
+        info = crops.Crop(place, height, width, cut_mask, sides)
+        return io.NodeOutput(piece, resize(cut_mask, *size), info, ui=received(picture, cls.hidden))
+
+
+def _shape(width: Any, height: Any) -> tuple[int, int] | None:
+    """The exact size (height, width) of the piece; None if none is asked."""
+    columns = checks.whole(width, "output_width", NAME, 0, MOST_PIXELS)
+    rows = checks.whole(height, "output_height", NAME, 0, MOST_PIXELS)
+    if bool(columns) != bool(rows):
+        given, missing = ("output_width", "output_height") if columns else ("output_height", "output_width")
+        raise ValueError(f"{NAME}: {given} is {columns or rows} but {missing} is 0. Give both for an exact size, or neither.")
+    if not columns:
+        return None
+    if columns % 8 or rows % 8:
+        raise ValueError(
+            f"{NAME}: an exact size of {columns}x{rows} would be cut by the VAE, and the piece would shift. Both must be multiples of 8: "
+            f"{max(8, round(columns / 8) * 8)}x{max(8, round(rows / 8) * 8)} would do."
+        )
+    return rows, columns
+
+
+def _canvas(sides: crops.Sides, height: int, width: int) -> Box:
+    """The extended picture's place in the picture's pixels."""
+    left, top, right, bottom = sides
+    return {"x": -left, "y": -top, "width": width + left + right, "height": height + top + bottom}
+
+
+def _boxes(bboxes: Any, batch: int) -> list[Box]:
+    """All wired boxes, whichever picture they are for."""
+    return [box for boxes in checks.boxes(bboxes, batch, "bboxes", NAME) for box in boxes] if bboxes is not None else []
+
+
+def _around(masks: torch.Tensor, boxes: list[Box], sides: crops.Sides) -> Box:
+    """The box to crop around, in the extended picture's pixels: around the given ones and whatever is new, else around the masks."""
+    rows, columns = masks.shape[1:]
+    left, top, right, bottom = sides
+    around = masks.amax(0)
+    if boxes:
+        given: list[Box] = [{**box, "x": box["x"] + left, "y": box["y"] + top} for box in boxes]
+        new = crops.extended_mask(torch.zeros(1, rows - top - bottom, columns - left - right), sides)
+        around = torch.cat([new, *(box_mask(clip_box(box, rows, columns, NAME), rows, columns) for box in given)]).amax(0)
+    found = bounding_box(around, 0.5) or bounding_box(around, 0.0)
+    if found is None or not bool(masks.any()):
+        raise ValueError(
+            f"the mask ({columns}x{rows}) is empty, so there is nothing to crop around. Paint a mask, or make one with Box Mask."
+        )
+    return found
 
 
 def _fitted(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -101,46 +216,4 @@ def _fitted(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return resize(masks, height, width)
 
 
-class PasteBack(io.ComfyNode):
-    """The painted piece back in its place."""
-
-    @classmethod
-    @override
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MaskPromptPasteBack",
-            display_name="Paste Back",
-            category=CATEGORY,
-            description="Puts a painted crop back into its picture. Every pixel outside the mask stays exactly as it was.",
-            search_aliases=["stitch", "inpaint stitch", "uncrop", "composite", "crop and stitch"],
-            inputs=[
-                io.Image.Input("image", tooltip="The whole picture that Crop Around Box was given."),
-                io.Image.Input("painted", tooltip="The painted piece, of any size."),
-                CropType.Input("crop", tooltip="From Crop Around Box."),
-                io.Int.Input(
-                    "feather", default=4, min=0, max=512,
-                    tooltip="Width of the soft edge in pixels of the whole picture. It lies inside the mask.",
-                ),
-            ],
-            outputs=[io.Image.Output(display_name="image", tooltip="The picture with the painted piece.")],
-        )  # fmt: skip
-
-    @classmethod
-    @override
-    def execute(cls, image: torch.Tensor, painted: torch.Tensor, crop: crops.Crop, feather: int) -> io.NodeOutput:
-        if tuple(image.shape[1:3]) != (crop.height, crop.width):
-            raise ValueError(
-                f"the crop was cut from a picture of {crop.width}x{crop.height} pixels, but this one is {image.shape[2]}x{image.shape[1]}. "
-                "Wire the same picture here as to Crop Around Box."
-            )
-        place = crop.place
-        stretch = painted.shape[2] * place["height"] / (painted.shape[1] * place["width"])
-        if not 0.8 < stretch < 1.25:
-            raise ValueError(
-                f"the painted piece is {painted.shape[2]}x{painted.shape[1]} pixels, but its place in the picture is "
-                f"{place['width']}x{place['height']}: their shapes differ. Wire what was painted on the crop."
-            )
-        return io.NodeOutput(crops.paste(image, painted, crop, feather))
-
-
-NODES: list[type[io.ComfyNode]] = [CropAroundBox, PasteBack]
+NODES: list[type[io.ComfyNode]] = [CropAroundBox]

@@ -13,11 +13,13 @@ from typing_extensions import override
 
 from ..images import depth_hint
 from ..images.crops import scale
-from ..images.masks import resize, to_mask
+from ..images.masks import resize
+from . import checks
 from .meca import CATEGORY
 
 log = logging.getLogger(__name__)
 
+NAME = "Depth Hint"
 SURROUNDINGS = "surroundings"
 FAR = "far"
 
@@ -98,6 +100,13 @@ class DepthHint(io.ComfyNode):
         foreground_near: float = 1.0,
         feather: int = 4,
     ) -> io.NodeOutput:
+        reference_depth = checks.image(reference_depth, "reference_depth", NAME, finite=False)
+        foreground_depth = checks.image(foreground_depth, "foreground_depth", NAME, finite=False)
+        checks.choice(hidden, "hidden", NAME, (SURROUNDINGS, FAR))
+        checks.choice(near, "near", NAME, ("white", "black"))
+        foreground_far = checks.number(foreground_far, "foreground_far", NAME, 0, 1)
+        foreground_near = checks.number(foreground_near, "foreground_near", NAME, 0, 1)
+        feather = checks.whole(feather, "feather", NAME, 0, 16384)
         if foreground_far > foreground_near:
             raise ValueError(
                 f"foreground_far ({foreground_far:g}) is larger than foreground_near ({foreground_near:g}): the product would be inside "
@@ -123,7 +132,7 @@ class DepthHint(io.ComfyNode):
 
 def _mask(mask: torch.Tensor, size: tuple[int, int], name: str) -> torch.Tensor:
     """The mask in the hint's size; ValueError if it is of another shape."""
-    found = to_mask(mask, name)
+    found = checks.mask(mask, name, NAME)
     _check_shape((found.shape[1], found.shape[2]), size, name)
     return resize(found, *size)
 

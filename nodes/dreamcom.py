@@ -14,10 +14,12 @@ from typing_extensions import override
 
 from ..attention import chain, layers
 from ..attention.grid import RegionMask
-from ..attention.masked_attention import MaskedCrossAttention, MaskedSelfAttention
+from ..attention.masked_attention import MaskedCrossAttention, MaskedSelfAttention, SelfMode
+from ..attention.masked_joint import MaskedJointAttention
 from ..images.masks import to_mask
 from . import inputs
-from .inputs import LIST, layers_of
+from .checked import checked
+from .inputs import LIST
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class MaskedAttention(io.ComfyNode):
             "attention). Put it between the checkpoint and the sampler; best with an inpainting checkpoint.",
             search_aliases=["dreamcom", "regional prompt", "attention mask", "inpaint into box", "colour bleeding", "mask prompt"],
             inputs=[
-                io.Model.Input("model", tooltip="A UNet model: SD 1.5, SD 2.1 or SDXL, best an inpainting one."),
+                io.Model.Input("model", tooltip="SD 1.5, SD 2.1, SDXL, best an inpainting one; or a transformer: FLUX, Qwen-Image, ..."),
                 io.Mask.Input(
                     "mask",
                     tooltip="White is where the prompt acts. Any size, of the same shape as the picture that is painted. One for "
@@ -59,10 +61,10 @@ class MaskedAttention(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "layers",
-                    options=[*layers.PRESETS, LIST],
+                    options=[*layers.PRESETS, LIST, *layers.THIRDS],
                     default="paper",
-                    tooltip="Where self-attention is masked. paper: all but the decoder's outer layers, which blend the object in. "
-                    "reference code: only those outer layers. all: everywhere. list: those named below.",
+                    tooltip="Where self-attention is masked. paper: all but the decoder's outer layers (of a transformer the last third), "
+                    "which blend the object in. reference code: only those. all: everywhere. list: those named below. Thirds: by depth.",
                 ),
                 inputs.layer_list("middle 0, output 3, output 4, output 5"),
                 *inputs.part_of_sampling("mask"),
@@ -76,6 +78,7 @@ class MaskedAttention(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(
         cls,
         model: Any,
@@ -88,7 +91,7 @@ class MaskedAttention(io.ComfyNode):
         end_percent: float = 1.0,
         apply_to: chain.Half = "both",
     ) -> io.NodeOutput:
-        known = layers_of(model)
+        known = inputs.known_layers(model)
         masks = to_mask(mask).cpu()
         chosen = chosen_layers(layers, layer_list, known) if self_attention != "off" else None
         if not cross_attention and self_attention == "off":
@@ -97,6 +100,10 @@ class MaskedAttention(io.ComfyNode):
         if bool((masks < 0.5).all()):
             return io.NodeOutput(model)
         start, end = inputs.noise_levels(model, start_percent, end_percent, "mask")
+        if not inputs.is_unet(model):
+            divided: SelfMode | None = None if self_attention == "off" else "renormalised" if self_attention == "renormalised" else "paper"
+            scope = chain.Scope(None, start, end, apply_to)
+            return io.NodeOutput(chain.install(model, MaskedJointAttention(region, cross_attention, divided, chosen, scope)))
         patches: list[chain.Patch] = []
         if cross_attention:
             patches.append(MaskedCrossAttention(region, chain.Scope(None, start, end, apply_to)))

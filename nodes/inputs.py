@@ -41,9 +41,37 @@ def noise_levels(model: Any, start: float, end: float, what: str) -> tuple[float
     return chain.percent_range(model, start, end)
 
 
+def check_model(model: Any, patches: list[Any]) -> None:
+    """ValueError in the artist's words if the patches cannot act on a MODEL."""
+    try:
+        chain.check_model(model, patches)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
 def layers_of(model: Any) -> tuple[layers.Layer, ...]:
-    """The attention layers of a MODEL; ValueError in the artist's words if it has none."""
+    """The attention layers of a UNet MODEL; ValueError in the artist's words if it has none."""
     try:
         return layers.layers_of(model.get_model_object("diffusion_model"))
     except TypeError as error:
         raise ValueError(str(error)) from None
+
+
+def known_layers(model: Any) -> tuple[layers.Layer, ...]:
+    """The attention layers of a MODEL, a UNet or a known transformer; ValueError in the artist's words for any other."""
+    from ..attention import families
+
+    try:
+        return families.layers_of(model.get_model_object("diffusion_model"))
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def is_unet(model: Any) -> bool:
+    """Whether a MODEL is a UNet."""
+    return layers.is_unet(model.get_model_object("diffusion_model"))
+
+
+def latent_pixels(model: Any) -> int:
+    """How many pixels of a picture are one of a MODEL's latents: 8, or 16 for FLUX.2."""
+    return int(getattr(model.model.latent_format, "spacial_downscale_ratio", 8) or 8)

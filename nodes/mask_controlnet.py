@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from ..images.masks import match_batch, resize, to_mask
 from ..models import files
+from .checked import checked
 from .saving import free_path
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class LoadMaskControlNet(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(cls, mask_controlnet_name: str) -> io.NodeOutput:
         from ..models.mask_controlnet import control as mask_controlnet
 
@@ -102,6 +104,7 @@ class MaskConcat(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(cls, adapter: Any, image: torch.Tensor, mask: torch.Tensor) -> io.NodeOutput:
         picture = image[..., :3].float()
         marked = fitting(to_mask(mask), picture)
@@ -140,6 +143,7 @@ class SaveMaskControlNet(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(cls, control_net: Any, adapter: Any, filename_prefix: str, layout: str) -> io.NodeOutput:
         from ..models.mask_controlnet import control as mask_controlnet
         from ..models.mask_controlnet import file as mask_controlnet_file

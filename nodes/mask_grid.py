@@ -12,9 +12,10 @@ import torch
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
-from ..attention import grid, layers
+from ..attention import families, grid, layers
 from ..images.masks import to_mask
-from .inputs import layers_of
+from . import inputs
+from .checked import checked
 
 PANEL = 256
 TITLE = 38
@@ -42,7 +43,9 @@ class MaskGrid(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model whose layers are shown."),
                 io.Mask.Input("mask", tooltip="The mask, as Masked Attention gets it. Of a batch the first is shown."),
                 io.Latent.Input(
-                    "latent", optional=True, tooltip="The latent that is painted, if its size is not the mask's size divided by 8."
+                    "latent",
+                    optional=True,
+                    tooltip="The latent that is painted, if its size is not the mask's size divided by 8 (16 for FLUX.2).",
                 ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="A panel for each grid size, titled with its layers.")],
@@ -51,11 +54,13 @@ class MaskGrid(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(cls, model: Any, mask: torch.Tensor, latent: dict[str, torch.Tensor] | None = None) -> io.NodeOutput:
-        layers_of(model)
+        inputs.known_layers(model)
         picture = to_mask(mask)[:1].cpu()
-        size = tuple(latent["samples"].shape[-2:]) if latent is not None else tuple(max(1, n // 8) for n in picture.shape[1:])
-        image = draw(picture[0], (size[0], size[1]), layers.levels_of(model.get_model_object("diffusion_model")))
+        pixels = inputs.latent_pixels(model)
+        size = tuple(latent["samples"].shape[-2:]) if latent is not None else tuple(max(1, n // pixels) for n in picture.shape[1:])
+        image = draw(picture[0], (size[0], size[1]), families.levels_of(model.get_model_object("diffusion_model")))
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
 
 

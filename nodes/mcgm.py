@@ -18,6 +18,7 @@ from ..models import files
 from ..models.mcgm import bundle
 from ..models.mcgm import file as mask_encoder_file
 from ..models.mcgm.file import FOLDER, LoadedEncoder
+from .checked import checked
 from .inputs import layers_of
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class LoadMCGM(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(cls, model: Any, clip: Any, mcgm_name: str, lora_strength: float = 1.0) -> io.NodeOutput:
         from ..attention import ip_adapter_layers
 
@@ -135,6 +137,7 @@ class EncodeMasks(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(
         cls,
         positive: list[Any],

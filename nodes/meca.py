@@ -19,6 +19,7 @@ from ..models import files
 from ..models.ip_adapter import adapter as meca_adapter
 from ..models.ip_adapter import file as meca_file
 from . import inputs
+from .checked import checked
 from .inputs import LIST, layers_of
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class LoadMECA(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(cls, adapter_name: str) -> io.NodeOutput:
         return io.NodeOutput(meca_adapter.load(files.find_file(FOLDER, adapter_name, ADVICE)))
 
@@ -105,7 +107,7 @@ class ApplyMECA(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "weight", default=1.0, min=0.0, max=3.0, step=0.05,
-                    tooltip="λ: how strongly the image acts. 0 is no adapter. In a region, a weight below 1 leaves the rest to the text.",
+                    tooltip="How strongly the image acts (lambda). 0: no adapter. In a region, below 1 leaves the rest to the text.",
                 ),
                 io.Combo.Input(
                     "mode",
@@ -139,6 +141,7 @@ class ApplyMECA(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(
         cls,
         model: Any,

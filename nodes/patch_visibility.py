@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..models.clip_vision import patch_grid, patch_visibility
+from .checked import checked
 
 CATEGORY = "MaskPrompt/MEPA"
 
@@ -65,6 +66,7 @@ class PatchVisibility(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(
         cls, clip_vision: Any, image: torch.Tensor, mask: torch.Tensor, threshold: float = 0.5, mode: str = "hide", fit: str = "crop"
     ) -> io.NodeOutput:

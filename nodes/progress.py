@@ -56,9 +56,14 @@ class TrainingProgress:
 
     def say(self, text: str) -> None:
         """A line under the node; nothing without a server."""
-        instance = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-        if instance is not None and self.node is not None:
-            instance.send_progress_text(text, self.node)
+        say(self.node, text)
+
+
+def say(node: str | None, text: str) -> None:
+    """Shows a line under the node of that id; nothing without a server."""
+    instance = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if instance is not None and node is not None:
+        instance.send_progress_text(text, node)
 
 
 def picture(image: torch.Tensor) -> Any:

@@ -16,6 +16,9 @@ from ..models import files
 from ..models.sam import model as sam_models
 from ..models.sam import prompts
 from .box_mask import MaskPromptBoxMask
+from .checked import checked
+from .progress import say
+from .shown_picture import received
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +70,9 @@ class MaskPromptLoadSAM(io.ComfyNode):
         return True
 
     @classmethod
+    @checked
     def execute(cls, sam_name: str) -> io.NodeOutput:
-        return io.NodeOutput(sam_models.load(files.find_file(SAM_FOLDER, sam_name, ADVICE)))
+        return io.NodeOutput(sam_models.shared(files.find_file(SAM_FOLDER, sam_name, ADVICE)))
 
 
 class MaskPromptSAMMask(io.ComfyNode):
@@ -90,23 +94,26 @@ class MaskPromptSAMMask(io.ComfyNode):
                     "positive_coords",
                     default="",
                     optional=True,
-                    placeholder='points on the object: [{"x": 120, "y": 80}]',
-                    tooltip='Points on the object, as [{"x": 120, "y": 80}, ...] in pixels. Type them or wire a points editor.',
+                    placeholder="points on the object: 120,80; 200,150",
+                    tooltip="Points on the object in pixels: click them in the picture below, type 120,80; 200,150, or wire a points "
+                    'editor ([{"x": 120, "y": 80}, ...]).',
                 ),
                 io.String.Input(
                     "negative_coords",
                     default="",
                     optional=True,
-                    placeholder='points beside the object: [{"x": 10, "y": 10}]',
-                    tooltip="Points that are not on the object, in the same form, beside a positive point, a box or a painting.",
+                    placeholder="points beside the object: 10,10",
+                    tooltip="Points that are not on the object, in the same form: right click or Alt-click them. They go with a point on "
+                    "the object, a box or a painting.",
                 ),
                 io.Combo.Input(
                     "choice",
                     options=list(prompts.CHOICES),
-                    default=prompts.BEST,
+                    default=prompts.WHOLE,
                     optional=True,
-                    tooltip="SAM offers three masks, often a part, the object, and all of it. Best score: the one SAM trusts most (with a "
-                    "painting: that fits it best). Largest, smallest: by area. All: the three as a batch, from small to large.",
+                    tooltip="SAM offers three masks, often a part, the object, and all of it. Whole object: the one at the first point "
+                    "that looks most like a whole object; further points mend it. Best score: the one SAM trusts most (with a painting: "
+                    "that fits it best). Largest, smallest: by area. All: the three as a batch, from small to large.",
                 ),
                 io.Combo.Input(
                     "fill", options=list(FILLS), default="white", optional=True, tooltip="What lies around the object in the object image."
@@ -120,6 +127,22 @@ class MaskPromptSAMMask(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="A mask that SAM itself scores lower counts as not found. 0 takes every mask.",
+                ),
+                io.Boolean.Input(
+                    "clean",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="On: the mask is one piece, islands are taken off and holes filled; a point that is not on the object keeps "
+                    "its hole open. Off: only specks and pinholes go.",
+                ),
+                io.String.Input(
+                    "box",
+                    default="",
+                    optional=True,
+                    placeholder="a box around the object: left,top,width,height",
+                    tooltip="A box around the object in pixels: drag it over the picture below, or type 72,15,412,380 (left, top, width, "
+                    "height). It joins the boxes at bboxes.",
                 ),
                 io.BoundingBox.Input(
                     "bboxes",
@@ -143,42 +166,60 @@ class MaskPromptSAMMask(io.ComfyNode):
                 ),
                 io.Float.Output("score", display_name="score", tooltip="SAM's own score of the mask, about 0 to 1; the lowest of a batch."),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         sam: sam_models.LoadedSam,
         image: torch.Tensor,
         positive_coords: str = "",
         negative_coords: str = "",
-        choice: str = prompts.BEST,
+        choice: str = prompts.WHOLE,
         fill: str = "white",
         min_score: float = 0.0,
+        clean: bool = True,
+        box: str = "",
         bboxes: Any = None,
         rough_mask: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         from comfy.model_management import intermediate_device, throw_exception_if_processing_interrupted
         from comfy.utils import ProgressBar
 
-        requests = prompts.requests(image, positive_coords, negative_coords, bboxes, rough_mask)
+        requests = prompts.requests(image, positive_coords, negative_coords, bboxes, rough_mask, box)
         found = []
         scores = []
+        lines = []
         progress = ProgressBar(len(requests))
         for index, request in enumerate(requests):
             throw_exception_if_processing_interrupted()
-            mask, score = prompts.segment(sam, image[index], request, choice, min_score)
+            mask, score = prompts.segment(sam, image[index], request, choice, min_score, clean)
             if not mask.any():
                 log.warning("SAM Mask: nothing was found on picture %d of %d, its mask is empty", index + 1, len(requests))
             found.append(mask)
             scores += score
+            lines.append(_told(mask, score, min_score, f"Picture {index + 1}: " if len(requests) > 1 else ""))
             progress.update(1)
+        text = "\n".join(lines)
+        say(getattr(cls.hidden, "unique_id", None), text)
         mask = torch.cat(found).to(intermediate_device())
         picture = image[..., :3].to(mask.device).expand(-1, -1, -1, 3)
         if len(mask) > len(picture):
             picture = picture.repeat_interleave(len(mask) // len(picture), dim=0)
-        boxes = [masks.bounding_box(one) for one in mask]
-        return io.NodeOutput(mask, _on_fill(picture, mask, fill), masks.boxes_output([[box] if box else [] for box in boxes]), min(scores))
+        boxes = masks.boxes_output([[box] if box else [] for box in map(masks.bounding_box, mask)])
+        shown = {"text": (text,), **received(image, cls.hidden)}
+        return io.NodeOutput(mask, _on_fill(picture, mask, fill), boxes, min(scores), ui=shown)
+
+
+def _told(mask: torch.Tensor, scores: list[float], least: float, which: str) -> str:
+    """What was found on one picture, as the node shows it: of masks [K, H, W] the part of the picture, and SAM's scores."""
+    if not mask.any():
+        below = f" with a score of {least:g} or more" if least > 0 else ""
+        return f"{which}nothing found{below}. Set a point on the middle of the object, or drag a box around it."
+    parts = ", ".join(f"{float(one.mean()):.1%}" for one in mask)
+    return f"{which}found {parts} of the picture, score {', '.join(f'{score:.2f}' for score in scores)}"
 
 
 def _on_fill(picture: torch.Tensor, mask: torch.Tensor, fill: str) -> torch.Tensor:

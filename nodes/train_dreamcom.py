@@ -16,6 +16,7 @@ from typing_extensions import override
 from ..training.dreamcom.options import Options
 from ..training.engine.options import AUTO, from_inputs
 from . import progress, train_inputs
+from .checked import checked
 from .dreamcom import CATEGORY
 from .train_inputs import LoraModel, widget, widgets
 
@@ -71,6 +72,7 @@ class TrainDreamCom(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(cls, images: list[torch.Tensor], masks: list[torch.Tensor], **settings: list[Any]) -> io.NodeOutput:
         from comfy.sd import load_lora_for_models
 

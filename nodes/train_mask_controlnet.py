@@ -16,6 +16,7 @@ from typing_extensions import override
 from ..training.engine.options import from_inputs
 from ..training.mask_controlnet.options import GIVEN, GROUNDS, Options, Pairs
 from . import progress, train_inputs
+from .checked import checked
 from .mask_controlnet import CATEGORY, AdapterType
 from .train_inputs import widgets
 
@@ -74,6 +75,7 @@ class TrainMaskControlNet(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(
         cls,
         images: list[torch.Tensor],

@@ -17,6 +17,7 @@ from ..models.mcgm import store as mcgm_store
 from ..training.engine.options import AUTO, from_inputs
 from ..training.mcgm.options import MASK_TOKENS, PRESET, WIDGETS, Options, of_mask_tokens, with_preset
 from . import progress, train_inputs
+from .checked import checked
 from .mcgm import CATEGORY, MaskEncoderType
 from .train_inputs import LoraModel, widget, widgets
 
@@ -81,6 +82,7 @@ class TrainMCGM(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(
         cls, model: Any, clip: Any, vae: Any, image: torch.Tensor, masks: torch.Tensor, words: str, name: str, **given: Any
     ) -> io.NodeOutput:

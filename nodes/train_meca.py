@@ -18,6 +18,7 @@ from ..models.ip_adapter import file as meca_file
 from ..training.engine.options import from_inputs
 from ..training.meca.options import Options
 from . import progress, train_inputs
+from .checked import checked
 from .meca import CATEGORY, FOLDER, AdapterType
 from .saving import free_path
 from .train_inputs import widgets
@@ -74,6 +75,7 @@ class TrainMECA(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(
         cls, images: list[torch.Tensor], captions: list[str], masks: list[torch.Tensor] | None = None, **settings: list[Any]
     ) -> io.NodeOutput:
@@ -119,6 +121,7 @@ class SaveMECA(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(cls, adapter: meca_adapter.LoadedAdapter, filename_prefix: str) -> io.NodeOutput:
         path = free_path(filename_prefix, f"{FOLDER}/my-adapter")
         try:

@@ -1,1 +1,1 @@
-"""What the README states of times and memory, measured: one file for each part."""
+"""What docs/measurements.md states of times and memory, measured: one file for each part."""

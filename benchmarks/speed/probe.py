@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import figures as results
-from . import run as bench
+from ..figures import Figure, ratio
+from .measure import SD15, device, peak, seconds
 
 TOKENS = 79
 """77 of text and two mask tokens."""
@@ -56,14 +56,14 @@ def random_model(unet: dict[str, Any]) -> Any:
     import comfy.supported_models
     from comfy.model_patcher import ModelPatcher
 
-    device = bench.device()
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    target = device()
+    dtype = torch.float32 if target.type == "cpu" else torch.bfloat16
     config = comfy.supported_models.SD15(unet)
     config.set_inference_dtype(dtype, None)
-    base: Any = config.get_model({}, device=device)
+    base: Any = config.get_model({}, device=target)
     for value in base.diffusion_model.parameters():
         torch.nn.init.normal_(value, std=0.02)
-    return ModelPatcher(base.to(dtype), device, device)
+    return ModelPatcher(base.to(dtype), target, target)
 
 
 def attention_loss(maps: Tensor, masks: Tensor) -> Tensor:
@@ -117,17 +117,17 @@ def in_turns(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[
         run()
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            times[name].append(bench.seconds(runs[name]))
+            times[name].append(seconds(runs[name]))
     return times
 
 
-def probe(rounds: int = 4, side: int = 32, unet: dict[str, Any] | None = None) -> list[results.Figure]:
+def probe(rounds: int = 4, side: int = 32, unet: dict[str, Any] | None = None) -> list[Figure]:
     """Latents of 32 x 32 are 256 px. With gradient checkpointing, as training runs by default, and without."""
     from maskprompt.training.engine.learner import Learner
 
-    figures: list[results.Figure] = []
+    figures: list[Figure] = []
     for checkpointing in (True, False):
-        learner = Learner(random_model({**bench.SD15, "in_channels": 4, **(unet or {})}), "lora", checkpointing=checkpointing)
+        learner = Learner(random_model({**SD15, "in_channels": 4, **(unet or {})}), "lora", checkpointing=checkpointing)
         with learner.loaded():
             figures += compared(steps(learner, side), f"training step, {'' if checkpointing else 'no '}checkpointing", rounds)
         del learner
@@ -135,17 +135,17 @@ def probe(rounds: int = 4, side: int = 32, unet: dict[str, Any] | None = None) -
     return figures
 
 
-def compared(runs: dict[str, Callable[[], float]], way: str, rounds: int) -> list[results.Figure]:
+def compared(runs: dict[str, Callable[[], float]], way: str, rounds: int) -> list[Figure]:
     """The probe against either way of storing, and against no maps at all."""
     losses = {name: run() for name, run in runs.items()}
     if abs(losses[OURS] - losses[STORED]) > 1e-3 * abs(losses[STORED]):
         raise AssertionError(f"the two sides do not reckon the same loss: {losses}")
-    peaks = {name: bench.peak(run) for name, run in runs.items()}
+    peaks = {name: peak(run) for name, run in runs.items()}
     more = {name: max(size - peaks[PLAIN], 0) for name, size in peaks.items()}
     print(f"{way}: {peaks[PLAIN] / 2**20:.1f} MB without maps; more: { ({name: f'{size / 2**20:.2f} MB' for name, size in more.items()}) }")
     times = in_turns(runs, rounds)
-    figures = [results.ratio(f"{way}, probe against no maps: time", times[OURS], times[PLAIN])]
+    figures = [ratio(f"{way}, probe against no maps: time", times[OURS], times[PLAIN])]
     for name, bars in ((STORED, (0.7, 0.6)), (WRITTEN, (None, None))):
-        figures.append(results.ratio(f"{way}, probe against {name}: time", times[OURS], times[name], at_most=bars[0]))
-        figures.append(results.ratio(f"{way}, probe against {name}: extra memory", [more[OURS]], [max(more[name], 1)], at_most=bars[1]))
+        figures.append(ratio(f"{way}, probe against {name}: time", times[OURS], times[name], at_most=bars[0]))
+        figures.append(ratio(f"{way}, probe against {name}: extra memory", [more[OURS]], [max(more[name], 1)], at_most=bars[1]))
     return figures

@@ -15,8 +15,8 @@ import torch
 
 from demo import pack
 
-from .. import figures
-from . import run as bench
+from ..figures import Figure
+from .measure import SD15
 
 SIZE = 256
 STEPS = 2
@@ -30,7 +30,7 @@ def sd15() -> Any:
     from comfy.model_patcher import ModelPatcher
 
     cpu = torch.device("cpu")
-    config = comfy.supported_models.SD15(bench.SD15)
+    config = comfy.supported_models.SD15(SD15)
     config.set_inference_dtype(torch.float32, None)
     base = config.get_model({}, device=cpu)
     base.set_inpaint()
@@ -75,14 +75,14 @@ def most() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def training() -> list[figures.Figure]:
+def training() -> list[Figure]:
     """The peak of a whole process that trains."""
     run = subprocess.run([sys.executable, "-m", __name__], cwd=pack.ROOT, stdout=subprocess.PIPE, text=True, check=True)
     peak, losses = json.loads(run.stdout.splitlines()[-1])
     if len(losses) != STEPS or not all(map(math.isfinite, losses)):
         raise RuntimeError(f"the steps' losses are {losses}")
     name = f"DreamCom, SD 1.5, {SIZE} px, {STEPS} steps of a LoRA: the process's peak memory in GB"
-    return [figures.Figure(name, peak / 1e9, peak / 1e9, peak / 1e9, 1, f"≤ {AT_MOST:g}", peak / 1e9 <= AT_MOST)]
+    return [Figure(name, peak / 1e9, peak / 1e9, peak / 1e9, 1, f"≤ {AT_MOST:g}", peak / 1e9 <= AT_MOST)]
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from .. import figures as results
-from . import run as bench
+from ..figures import Figure, ratio
+from .measure import in_turns, peak
 
 
 def vit_l() -> Any:
@@ -26,7 +26,7 @@ def vit_l() -> Any:
     return model
 
 
-def visibility(rounds: int = 7) -> list[results.Figure]:
+def visibility(rounds: int = 7) -> list[Figure]:
     """One picture of 512 px: all work of the node, from the picture to tokens and preview, against the stock encode."""
     from maskprompt.models.clip_vision.patch_visibility import encode
 
@@ -46,9 +46,8 @@ def visibility(rounds: int = 7) -> list[results.Figure]:
             with torch.inference_mode():
                 encode(model, image, mask, 0.5, mode)
 
-        times = bench.in_turns(ours, stock, rounds)
-        figures.append(results.ratio(f"Patch Visibility, {mode}, {share:.0%} of the patches hidden: time", *times, at_most=bar))
-        if bar is not None:
-            held = [bench.peak(ours) / bench.peak(stock)]
-            figures.append(results.ratio(f"Patch Visibility, {mode}, {share:.0%} of the patches hidden: peak memory", held, [1.0]))
+        times = in_turns(ours, stock, rounds)
+        figures.append(ratio(f"Patch Visibility, {mode}, {share:.0%} of the patches hidden: time", *times, at_most=bar))
+        held = [peak(ours) / peak(stock)]
+        figures.append(ratio(f"Patch Visibility, {mode}, {share:.0%} of the patches hidden: peak memory", held, [1.0]))
     return figures

@@ -1,1 +1,1 @@
-"""What the README states of pictures, measured: one file for each table."""
+"""What docs/measurements.md states of pictures, measured: one file for each table."""

@@ -17,69 +17,30 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from demo import judge, scenes, subjects, tiny_model
 from demo.painter import CFG, SAMPLER, Painter
 from demo.subjects import SUBJECTS, Subject
 
-from .. import figures as results
 from ..cache import Kept, image_of, keep, keep_pictures, kept_pictures, sha
-from . import tiny_model as gates
+from ..figures import Figure, mean, rate, size_of, write
+from .dreamcom_methods import ALL, BEFORE, CAUSES, CHOICES, FEWER, FIVE, NEITHER, NO_CROSS, NO_SELF, OUTER, PARTS, WHOLE, Method, patched
+from .dreamcom_scores import MARGIN, Score, at_most, colour_error, figures_of, said, ssim
+from .settings import beside_defaults
+from .tiny_model import in_box, mask_of
 
 FORMAT = 2
-WORK = Path(__file__).resolve().parent.parent / "demo" / "work" / "dreamcom"
-SHEET = Path(__file__).resolve().parent.parent / "demo" / "output" / "dreamcom-table.png"
+WORK = tiny_model.ROOT / "demo" / "work" / "dreamcom"
+SHEET = tiny_model.ROOT / "demo" / "output" / "dreamcom-table.png"
 BATCH = 8
 """Crops a step: with 4, thin parts come out blurred more often (the star: 15 of 20 pictures right, against 19)."""
 STEPS = 15
 """Of painting. The pictures hardly differ from those of the demo's 20."""
 FEWER_SUBJECTS = 2
 """Of the table over the number of references, for which every subject is trained four times more."""
-MARGIN = 4
-"""Pixels around the box that do not count as background: SSIM's window reaches so far."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """How a subject gets into the box. `references`: how many pictures are learned from (0: none, the model as it is);
-    `masked`: masked cross-attention while training; `cross` and `layers`: masked cross- and self-attention while painting."""
-
-    name: str
-    references: int = 5
-    masked: bool = True
-    cross: bool = True
-    layers: str = "paper"
-
-
-BEFORE = Method("before", 0)
-WHOLE = Method("whole")
-NO_CROSS = Method("without masked cross-attention", masked=False, cross=False)
-NO_SELF = Method("without masked self-attention", layers="none")
-NEITHER = Method("without both", masked=False, cross=False, layers="none")
-ALL = Method("all layers", layers="all")
-OUTER = Method("the decoder's outer layers", layers="outer")
-FEWER = tuple(Method(f"{count} reference{'s' if count > 1 else ''}", count) for count in (1, 2, 3, 4))
-FIVE = replace(WHOLE, name="5 references")
-CHOICES = (replace(NO_SELF, name="no layer"), ALL, OUTER, replace(WHOLE, name="all but the decoder's outer layers (the paper's)"))
-
-
-@dataclass(frozen=True)
-class Score:
-    """What the judge says of one picture. `colour_error` is None where no object was found."""
-
-    found: bool
-    shape: bool
-    colours: bool
-    fidelity: float
-    colour_error: float | None
-    ssim: float
-    similar: bool
-
-    @property
-    def success(self) -> bool:
-        return self.found and self.shape and self.colours
+PAPER = {"steps": 400, "method": "full", "batch_size": 1, "size": 512, "masked_attention": True, "average": 0.0, "box_margin": 0.0}
+"""Of Train DreamCom's inputs, as sections 4 and 6 of the paper have them."""
 
 
 @dataclass(frozen=True)
@@ -147,26 +108,20 @@ class Bench:
     def model(self, subject: Subject, method: Method, masks: Tensor) -> Any:
         """The model that paints: with the subject's LoRA and the method's masked attention."""
         from comfy.sd import load_lora_for_models
-        from maskprompt.attention import chain, grid, layers
-        from maskprompt.attention import masked_attention as masked
 
         model: Any = self.painter.model
-        region = grid.RegionMask(masks)
         if method.references:
             model, _ = load_lora_for_models(model, None, self.trained(subject, method)[0], 1.0, 0)
-        every = layers.layers_of(model.get_model_object("diffusion_model"))
-        inner = layers.preset("paper", every)
-        chosen = {"none": frozenset(), "all": frozenset(every), "outer": frozenset(every) - inner, "paper": inner}[method.layers]
-        patches: list[Any] = [masked.MaskedCrossAttention(region)] if method.cross else []
-        patches += [masked.MaskedSelfAttention(region, "paper", chain.Scope(chosen))] if chosen else []
-        return chain.install(model, *patches) if patches else model
+        return patched(model, method, masks, self.painter.text([""]))
 
     def page(self, subject: Subject, method: Method, seed: int) -> Path:
         """The file of one set of painted pictures, one below the other."""
         shown, _, _ = self.backgrounds(subject)
         pictures = sha(b"".join(one.image.tobytes() + repr(one.box).encode() for one in shown))
         learned = self.lora(subject, method).stem if method.references else ""
-        how = [method.cross, method.layers, subject.shape, seed, SAMPLER, STEPS, CFG]
+        how: list[Any] = [method.cross, method.layers, subject.shape, seed, SAMPLER, STEPS, CFG]
+        if (method.cross_layers, method.outside) != (WHOLE.cross_layers, WHOLE.outside):
+            how += [method.cross_layers, method.outside]
         return self.kept.file("painted", backgrounds=pictures, lora=learned, how=how).with_suffix(".png")
 
     def painted(self, subject: Subject, method: Method, seed: int) -> Tensor:
@@ -182,7 +137,7 @@ class Bench:
 
     def backgrounds(self, subject: Subject) -> tuple[list[subjects.Background], Tensor, Tensor]:
         shown = places(subject, self.size.backgrounds)
-        return shown, torch.stack([image_of(one.image) for one in shown]), gates.mask_of([one.box for one in shown])
+        return shown, torch.stack([image_of(one.image) for one in shown]), mask_of([one.box for one in shown])
 
     def scores(self, subject: Subject, method: Method, seed: int) -> list[Score]:
         pictures = self.painted(subject, method, seed)
@@ -197,7 +152,7 @@ class Bench:
         """The judge looks at the box only, for nothing else was painted. Fidelity is of what it finds there, else of the whole box."""
         shown, images, masks = self.backgrounds(subject)
         verdicts = judge.look(self.eye, pictures, masks)
-        found = [gates.in_box(verdict, None, mask) for verdict, mask in zip(verdicts, masks, strict=True)]
+        found = [in_box(verdict, None, mask) for verdict, mask in zip(verdicts, masks, strict=True)]
         cut = torch.stack([mask[::2, ::2] if f is None else torch.from_numpy(f.mask).float() for f, mask in zip(found, masks, strict=True)])
         examples = known(subject, WHOLE.references)
         cut_outs = torch.stack([image_of(one.image) for one in examples]), torch.stack([torch.from_numpy(one.masks[0]) for one in examples])
@@ -222,41 +177,7 @@ def places(subject: Subject, count: int) -> list[subjects.Background]:
     return subjects.backgrounds(subject, count)
 
 
-def colour_error(picture: Tensor, found: judge.Found, subject: Subject) -> float:
-    """CIEDE2000 between the object's pixels and the nearer of the subject's two colours, on average."""
-    small = F.avg_pool2d(picture.movedim(-1, 0), 2).movedim(0, -1).numpy() * 255
-    pixels = small[judge.core(found.mask)]
-    return float(np.min([judge.colour_errors(pixels, name) for name in subject.colours], 0).mean())
-
-
-def ssim(picture: Tensor, background: Tensor, mask: Tensor) -> float:
-    """Structural similarity of what lies outside the box."""
-    from skimage.metrics import structural_similarity
-
-    found: Any = structural_similarity(picture.numpy(), background.numpy(), channel_axis=-1, data_range=1.0, full=True)
-    near = F.max_pool2d(mask[None], 2 * MARGIN + 1, 1, MARGIN)[0].numpy() > 0.5
-    return float(found[1].mean(-1)[~near].mean())
-
-
-def at_most(figure: results.Figure, limit: float) -> results.Figure:
-    return replace(figure, bar=f"≤ {limit:g}", met=figure.value <= limit)
-
-
-def figures_of(name: str, scores: Sequence[Score]) -> list[results.Figure]:
-    errors = [score.colour_error for score in scores if score.colour_error is not None]
-    return [
-        results.rate(f"{name}: appears in the box", [score.success for score in scores]),
-        results.rate(f"{name}: the same, a similar object beside it", [score.success for score in scores if score.similar]),
-        results.rate(f"{name}: an object in the box", [score.found for score in scores]),
-        results.rate(f"{name}: of its shape", [score.shape for score in scores]),
-        results.rate(f"{name}: in both of its colours", [score.colours for score in scores]),
-        results.mean(f"{name}: foreground fidelity", [score.fidelity for score in scores]),
-        results.mean(f"{name}: colour error (CIEDE2000)", errors),
-        results.mean(f"{name}: background SSIM", [score.ssim for score in scores]),
-    ]
-
-
-def tables(bench: Bench) -> list[results.Figure]:
+def tables(bench: Bench) -> list[Figure]:
     """All figures, the most telling first."""
     chosen = SUBJECTS[: bench.size.subjects]
 
@@ -272,20 +193,26 @@ def tables(bench: Bench) -> list[results.Figure]:
     after = figures_of("after", gathered(WHOLE))
     figures = [at_most(before[0], 0.1), *before[1:], replace(after[0], bar="≥ 0.85", met=after[0].value >= 0.85), *after[1:]]
     figures += figures_of("the subject itself, through the VAE", [score for subject in chosen for score in itself(bench, subject)])
-    figures += [results.rate(f"after, {s.name}: appears in the box", [x.success for x in gathered(WHOLE, among=[s])]) for s in chosen]
+    figures += [rate(f"after, {s.name}: appears in the box", [x.success for x in gathered(WHOLE, among=[s])]) for s in chosen]
     # A table of hours shares its machine: the least disturbed training tells what one takes.
-    seconds = min(bench.trained(subject, WHOLE)[1] for subject in chosen)
+    seconds = [bench.trained(subject, WHOLE)[1] for subject in chosen]
     figures += [
-        at_most(results.mean("seconds of training for one subject, the least disturbed of all", [seconds]), 240),
-        results.mean("the VAE alone: background SSIM", own_ssim(bench, chosen)),
+        at_most(mean("seconds of training for one subject, the least disturbed of all", [min(seconds)]), 240),
+        mean("seconds of training for one subject", seconds),
+        mean("the VAE alone: background SSIM", own_ssim(bench, chosen)),
     ]
     for title, methods, seeds, among in (
-        ("parts", (WHOLE, NO_CROSS, NO_SELF, NEITHER), bench.size.seeds, chosen),
+        ("parts", PARTS, bench.size.seeds, chosen),
         ("self-attention", CHOICES, bench.size.seeds, chosen),
+        ("masked cross-attention", CAUSES, bench.size.seeds, chosen),
         ("references", (*FEWER, FIVE), bench.size.seeds, chosen[:FEWER_SUBJECTS]),
     ):
         for method in methods:
             figures += figures_of(f"{title}, {method.name}", gathered(method, seeds, among))
+    for method in PARTS:
+        for one in chosen:
+            right = [score.success for score in gathered(method, among=[one])]
+            figures.append(rate(f"parts, {method.name}, {one.name}: appears in the box", right))
     return figures
 
 
@@ -330,18 +257,30 @@ def sheet(bench: Bench) -> None:
     contact_sheet(rows, 192).save(SHEET)
 
 
-def said(score: Score) -> str:
-    if score.success or not score.found:
-        return "right" if score.success else "no object"
-    return f"other {'object' if not (score.shape or score.colours) else 'colours' if score.shape else 'shape'}"
-
-
 def main(command: str, arguments: Sequence[str] = ()) -> None:
+    from maskprompt.nodes.train_dreamcom import TrainDreamCom
+
     usual = Size()
-    bench = Bench(results.size_of(usual, command, __doc__, arguments))
+    bench = Bench(size_of(usual, command, __doc__, arguments))
     figures = tables(bench)
     sheet(bench)
+    how = bench.options(SUBJECTS[0], WHOLE)
     notes = {
+        "settings other than the node's defaults or the paper's": beside_defaults(
+            {
+                "steps": how.steps,
+                "method": how.method,
+                "learning_rate": how.rate or 0.0,
+                "rank": how.rank,
+                "batch_size": how.batch,
+                "size": how.size,
+                "masked_attention": how.masked_attention,
+                "average": how.average,
+                "box_margin": how.box_margin,
+            },
+            TrainDreamCom,
+            PAPER,
+        ),
         "training": f"{usual.steps} steps of {BATCH} crops of {subjects.SIZE} px, LoRA, rank 16, its usual rate, 'a photo of sks <shape>'",
         "painting": f"{SAMPLER}, {STEPS} steps, CFG {CFG}; nothing pasted back; background SSIM outside of the box and {MARGIN} px",
         "success": "the judge finds an object in the box, of the subject's shape, its two main colours the subject's, each 15 % or more",
@@ -349,4 +288,4 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
         "not measured": "compatibility of object and background: a user study in the paper",
         "checkpoint": bench.checkpoint.name,
     }
-    results.write("dreamcom", command, figures, notes, bench.size == usual)
+    write("dreamcom", command, figures, notes, bench.size == usual)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,51 +19,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from demo import judge, photos, scenes, subjects, tiny_model, train_mask_controlnet
+from demo import judge, subjects, tiny_model, train_mask_controlnet
 from demo.painter import CFG, SAMPLER, SCHEDULER, Painter
 from demo.subjects import SUBJECTS, Subject
 
-from .. import figures as results
 from ..cache import Kept, image_of, keep, keep_pictures, kept_pictures, sha
+from ..figures import Figure, mean, rate, size_of, write
 from . import dreamcom
+from .mask_controlnet_cases import GROUNDS, Case, cases_of, masks_of, pairs_of, pictures_of, real, rendered
+from .mask_controlnet_scores import BESIDE, SAME, THERE, Score, compared, figures_of, frechet, most_within, perceptual, score_of
 
 FORMAT = 1
-ROOT = Path(__file__).resolve().parent.parent
-WORK = ROOT / "demo" / "work" / "mask-controlnet"
-SHEET = ROOT / "demo" / "output" / "mask-controlnet-table.png"
+WORK = tiny_model.ROOT / "demo" / "work" / "mask-controlnet"
+SHEET = tiny_model.ROOT / "demo" / "output" / "mask-controlnet-table.png"
 STEPS = 15
 GUIDANCE = 2.0
 """Of painting; CFG of what is painted under a control network. At 4, the tiny model's usual one, the words, which do not name colours,
 overdo those of the hint."""
-REFERENCES = 4
-GROUNDS = 4
-"""Of each subject, and on how many other grounds each is painted."""
-THERE = 0.5
-BESIDE = 0.2
-"""An object is where its mask is from this overlap on; one that covers less than this part of another's place is not there."""
-SAME = 0.7
-"""From this overlap with its mask on an object has kept its outline."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A reference and what is asked for. `number` is the marked object's; `others` are not to be painted."""
-
-    subject: Subject
-    scene: scenes.Scene
-    number: int
-    ground: str
-
-    @property
-    def prompt(self) -> str:
-        """Says neither colour nor pattern: those are to come from the reference."""
-        article = "an" if self.subject.shape[0] in "aeiou" else "a"
-        ground = "a photo" if self.ground == scenes.PHOTO else self.ground
-        return f"{article} {self.subject.shape} on {ground}"
-
-    @property
-    def rendered(self) -> scenes.Rendered:
-        return rendered(self.scene)
 
 
 @dataclass(frozen=True)
@@ -80,34 +52,6 @@ BARE = Method("without the mask prompt (a ControlNet on the reference)", "bare")
 OUTSIDE = Method("inpainting outside of the mask", "outside")
 TUNED = Method("DreamCom's tuning, from text alone", "tuned")
 REAL = Method("the object itself, through the VAE", "real")
-
-
-@dataclass(frozen=True)
-class Score:
-    """What the judge says of one picture. `fidelity` is of what is where the mask was; `overlap` of the object there with its mask;
-    `nearer`: its features are nearer to the marked object's than to those of any other in the reference."""
-
-    overlap: float
-    shape: bool
-    colours: bool
-    nearer: bool
-    fidelity: float
-    ground: bool
-    returned: bool
-    beside: bool
-    psnr: float
-    ssim: float
-    perceptual: float
-
-    @property
-    def kept(self) -> bool:
-        """In its place, of its shape, in both of its colours, with its outline."""
-        return self.shape and self.colours and self.overlap >= SAME
-
-    @property
-    def chosen(self) -> bool:
-        """The marked object is there, and the other one is not, in neither place."""
-        return self.overlap >= THERE and self.nearer and not self.beside
 
 
 @dataclass(frozen=True)
@@ -238,150 +182,7 @@ class Bench:
         return [score_of(*part) for part in parts]
 
 
-def score_of(
-    case: Case,
-    picture: Tensor,
-    wanted: Tensor,
-    verdict: judge.Verdict,
-    found: judge.Found | None,
-    place: np.ndarray,
-    nearer: bool,
-    alike: float,
-    far: float,
-) -> Score:
-    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-
-    whole: Any = structural_similarity(picture.numpy(), wanted.numpy(), channel_axis=-1, data_range=1.0, full=True)
-    inside = np.repeat(np.repeat(place, 2, 0), 2, 1)
-    overlap = 0.0 if found is None else float((found.mask & place).sum() / (found.mask | place).sum())
-    others = [mask for number, mask in enumerate(case.rendered.masks) if number != case.number]
-    painted = functools.reduce(np.logical_or, (one.mask for one in verdict.objects), np.zeros_like(place))
-    beside = any(float((painted & (mask[::2, ::2] > 0.5)).sum() / max(1, (mask[::2, ::2] > 0.5).sum())) > BESIDE for mask in others)
-    return Score(
-        overlap, found is not None and found.shape == case.subject.shape, found is not None and found.painted(*case.subject.colours),
-        nearer, alike,
-        verdict.ground == case.ground, case.scene.ground != case.ground and verdict.ground == case.scene.ground, beside,
-        float(peak_signal_noise_ratio(wanted.numpy()[inside], picture.numpy()[inside], data_range=1.0)),
-        float(whole[1].mean(-1)[inside].mean()), far,
-    )  # fmt: skip
-
-
-def most_within(verdict: judge.Verdict, place: np.ndarray) -> judge.Found | None:
-    """The object that covers most of a place, if any covers some of it."""
-    best = max(verdict.objects, key=lambda one: int((one.mask & place).sum()), default=None)
-    return best if best is not None and bool((best.mask & place).any()) else None
-
-
-@torch.no_grad()
-def perceptual(eye: judge.Judge, one: Tensor, other: Tensor) -> Tensor:
-    """A distance [B] between pictures as LPIPS reckons it, of the judge's own network: unit features, squared difference, per level."""
-    levels = (eye.levels(judge.scaled(pictures)) for pictures in (one, other))
-    differences = [(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean((1, 2)) for a, b in zip(*levels, strict=True)]
-    return torch.stack(differences).mean(0)
-
-
-@torch.no_grad()
-def frechet(eye: judge.Judge, one: Tensor, other: Tensor) -> float:
-    """Fréchet distance between two sets of pictures, of the judge's features of whole pictures in place of Inception's."""
-    from scipy import linalg
-
-    found = []
-    for pictures in (one, other):
-        levels = torch.cat([level.mean((2, 3)) for level in eye.levels(judge.scaled(pictures))[:4]], 1).double().numpy()
-        found.append((levels.mean(0), np.cov(levels, rowvar=False)))
-    (mean, spread), (other_mean, other_spread) = found
-    root: Any = linalg.sqrtm(spread @ other_spread)
-    return float(((mean - other_mean) ** 2).sum() + np.trace(spread + other_spread - 2 * np.real(root)))
-
-
-@functools.cache
-def rendered(scene: scenes.Scene) -> scenes.Rendered:
-    return scenes.render(scene, subjects.SIZE)
-
-
-def real(case: Case) -> scenes.Scene:
-    """What is asked for, rendered: the object alone, in its place."""
-    same = case.scene.ground == case.ground
-    return scenes.Scene((case.scene.things[case.number],), case.ground, case.scene.seed if same else case.scene.seed + 1)
-
-
-def pictures_of(cases: Sequence[Case]) -> Tensor:
-    return torch.stack([image_of(case.rendered.image) for case in cases])
-
-
-def masks_of(cases: Sequence[Case]) -> Tensor:
-    return torch.stack([torch.from_numpy(case.rendered.masks[case.number]) for case in cases])
-
-
-@functools.cache
-def cases_of(subject: Subject) -> tuple[Case, ...]:
-    """Each reference on each of the other grounds that suit it. Every other reference has a photograph behind it, of the held-out ones."""
-    rng = subjects.random_numbers(subject, 0, 3)
-    known = [photos.load(name) for name in photos.HELD_OUT]
-    suiting = subject.grounds()
-    found = []
-    for number in range(REFERENCES):
-        photo = photos.crop(known[int(rng.integers(len(known)))], rng, subjects.SIZE) if number % 2 else None
-        ground = scenes.PHOTO if photo is not None else str(rng.choice(suiting))
-        size = float(rng.uniform(0.4, 0.65))
-        x, y = (float(one) for one in rng.uniform(size / 2 + 0.02, 1 - size / 2 - 0.02, 2))
-        thing = scenes.Thing(subject.shape, subject.paint, x, y, size, float(rng.uniform(-8, 8)))
-        scene = scenes.Scene((thing,), ground, int(rng.integers(2**30)), photo)
-        others = [str(one) for one in rng.permutation([one for one in suiting if one != ground])[:GROUNDS]]
-        found += [Case(subject, scene, 0, one) for one in others]
-    return tuple(found)
-
-
-@functools.cache
-def pairs_of(subject: Subject) -> tuple[Case, ...]:
-    """References with the subject and another object of its shape in other colours, so that no prompt tells them apart: first the one
-    marked, then the other, for each of several grounds."""
-    rng = subjects.random_numbers(subject, 0, 4)
-    found = []
-    apart = [name for name in scenes.COLOURS if name not in subject.colours]
-    for _ in range(REFERENCES):
-        one, two = (str(name) for name in rng.choice(apart, 2, replace=False))
-        other = Subject(subject.shape, scenes.Paint(one, two, subject.paint.pattern))
-        suiting = [ground for ground in subject.grounds() if ground in other.grounds()] or subject.grounds()
-        ground, asked = (str(name) for name in rng.choice(suiting, 2, replace=len(suiting) < 2))
-        sizes = rng.uniform(0.36, 0.46, 2)
-        first = bool(rng.random() < 0.5)
-        places = ((0.26, float(rng.uniform(0.4, 0.6))), (0.74, float(rng.uniform(0.4, 0.6))))
-        both = (subject, other) if first else (other, subject)
-        things = tuple(scenes.Thing(s.shape, s.paint, x, y, float(size)) for s, (x, y), size in zip(both, places, sizes, strict=True))
-        scene = scenes.Scene(things, ground, int(rng.integers(2**30)))
-        found += [Case(both[number], scene, number, asked) for number in (0, 1)]
-    return tuple(found)
-
-
-def figures_of(name: str, scores: Sequence[Score]) -> list[results.Figure]:
-    return [
-        results.mean(f"{name}: object fidelity", [score.fidelity for score in scores]),
-        results.rate(f"{name}: the object is distorted or missing", [not score.kept for score in scores]),
-        results.rate(f"{name}: the prompt's ground", [score.ground for score in scores]),
-        results.rate(f"{name}: the reference's ground comes back", [score.returned for score in scores]),
-        results.mean(f"{name}: the object's PSNR", [score.psnr for score in scores]),
-        results.mean(f"{name}: the object's SSIM", [score.ssim for score in scores]),
-    ]
-
-
-def compared(ours: Sequence[Score], others: Sequence[Score]) -> list[results.Figure]:
-    """With the mask prompt against without (Table 4)."""
-    measures: tuple[tuple[str, bool, Callable[[Score], float]], ...] = (
-        ("object fidelity", True, lambda score: score.fidelity),
-        ("the object is distorted or missing", False, lambda score: not score.kept),
-        ("the reference's ground comes back", False, lambda score: score.returned),
-    )
-    found = []
-    for what, more, of in measures:
-        one, other = ([float(of(score)) for score in scores] for scores in (ours, others))
-        first, second = (results.mean(what, values) for values in (one, other))
-        differences = [a - b for a, b in zip(one, other, strict=True)]
-        found.append(results.apart(f"with the mask prompt against without: {what}", first, second, more, differences))
-    return found
-
-
-def tables(bench: Bench) -> list[results.Figure]:
+def tables(bench: Bench) -> list[Figure]:
     """All figures, the most telling first."""
     chosen = SUBJECTS[: bench.size.subjects]
 
@@ -401,39 +202,41 @@ def tables(bench: Bench) -> list[results.Figure]:
         found = figures_of(method.name, gathered(method, cases_of))
         if method == MASK:
             found[2] = replace(found[2], bar="≥ 0.85", met=found[2].value >= 0.85)
-        figures += found if method != TUNED else [found[0], found[2]]  # it stands where it likes
+        figures += found
     both = gathered(MASK, pairs_of)
     right = [one.chosen and other.chosen for one, other in zip(both[::2], both[1::2], strict=True)]
     figures += [
-        results.rate("two objects of one shape: the mask decides which of them appears", right, 0.9),
-        results.rate("two objects of one shape: the marked one alone", [score.chosen for score in both]),
-        results.rate("two objects of one shape: both of its colours are right", [score.colours for score in both]),
-        results.rate("two objects of one shape: the other one as well", [score.beside for score in both]),
+        rate("two objects of one shape: the mask decides which of them appears", right, 0.9),
+        rate("two objects of one shape: the marked one alone", [score.chosen for score in both]),
+        rate("two objects of one shape: both of its colours are right", [score.colours for score in both]),
+        rate("two objects of one shape: the other one as well", [score.beside for score in both]),
     ]
     return [*figures, *reconstruction(bench, chosen)]
 
 
-def reconstruction(bench: Bench, chosen: Sequence[Subject]) -> list[results.Figure]:
-    """Table 2: the reference itself is asked for."""
+def reconstruction(bench: Bench, chosen: Sequence[Subject]) -> list[Figure]:
+    """Table 2: the reference itself is asked for. Of a photograph the prompt can say no more than that it is one."""
     figures = []
     for method in (MASK, BARE, REAL):
-        found: list[Score] = []
-        pictures = []
-        wanted = []
-        for subject in chosen:
-            asked = tuple(replace(case, ground=case.scene.ground) for case in cases_of(subject)[::GROUNDS] if case.scene.photo is None)
-            for seed in range(bench.size.seeds):
-                found += bench.scores(asked, method, seed)
-                pictures.append(bench.painted(asked, method, seed))
-                wanted.append(pictures_of(asked))
-        name = f"reconstruction, {method.name}"
-        distance = frechet(bench.eye, torch.cat(pictures), torch.cat(wanted))
-        figures += [
-            results.Figure(f"{name}: Fréchet distance (judge's features)", distance, distance, distance, len(found)),
-            results.mean(f"{name}: the object's PSNR", [score.psnr for score in found]),
-            results.mean(f"{name}: the object's SSIM", [score.ssim for score in found]),
-            results.mean(f"{name}: perceptual distance (judge's features)", [score.perceptual for score in found]),
-        ]
+        for kind, photographs in (("", False), (", photographs", True)):
+            found: list[Score] = []
+            pictures = []
+            wanted = []
+            for subject in chosen:
+                references = [case for case in cases_of(subject)[::GROUNDS] if (case.scene.photo is not None) == photographs]
+                asked = tuple(replace(case, ground=case.scene.ground) for case in references)
+                for seed in range(bench.size.seeds):
+                    found += bench.scores(asked, method, seed)
+                    pictures.append(bench.painted(asked, method, seed))
+                    wanted.append(pictures_of(asked))
+            name = f"reconstruction, {method.name}{kind}"
+            distance = frechet(bench.eye, torch.cat(pictures), torch.cat(wanted))
+            figures += [
+                Figure(f"{name}: Fréchet distance (judge's features)", distance, distance, distance, len(found)),
+                mean(f"{name}: the object's PSNR", [score.psnr for score in found]),
+                mean(f"{name}: the object's SSIM", [score.ssim for score in found]),
+                mean(f"{name}: perceptual distance (judge's features)", [score.perceptual for score in found]),
+            ]
     return figures
 
 
@@ -458,7 +261,7 @@ def sheet(bench: Bench) -> None:
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     usual = Size()
-    bench = Bench(results.size_of(usual, command, __doc__, arguments))
+    bench = Bench(size_of(usual, command, __doc__, arguments))
     figures = tables(bench)
     sheet(bench)
     notes = {
@@ -467,6 +270,7 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
         "other's, and the other's place is empty",
         "object fidelity": "cosine of the judge's features of the object in the reference and in the picture, in place of CLIP-I and DINO",
         "distorted or missing": f"the judge does not find its shape in both of its colours, with {SAME} of its mask's outline",
+        "DreamCom's tuning": "is not told the place: its object is judged wherever it stands, but outline, PSNR and SSIM in the mask",
         "checkpoint": tiny_model.CHECKPOINT.name,
     }
-    results.write("mask-controlnet", command, figures, notes, bench.size == usual)
+    write("mask-controlnet", command, figures, notes, bench.size == usual)

@@ -21,18 +21,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from demo import judge, scenes, subjects, tiny_model
+from demo import judge, scenes, tiny_model
 from demo.painter import SAMPLER, SCHEDULER, Painter
-from demo.subjects import SUBJECTS, Subject
+from demo.subjects import Subject
 
-from .. import figures as results
 from ..cache import Kept, image_of, keep, keep_pictures, kept_pictures, sha
+from ..figures import Figure, apart, mean, size_of, write
+from .mcgm_methods import BASELINE, BLANK, ONE, SHAPED, WHOLE, WITHOUT_LOSS, Method, Trained
+from .mcgm_pictures import PICTURES, SIZE, grounds, poses, rendered
+from .mcgm_scores import Score, figures_of, mixed, no_worse, owners, score_of, wins
+from .settings import beside_defaults
 
 FORMAT = 1
-WORK = Path(__file__).resolve().parent.parent / "demo" / "work" / "mcgm"
-SHEET = Path(__file__).resolve().parent.parent / "demo" / "output" / "mcgm-table.png"
+WORK = tiny_model.ROOT / "demo" / "work" / "mcgm"
+SHEET = tiny_model.ROOT / "demo" / "output" / "mcgm-table.png"
 NAME = "subject-"
-SIZE = subjects.SIZE
 BATCH = 8
 RATE = 5e-4
 AVERAGE = 0.99
@@ -41,63 +44,12 @@ subjects' kinds."""
 STEPS = 15
 CFG = 4.0
 """Of painting."""
-PLACES: dict[int, tuple[tuple[float, float], ...]] = {
-    1: ((0.5, 0.5),),
-    2: ((0.27, 0.45), (0.73, 0.55)),
-    3: ((0.26, 0.3), (0.73, 0.3), (0.5, 0.74)),
-}
-"""Where one, two and three subjects stand in the picture that is learned."""
-SIZES: dict[int, tuple[float, float]] = {1: (0.45, 0.7), 2: (0.38, 0.48), 3: (0.36, 0.44)}
-"""Of their masks, from and to, as parts of the picture."""
-
-STAR, BALL, TRIANGLE, HEART, BOX, RING, FISH, CROSS = SUBJECTS
-PICTURES: tuple[tuple[Subject, ...], ...] = (
-    (BALL,), (FISH,), (HEART,), (BALL, HEART), (STAR, CROSS), (RING, TRIANGLE), (BALL, HEART, TRIANGLE), (STAR, CROSS, TRIANGLE),
-)  # fmt: skip
-"""No two subjects of a picture share a colour, so that each cell of an object is of one of them."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """How a picture's subjects are learned."""
-
-    name: str
-    masks: bool = True
-    mask_attention: bool = True
-
-
-WHOLE = Trained("MCGM")
-NO_LOSS = Trained("without the mask attention loss", mask_attention=False)
-BREAK_A_SCENE = Trained("Break-A-Scene", False)
-
-
-@dataclass(frozen=True)
-class Method:
-    """How they are painted: by which training, and with which masks: "shaped", "blank" (zero tokens), or "one" mask for all."""
-
-    name: str
-    trained: Trained
-    masks: str = "shaped"
-
-
-SHAPED = Method("shaped masks", WHOLE)
-BLANK = Method("blank masks", WHOLE, "blank")
-WITHOUT_LOSS = Method("without the mask attention loss", NO_LOSS)
-BASELINE = Method("Break-A-Scene", BREAK_A_SCENE, "none")
-ONE = Method("one mask for all", WHOLE, "one")
-
-
-@dataclass(frozen=True)
-class Score:
-    """What the judge says of one picture, a value for each subject, but for `mixed`, which has one for each object that it found.
-
-    `overlap`: of what is painted in the subject's colours (of a single subject, of all that is an object) with its mask; `present`: an
-    object of its shape in both of its colours is somewhere; `mixed`: the part of an object that is not of the subject most of it is of.
-    """
-
-    overlap: tuple[float, ...]
-    present: tuple[bool, ...]
-    mixed: tuple[float, ...]
+PAPER = {
+    "steps": 400, "weight_steps": 400, "method": "full", "learning_rate": 2e-6, "batch_size": 1, "size": 512, "background": "plain",
+    "move_subjects": False, "attention_weight": 0.01, "mask_attention_weight": 0.3, "background_weight": 0.0, "mask_tokens": "paper",
+    "average": 0.0,
+}  # fmt: skip
+"""Of Train MCGM's inputs, as sections 3 and 4 of the paper have them."""
 
 
 @dataclass(frozen=True)
@@ -246,94 +198,7 @@ class Bench:
         return [Score(**{name: tuple(value) for name, value in one.items()}) for one in json.loads(file.read_text("utf-8"))]
 
 
-def score_of(picture: tuple[Subject, ...], masks: np.ndarray, seen: judge.Verdict, whose: np.ndarray) -> Score:
-    """`masks` [n, 128, 128]; `whose` [64, 64], the number of the subject whose an object's cell is, -1 where no object is."""
-    overlap = tuple(overlapping(whose == number, mask[::2, ::2] > 0.5) for number, mask in enumerate(masks))
-    present = tuple(any(found.shape == one.shape and found.painted(*one.colours) for found in seen.objects) for one in picture)
-    shares = [[float((whose[found.mask] == number).mean()) for number in range(len(picture))] for found in seen.objects]
-    return Score(overlap, present, tuple(1 - max(share) for share in shares) if len(picture) > 1 else ())
-
-
-def owners(eye: judge.Judge, picture: tuple[Subject, ...], pictures: Tensor) -> np.ndarray:
-    """For each cell of pictures [B, 128, 128, 3] the number of the subject that has the likeliest of its colours, -1 where no object is."""
-    found, colours = judge.cells(eye, pictures)
-    names = list(scenes.COLOURS)
-    each = torch.stack([colours[:, [names.index(name) for name in one.colours]].amax(1) for one in picture], 1)
-    return torch.where(found > 0.5, each.argmax(1), -1).numpy()
-
-
-def overlapping(one: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union."""
-    return float((one & other).sum() / max(1, (one | other).sum()))
-
-
-@functools.cache
-def rendered(picture: tuple[Subject, ...]) -> scenes.Rendered:
-    """The one picture that is learned from."""
-    size = sum(SIZES[len(picture)]) / 2
-    things = (scenes.Thing(one.shape, one.paint, x, y, size) for one, (x, y) in zip(picture, PLACES[len(picture)], strict=True))
-    return scenes.render(scenes.Scene(tuple(things), suiting(picture)[0], 1), SIZE)
-
-
-@functools.cache
-def poses(picture: tuple[Subject, ...], count: int) -> list[scenes.Rendered]:
-    """The subjects elsewhere, larger or smaller, tilted; several change places. Fewer are the first of more."""
-    rng = subjects.random_numbers(picture[0], len(picture), 2)
-    drawn = []
-    for _ in range(count):
-        order = rng.permutation(len(picture))
-        things = []
-        for place, one in zip(order, picture, strict=True):
-            size = float(rng.uniform(*SIZES[len(picture)]))
-            x, y = (
-                rng.uniform(size / 2, 1 - size / 2, 2)
-                if len(picture) == 1
-                else np.add(PLACES[len(picture)][place], rng.uniform(-0.03, 0.03, 2))
-            )
-            things.append(scenes.Thing(one.shape, one.paint, float(x), float(y), size, float(rng.uniform(-15, 15))))
-        drawn.append(scenes.render(scenes.Scene(tuple(things), scenes.GROUNDS[0], 0), SIZE))
-    return drawn
-
-
-def suiting(picture: tuple[Subject, ...]) -> list[str]:
-    """The drawn grounds on which no subject's colour is lost."""
-    return [ground for ground in scenes.GROUNDS if all(ground in one.grounds() for one in picture)] or list(scenes.GROUNDS)
-
-
-def grounds(picture: tuple[Subject, ...], count: int) -> list[str]:
-    """Of the pictures that are painted: others than that of the picture which was learned, where there are others."""
-    others = suiting(picture)[1:] or suiting(picture)
-    return [others[number % len(others)] for number in range(count)]
-
-
-def figures_of(name: str, scores: Sequence[Score]) -> list[results.Figure]:
-    found = [
-        results.mean(f"{name}: overlap with the mask", [value for score in scores for value in score.overlap]),
-        results.rate(f"{name}: the subject is there", [value for score in scores for value in score.present]),
-    ]
-    parts = mixed(f"{name}: part of an object in another's colours", scores)
-    return [*found, parts] if parts.cases else found
-
-
-def mixed(name: str, scores: Sequence[Score]) -> results.Figure:
-    """How much of an object is in another subject's colours, on average."""
-    return results.mean(name, [value for score in scores for value in score.mixed])
-
-
-def no_worse(name: str, ours: Sequence[Score], others: Sequence[Score]) -> results.Figure:
-    """The difference of how often the subjects are there; no worse by more than five points."""
-    differences = [float(np.mean(one.present)) - float(np.mean(other.present)) for one, other in zip(ours, others, strict=True)]
-    found = results.mean(name, differences)
-    return replace(found, bar="≥ -0.05", met=found.value >= -0.05)
-
-
-def wins(ours: Sequence[Score], others: Sequence[Score]) -> list[float]:
-    """Of pairs of the same pose and noise: one where our picture overlaps its masks more, a half where both do as much."""
-    pairs = [(float(np.mean(one.overlap)), float(np.mean(other.overlap))) for one, other in zip(ours, others, strict=True)]
-    return [0.5 if one == other else float(one > other) for one, other in pairs]
-
-
-def tables(bench: Bench) -> list[results.Figure]:
+def tables(bench: Bench) -> list[Figure]:
     """All figures, the most telling first. Without the mask attention loss only pictures of two subjects are learned."""
     chosen = PICTURES[: bench.size.pictures]
 
@@ -351,7 +216,7 @@ def tables(bench: Bench) -> list[results.Figure]:
     counts = tuple(sorted({len(picture) for picture in chosen}))
     figures = []
     for other in (BLANK, BASELINE):
-        won = results.mean(f"shaped masks against {other.name}: pairs won", wins(gathered(SHAPED, counts), gathered(other, counts)))
+        won = mean(f"shaped masks against {other.name}: pairs won", wins(gathered(SHAPED, counts), gathered(other, counts)))
         figures.append(replace(won, bar="≥ 0.9", met=won.value >= 0.9))
     for other in (BLANK, BASELINE):
         figures.append(
@@ -359,7 +224,7 @@ def tables(bench: Bench) -> list[results.Figure]:
         )
     if 2 in counts:
         mixing = (mixed("", gathered(method, (2,))) for method in (SHAPED, WITHOUT_LOSS))
-        figures.append(results.apart("2 subjects, shaped masks with against without their attention loss: mixing", *mixing, more=False))
+        figures.append(apart("2 subjects, shaped masks with against without their attention loss: mixing", *mixing, more=False))
     for method in (SHAPED, BLANK, BASELINE):
         figures += figures_of(method.name, gathered(method, counts))
     for number in counts:
@@ -367,9 +232,9 @@ def tables(bench: Bench) -> list[results.Figure]:
             figures += figures_of(f"{number} subject{'s' if number > 1 else ''}, {method.name}", gathered(method, (number,)))
     for method in (SHAPED, BLANK):
         taken = [share for picture in chosen for share in bench.shares(picture, method)]
-        figures.append(results.mean(f"{method.name}: a mask token's share of the attention (evenly shared it were 0.013)", taken))
+        figures.append(mean(f"{method.name}: a mask token's share of the attention (evenly shared it were 0.013)", taken))
     seconds = [json.loads((bench.learned(picture, WHOLE) / "about.json").read_text("utf-8"))["seconds"] for picture in chosen]
-    return [*figures, results.mean("seconds of training for one picture", seconds)]
+    return [*figures, mean("seconds of training for one picture", seconds)]
 
 
 def sheet(bench: Bench) -> None:
@@ -390,13 +255,28 @@ def sheet(bench: Bench) -> None:
     contact_sheet(rows, 160).save(SHEET)
 
 
+def settings(options: Any) -> str:
+    """What `bench.options` sets that Train MCGM has another default for, or the paper another value. A rate of 0 is the usual one."""
+    from maskprompt.nodes.train_mcgm import TrainMCGM
+
+    measured = {
+        "steps": options.steps, "weight_steps": options.weight_steps, "method": options.method, "learning_rate": options.rate or 0.0,
+        "batch_size": options.batch, "size": options.size, "background": options.background, "move_subjects": options.move,
+        "attention_weight": options.attention_weight, "mask_attention_weight": options.mask_attention_weight,
+        "background_weight": options.background_weight, "prior_weight": options.prior_weight,
+        "mask_tokens": options.mode if options.masks else "off", "average": options.average,
+    }  # fmt: skip
+    return beside_defaults(measured, TrainMCGM, PAPER)
+
+
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     usual = Size()
-    bench = Bench(results.size_of(usual, command, __doc__, arguments))
+    bench = Bench(size_of(usual, command, __doc__, arguments))
     figures = tables(bench)
     sheet(bench)
     how = bench.options(PICTURES[0], WHOLE)
     notes = {
+        "settings other than the node's defaults or the paper's": settings(how),
         "training": f"{usual.steps} + {usual.weight_steps} steps of {BATCH} pictures of {SIZE} px, all weights, rate {RATE:g}, their "
         f"moving average ({AVERAGE:g}); "
         f"attention weight {how.attention_weight:g}, of mask tokens {how.mask_attention_weight:g} times that, background weight "
@@ -407,4 +287,4 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
         "not measured": "how well picture and text fit: a user study in the paper",
         "checkpoint": tiny_model.CHECKPOINT.name,
     }
-    results.write("mcgm", command, figures, notes, bench.size == usual)
+    write("mcgm", command, figures, notes, bench.size == usual)

@@ -13,6 +13,9 @@ TABLES: dict[str, str] = {
     "meca": "meca",
     "mcgm": "mcgm",
     "mask-controlnet": "mask_controlnet",
+    "paste-back": "paste_back",
+    "sam": "sam",
+    "tiny-edit": "tiny_edit",
 }
 """The tables and the modules that measure them."""
 

@@ -10,7 +10,6 @@ import argparse
 import datetime
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,9 @@ from torch import Tensor
 from demo import judge, photos, scenes, tiny_model
 from demo.painter import CFG, SAMPLER, STEPS, Painter
 
-from .. import figures as results
+from ..figures import FOLDER, Figure, machine, mean, rate, write
 
-SHEET = Path(__file__).resolve().parent.parent / "demo" / "samples.png"
+SHEET = tiny_model.ROOT / "demo" / "samples.png"
 HELD = [
     (shape, colour, ground)
     for shape in scenes.SHAPES for colour in scenes.COLOURS for ground in scenes.GROUNDS
@@ -37,26 +36,26 @@ def words(shape: str, colour: str, ground: str | None = None) -> str:
     return scene.caption(with_ground=ground is not None)
 
 
-def judged(eye: judge.Judge, count: int = 600, seed: int = 99) -> list[results.Figure]:
+def judged(eye: judge.Judge, count: int = 600, seed: int = 99) -> list[Figure]:
     """How well the judge itself sees: fresh renders of one plain object."""
     from demo import train_judge
 
     accuracy = train_judge.right_of(eye, seed=seed, count=count)
-    return [results.rate(f"judge on fresh renders: {name} right", values, 0.97) for name, values in accuracy.items()]
+    return [rate(f"judge on fresh renders: {name} right", values, 0.97) for name, values in accuracy.items()]
 
 
-def judged_in_patterns(eye: judge.Judge, count: int = 600, seed: int = 99) -> list[results.Figure]:
+def judged_in_patterns(eye: judge.Judge, count: int = 600, seed: int = 99) -> list[Figure]:
     """The same of objects in patterns, such as DreamCom's subjects: both of an object's colours must be named."""
     from demo import train_judge
 
     accuracy = train_judge.right_of(eye, seed=seed, count=count, pattern=True)
     return [
-        results.rate("judge on fresh patterned renders: shape right", accuracy["shape"], 0.95),
-        results.rate("judge on fresh patterned renders: both colours right", accuracy["colour"], 0.95),
+        rate("judge on fresh patterned renders: shape right", accuracy["shape"], 0.95),
+        rate("judge on fresh patterned renders: both colours right", accuracy["colour"], 0.95),
     ]
 
 
-def captions(painter: Painter, eye: judge.Judge, count: int = 200, seed: int = 0) -> tuple[list[results.Figure], Tensor]:
+def captions(painter: Painter, eye: judge.Judge, count: int = 200, seed: int = 0) -> tuple[list[Figure], Tensor]:
     """Held-out captions of one object: rates of right ground, colour, shape; and the pictures."""
     order = np.random.default_rng(seed).permutation(len(HELD))[:count]
     chosen = [HELD[index] for index in order]
@@ -66,14 +65,14 @@ def captions(painter: Painter, eye: judge.Judge, count: int = 200, seed: int = 0
     verdicts = judge.look(eye, pictures)
     found = [verdict.best(shape) for verdict, (shape, _, _) in zip(verdicts, chosen, strict=True)]
     return [
-        results.rate("ground right", [v.ground == t[2] for v, t in zip(verdicts, chosen, strict=True)], 0.9),
-        results.rate("colour right", [f is not None and f.colour == t[1] for f, t in zip(found, chosen, strict=True)], 0.9),
-        results.rate("shape right", [f is not None and f.shape == t[0] for f, t in zip(found, chosen, strict=True)], 0.8),
-        results.rate("exactly one object", [len(v.objects) == 1 for v in verdicts]),
+        rate("ground right", [v.ground == t[2] for v, t in zip(verdicts, chosen, strict=True)], 0.9),
+        rate("colour right", [f is not None and f.colour == t[1] for f, t in zip(found, chosen, strict=True)], 0.9),
+        rate("shape right", [f is not None and f.shape == t[0] for f, t in zip(found, chosen, strict=True)], 0.8),
+        rate("exactly one object", [len(v.objects) == 1 for v in verdicts]),
     ], pictures
 
 
-def two_objects(painter: Painter, eye: judge.Judge, count: int = 64, seed: int = 1) -> list[results.Figure]:
+def two_objects(painter: Painter, eye: judge.Judge, count: int = 64, seed: int = 1) -> list[Figure]:
     """Captions of two objects ("a red star and a blue ball on sand"): each of the two, left and right, with its own colour."""
     rng = np.random.default_rng(seed)
     drawn = [scenes.random_scene(rng, two=1, allow_held_out=True) for _ in range(count)]
@@ -85,7 +84,7 @@ def two_objects(painter: Painter, eye: judge.Judge, count: int = 64, seed: int =
             seen = verdict.objects[index] if len(verdict.objects) == 2 else None
             right["shape of each"].append(seen is not None and seen.shape == thing.shape)
             right["colour of each"].append(seen is not None and seen.colour == thing.paint.colour)
-    return [results.rate(f"two objects: {name}", values) for name, values in right.items()]
+    return [rate(f"two objects: {name}", values) for name, values in right.items()]
 
 
 def photographs(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -122,7 +121,7 @@ def in_box(verdict: judge.Verdict, before: judge.Verdict | None, mask: Tensor) -
     return best
 
 
-def boxes(painter: Painter, eye: judge.Judge, count: int = 200, seed: int = 2) -> list[results.Figure]:
+def boxes(painter: Painter, eye: judge.Judge, count: int = 200, seed: int = 2) -> list[Figure]:
     """An object painted into a box on a held-out photograph; the photograph must come back unchanged outside it."""
     from maskprompt.images import crops
 
@@ -141,10 +140,10 @@ def boxes(painter: Painter, eye: judge.Judge, count: int = 200, seed: int = 2) -
     found = [in_box(v, b, m) for v, b, m in zip(after, before, masks, strict=True)]
     same = [bool(torch.equal(p[m == 0], o[m == 0])) for p, o, m in zip(pasted, pictures, masks, strict=True)]
     return [
-        results.rate("box: object inside the box", [f is not None for f in found], 0.9),
-        results.rate("box: colour right", [f is not None and f.colour == t[1] for f, t in zip(found, chosen, strict=True)]),
-        results.rate("box: shape right", [f is not None and f.shape == t[0] for f, t in zip(found, chosen, strict=True)]),
-        results.rate("box: outside unchanged to the bit after Paste Back", same, 1.0),
+        rate("box: object inside the box", [f is not None for f in found], 0.9),
+        rate("box: colour right", [f is not None and f.colour == t[1] for f, t in zip(found, chosen, strict=True)]),
+        rate("box: shape right", [f is not None and f.shape == t[0] for f, t in zip(found, chosen, strict=True)]),
+        rate("box: outside unchanged to the bit after Paste Back", same, 1.0),
     ]
 
 
@@ -171,11 +170,11 @@ def similar_object(rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor
     return torch.from_numpy(np.stack(pictures)).float() / 255, mask_of(boxes), asked, torch.from_numpy(np.stack(similar))
 
 
-def masked(painter: Painter, eye: judge.Judge, count: int = 100, seed: int = 3) -> list[results.Figure]:
+def masked(painter: Painter, eye: judge.Judge, count: int = 100, seed: int = 3) -> list[Figure]:
     """Masked against plain attention, the same pictures and noise, where the photograph already holds a similar object."""
     from maskprompt.attention import chain, layers
-    from maskprompt.attention import masked_attention as pack
     from maskprompt.attention.grid import RegionMask
+    from maskprompt.attention.masked_attention import MaskedCrossAttention, MaskedSelfAttention
 
     pictures, masks, asked, _ = similar_object(np.random.default_rng(seed), count)
     texts = [words(shape, colour) for shape, colour in asked]
@@ -183,9 +182,9 @@ def masked(painter: Painter, eye: judge.Judge, count: int = 100, seed: int = 3) 
 
     def variants(part: Tensor) -> dict[str, list[Any]]:
         region = RegionMask(part)
-        cross = pack.MaskedCrossAttention(region)
-        own = pack.MaskedSelfAttention(region, "paper", scope)
-        apart = pack.MaskedSelfAttention(region, "renormalised", scope)
+        cross = MaskedCrossAttention(region)
+        own = MaskedSelfAttention(region, "paper", scope)
+        apart = MaskedSelfAttention(region, "renormalised", scope)
         return {"plain": [], "cross": [cross], "self": [own], "cross + self": [cross, own], "cross + self renormalised": [cross, apart]}
 
     before = judge.look(eye, pictures)
@@ -202,9 +201,9 @@ def masked(painter: Painter, eye: judge.Judge, count: int = 100, seed: int = 3) 
         right = [f is not None and f.shape == a[0] for f, a in zip(found, asked, strict=True)]
         errors = [judge.colour_error(f.mean, a[1]) for f, a in zip(found, asked, strict=True) if f is not None]
         figures += [
-            results.rate(f"similar object beside, {name}: an object in the box", [f is not None for f in found]),
-            results.rate(f"similar object beside, {name}: of the asked shape", right),
-            results.mean(f"similar object beside, {name}: colour error (CIEDE2000)", errors),
+            rate(f"similar object beside, {name}: an object in the box", [f is not None for f in found]),
+            rate(f"similar object beside, {name}: of the asked shape", right),
+            mean(f"similar object beside, {name}: colour error (CIEDE2000)", errors),
         ]
     return figures
 
@@ -216,19 +215,19 @@ def sheet(pictures: Tensor, columns: int = 16) -> None:
     image.save(SHEET, optimize=True)
 
 
-def captions_and_sheet(painter: Painter, eye: judge.Judge) -> list[results.Figure]:
+def captions_and_sheet(painter: Painter, eye: judge.Judge) -> list[Figure]:
     figures, pictures = captions(painter, eye)
     sheet(pictures)
     return figures
 
 
-PARTS: dict[str, Callable[[Painter, judge.Judge], list[results.Figure]]] = {
+PARTS: dict[str, Callable[[Painter, judge.Judge], list[Figure]]] = {
     "judge": lambda painter, eye: judged(eye), "patterns": lambda painter, eye: judged_in_patterns(eye),
     "captions": captions_and_sheet, "two-objects": two_objects, "boxes": boxes, "masked": masked,
 }  # fmt: skip
 
 
-def merged(kept: Sequence[results.Figure], measured: Sequence[results.Figure]) -> list[results.Figure]:
+def merged(kept: Sequence[Figure], measured: Sequence[Figure]) -> list[Figure]:
     """The kept figures with those measured in their places; one that is new stands behind the last that begins with the same word."""
     figures = list(kept)
     for new in measured:
@@ -251,10 +250,10 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     eye = judge.load()
     notes = {"sampler": f"{SAMPLER}, {STEPS} steps, CFG {CFG}", "checkpoint": tiny_model.CHECKPOINT.name}
     if part is None:
-        results.write("tiny-model", command, [figure for measure in PARTS.values() for figure in measure(painter, eye)], notes)
+        write("tiny-model", command, [figure for measure in PARTS.values() for figure in measure(painter, eye)], notes)
         return
-    content = json.loads((results.FOLDER / "tiny-model.json").read_text("utf-8"))
-    figures = merged([results.Figure(**figure) for figure in content.pop("figures")], PARTS[part](painter, eye))
+    content = json.loads((FOLDER / "tiny-model.json").read_text("utf-8"))
+    figures = merged([Figure(**figure) for figure in content.pop("figures")], PARTS[part](painter, eye))
     # All that is kept about the other figures, their date above all, stays; this part's own stands beside it.
-    content[f"{part} alone"] = f"{datetime.date.today().isoformat()}, {results.machine()}"
-    results.write("tiny-model", command, figures, {**content, **notes})
+    content[f"{part} alone"] = f"{datetime.date.today().isoformat()}, {machine()}"
+    write("tiny-model", command, figures, {**content, **notes})

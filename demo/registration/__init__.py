@@ -1,13 +1,16 @@
-"""A custom-node folder without nodes: lets ComfyUI's stock loaders take the tiny model of demo/ and its vision encoder.
+"""A custom-node folder without nodes: lets ComfyUI's stock loaders take the tiny models of demo/ and the tiny vision encoder.
 
 The demo and the tests put this folder beside the pack; users never need it. The tiny model has SD 1.5
 inpainting's blocks and key names at a tenth of the width, so the widths are all there is to register.
 Of CLIP vision models ComfyUI knows a fixed few, in one function; here, and only here, it is given one more.
+tiny-edit (`tiny_edit.py`) has Flux's layout at a twelfth of the width, and a CLIP-L text encoder at a sixth.
 """
 
 from __future__ import annotations
 
+import json
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any
 
 import comfy.clip_vision
@@ -15,6 +18,8 @@ import comfy.latent_formats
 import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
+
+from . import tiny_edit
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {}
 
@@ -29,19 +34,9 @@ TEXT_CONFIG: dict[str, Any] = {
     "vocab_size": 49408,
     "eos_token_id": 49407,
 }
-VISION_CONFIG: dict[str, Any] = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 192,
-    "intermediate_size": 384,
-    "num_attention_heads": 3,
-    "num_hidden_layers": 4,
-    "hidden_act": "quick_gelu",
-    "image_size": 128,
-    "patch_size": 8,
-    "num_channels": 3,
-    "projection_dim": 128,
-    "layer_norm_eps": 1e-5,
-}
+VISION_FILE = Path(__file__).resolve().parent / "tiny-clip-vision.json"
+"""A file, as ComfyUI before 0.24 takes no other form of a vision model's configuration."""
+VISION_CONFIG: dict[str, Any] = json.loads(VISION_FILE.read_text("utf-8"))
 
 
 class TinyTextModel(comfy.sd1_clip.SDClipModel):
@@ -91,6 +86,7 @@ def tiny_vision(state: dict[str, Any]) -> bool:
 def register() -> None:
     if not any(model.__name__ == TinySD.__name__ for model in comfy.supported_models.models):
         comfy.supported_models.models.append(TinySD)
+    tiny_edit.register()
     stock = comfy.clip_vision.load_clipvision_from_sd
     if hasattr(stock, "__wrapped__"):
         return
@@ -99,7 +95,7 @@ def register() -> None:
     def load(sd: dict[str, Any], *rest: Any, **more: Any) -> Any:
         if not tiny_vision(sd):
             return stock(sd, *rest, **more)
-        model = comfy.clip_vision.ClipVisionModel(VISION_CONFIG)
+        model = comfy.clip_vision.ClipVisionModel(str(VISION_FILE))
         model.load_sd(sd)
         return model
 

@@ -1,4 +1,4 @@
-"""The networks of an image prompt: features of a CLIP vision model → a few tokens → keys and values for each cross-attention layer.
+"""The networks of an image prompt: features of a CLIP vision model -> a few tokens -> keys and values for each cross-attention layer.
 
 Three ways to the tokens: IP-Adapter's projection of the pooled embedding ("base"), IP-Adapter-plus' resampler ("plus"), and the token
 compression of "Patch-enhanced Mask Encoder Prompt Image Generation", equation 3 ("compression"). Weights have the names of IP-Adapter's
@@ -20,7 +20,7 @@ PATCHES = "penultimate_hidden_states"
 
 
 class BaseProjection(nn.Module):
-    """The pooled image embedding [N, features] → [N, tokens, context]."""
+    """The pooled image embedding [N, features] -> [N, tokens, context]."""
 
     kind = "base"
     source = POOLED
@@ -38,7 +38,7 @@ class BaseProjection(nn.Module):
 
 
 class Resampler(nn.Module):
-    """A vision model's patch states [N, M, features] → [N, tokens, context]; M is free."""
+    """A vision model's patch states [N, M, features] -> [N, tokens, context]; M is free."""
 
     kind = "plus"
     source = PATCHES
@@ -96,7 +96,7 @@ class LatentAttention(nn.Module):
 
 
 class Compression(nn.Module):
-    """Equation 3: Z' = softmax(Q (Z W_k)ᵗ / √d) (Z W_v), c = `tokens` learned queries for the N > c patch states [B, N, features].
+    """Equation 3: Z' = softmax(Q (Z W_k)^T / sqrt d) (Z W_v), c = `tokens` learned queries for the N > c patch states [B, N, features].
 
     The paper leaves out the linear maps, the softmax and the scale; these are attention's, in so many heads.
     """

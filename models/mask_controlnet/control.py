@@ -31,7 +31,6 @@ class MaskControl(ControlNet):
         super().__init__(network, compression_ratio=1, latent_format=SD15(about.scale), load_device=load_device,
                          manual_cast_dtype=manual_cast_dtype)  # fmt: skip
         self.about = about
-        self.upscale_algorithm = "area"  # ComfyUI's nearest pixel would tear the object where the reference is larger than the picture
 
     @override
     def copy(self) -> MaskControl:
@@ -53,6 +52,14 @@ class MaskControl(ControlNet):
             )
         check_base(self.network.shape, model)
         super().pre_run(model, percent_to_timestep_function)
+
+    @override
+    def get_control(self, x_noisy: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # ComfyUI's nearest pixel would tear the object; "area" averages what shrinks but repeats pixels where it should enlarge.
+        hint = self.cond_hint_original
+        larger = hint is not None and (hint.shape[-2] < 8 * x_noisy.shape[-2] or hint.shape[-1] < 8 * x_noisy.shape[-1])
+        self.upscale_algorithm = "bilinear" if larger else "area"
+        return super().get_control(x_noisy, *args, **kwargs)
 
     @property
     def network(self) -> LatentControlNet:

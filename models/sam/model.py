@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -94,14 +95,17 @@ class LoadedSam:
 
     def ask(self, image: torch.Tensor, prompt: Prompt) -> Answer:
         """The three masks that SAM offers for `prompt` on the picture [H, W, C], on the CPU."""
-        embedding = self.embed(image)
+        return self.answer(self.embed(image), image.shape[0], image.shape[1], prompt)
+
+    def answer(self, embedding: torch.Tensor, height: int, width: int, prompt: Prompt) -> Answer:
+        """The same for a picture of height x width pixels that `embed` has seen: several prompts need to look at it once only."""
         device = _load(self.decoder, 64 * 1024**2)
         with torch.no_grad():
-            logits, scores = self.decoder.model(embedding.to(device), *self._encode(prompt, image.shape[0], image.shape[1], device))
+            logits, scores = self.decoder.model(embedding.to(device), *self._encode(prompt, height, width, device))
         return Answer(logits.cpu(), scores.cpu())
 
     def full_size(self, logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Logits [N, S/4, S/4] of the padded square → [N, height, width] of the picture, enlarged as SAM's own code does."""
+        """Logits [N, S/4, S/4] of the padded square -> [N, height, width] of the picture, enlarged as SAM's own code does."""
         square = F.interpolate(logits[None], (self.image_size, self.image_size), mode="bilinear", align_corners=False)
         inner_height, inner_width = fit(height, width, self.image_size)
         inner = square[..., :inner_height, :inner_width]
@@ -143,6 +147,24 @@ def load(path: str) -> LoadedSam:
     return LoadedSam(network)
 
 
+_shared: weakref.WeakValueDictionary[tuple[str, int, int], LoadedSam] = weakref.WeakValueDictionary()
+"""The models that somebody holds, by their file's path, size and time of change."""
+
+
+def shared(path: str) -> LoadedSam:
+    """Load as `load` does, or hand out the same model while anybody holds it: pointing and running then share weights and embeddings."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return load(path)
+    key = (os.path.abspath(path), found.st_size, found.st_mtime_ns)
+    model = _shared.get(key)
+    if model is None:
+        model = load(path)
+        _shared[key] = model
+    return model
+
+
 def fit(height: int, width: int, longest: int) -> tuple[int, int]:
     """The size, as (height, width), of a picture whose longer side is brought to `longest`, rounded as SAM does."""
     scale = longest / max(height, width)
@@ -150,7 +172,7 @@ def fit(height: int, width: int, longest: int) -> tuple[int, int]:
 
 
 def prepare(image: torch.Tensor, size: int) -> torch.Tensor:
-    """A picture [H, W, 1, 3 or 4] in 0..1 → [1, 3, size, size]: longer side to `size`, normalised, padded at the right and bottom.
+    """A picture [H, W, 1, 3 or 4] in 0..1 -> [1, 3, size, size]: longer side to `size`, normalised, padded at the right and bottom.
 
     Resized in 8 bit by Pillow, because that is what SAM was trained on.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import zipfile
@@ -61,11 +62,11 @@ def box_mask(**inputs: Any) -> Prompt:
     }
 
 
-def cropped(mask: dict[str, Any]) -> Prompt:
+def cropped(mask: dict[str, Any], **more: Any) -> Prompt:
     return {
         "photo": PHOTO,
         "mask": mask,
-        "crop": node("MaskPromptCropAroundBox", image=["photo", 0], mask=["mask", 0], context=0.5, resolution=128),
+        "crop": node("MaskPromptCropAroundBox", image=["photo", 0], mask=["mask", 0], **{"context": 0.5, "resolution": 128, **more}),
         "save": node("SaveImage", images=["crop", 0], filename_prefix="bad-input"),
     }
 
@@ -87,6 +88,14 @@ def painted(mask: dict[str, Any], model: dict[str, Any] = CHECKPOINT) -> Prompt:
         "decoded": node("VAEDecode", samples=["sampler", 0], vae=["clip", 2]),
         "save": node("SaveImage", images=["decoded", 0], filename_prefix="bad-input"),
     }
+
+
+def in_region(mask: dict[str, Any], model: dict[str, Any] = CHECKPOINT) -> Prompt:
+    """The same with a text in a region in place of masked attention."""
+    region = node(
+        "MaskPromptPromptRegion", model=["model", 0], text=["text", 0], mask=["mask", 0], strength=1.0, base="everywhere", apart=0.0
+    )
+    return {**painted(mask, model), "attention": region}
 
 
 def looked_at(words: str, model: dict[str, Any] = CHECKPOINT) -> Prompt:
@@ -183,7 +192,9 @@ def saved(server: Server, prompt: Prompt) -> np.ndarray:
 
 
 REFUSED: dict[str, tuple[Prompt, str]] = {
-    "points that are not JSON": (sam_mask(positive_coords="over there"), r"positive_coords.*not JSON.*over there"),
+    "points that are not JSON": (sam_mask(positive_coords="[over there"), r"positive_coords.*not JSON.*over there"),
+    "points in words": (sam_mask(positive_coords="over there"), r"positive_coords.*not a point.*over there"),
+    "a box in words": (sam_mask(box="around it"), r"box: write a box as left,top,width,height.*around it"),
     "points without x and y": (sam_mask(positive_coords="[[300, 150]]"), "positive_coords.*not a point"),
     "a point outside": (sam_mask(positive_coords='[{"x": 601, "y": 10}]'), "x=601, y=10 lies outside of the picture, which is 600 x 400"),
     "no prompt": (sam_mask(), "cannot know which object"),
@@ -196,8 +207,28 @@ REFUSED: dict[str, tuple[Prompt, str]] = {
     "a box outside": (box_mask(x=700, y=0, width=50, height=50), "lies outside of the picture, which is 600 x 400"),
     "a box without area": (box_mask(x=0, y=0, width=0, height=50), "has no area"),
     "nothing to crop around": (cropped(solid(0.0)), "empty.*nothing to crop around"),
+    "a context that is no number": (cropped(solid(1.0), context=math.nan), "Crop Around Box: context must be from 0 to 1000, got nan"),
+    "an exact size of one side": (cropped(solid(1.0), output_width=512), "output_width is 512 but output_height is 0. Give both"),
+    "an exact size that a VAE would cut": (cropped(solid(1.0), output_width=500, output_height=300), "500x300 would be cut by the VAE"),
+    "a context mask of another shape": (
+        {**cropped(solid(1.0), context_mask=["also", 0]), "also": solid(1.0, 300, 300)},
+        "300x300 but the picture is 600x400",
+    ),
+    "an infinite box": (box_mask(bboxes={"x": 0, "y": 0, "width": math.inf, "height": 9}), "Box Mask: bboxes: .*must be finite"),
+    "a box of 400 digits": (box_mask(bboxes={"x": 10**400, "y": 0, "width": 9, "height": 9}), "Box Mask: bboxes: .*must be finite"),
+    "a picture where the crop belongs": (
+        {
+            **cropped(solid(1.0)),
+            "save": node("SaveImage", images=["back", 0], filename_prefix="bad-input"),
+            "back": node("MaskPromptPasteBack", image=["photo", 0], painted=["crop", 0], crop={"x": 0}, feather=0),
+        },
+        "crop must come from Crop Around Box, got dict",
+    ),
     "a mask of another shape": (painted(solid(1.0, 300, 100)), "the mask is 300x100.*their shapes differ"),
-    "a model that is no UNet": (painted(solid(1.0, 128, 128), VIDEO_MODEL), r"\(MaskPromptMaskedAttention\).*UNet"),
+    "a model that is not known": (painted(solid(1.0, 128, 128), VIDEO_MODEL), r"\(MaskPromptMaskedAttention\).*neither a UNet"),
+    "a region in a model that is not known": (in_region(solid(1.0, 128, 128), VIDEO_MODEL), r"\(MaskPromptPromptRegion\).*neither a UNet"),
+    "a region without area": (in_region(solid(0.0, 128, 128)), "mask of this region is empty"),
+    "a region of another shape": (in_region(solid(1.0, 300, 100)), "the mask is 300x100.*their shapes differ"),
     "a subject marked in two of three pictures": (training([MARKED, solid(0.0, 512, 512), MARKED]), "picture 2 marks nothing"),
     "a subject of nine pixels": (training([MARKED, box(x=9, y=9, width=3, height=3), MARKED]), "picture 2 marks nothing"),
     "a subject's box without area": (training([MARKED, box(x=9, y=9, width=0, height=3), MARKED]), "has no area"),
@@ -292,12 +323,15 @@ def without_inpainting() -> dict[str, torch.Tensor]:
 
 
 def video_model() -> dict[str, torch.Tensor]:
-    """A transformer (Wan 2.1's kind) of one narrow layer, which ComfyUI takes for a diffusion model and which has no UNet's layers."""
+    """A transformer (Wan VACE's kind) of one narrow layer, which ComfyUI takes for a diffusion model and the pack does not know."""
     import comfy.ops
-    from comfy.ldm.wan.model import WanModel
+    from comfy.ldm.wan.model import VaceWanModel
 
     operations = comfy.ops.disable_weight_init
-    model = WanModel(dim=128, ffn_dim=128, num_heads=1, num_layers=1, operations=operations, dtype=torch.float32, device="cpu")
+    model = VaceWanModel(
+        model_type="vace", dim=128, ffn_dim=128, num_heads=1, num_layers=1, vace_layers=1, vace_in_dim=96, operations=operations,
+        dtype=torch.float32, device="cpu",
+    )  # fmt: skip
     return {key: torch.zeros_like(value) for key, value in model.state_dict().items()}
 
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ..support.families_table import Table
+
 Sample = Callable[..., torch.Tensor]
+
+TABLE = Table()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    outcome = yield
+    TABLE.note(item, outcome.get_result())
+
+
+def pytest_sessionfinish() -> None:
+    TABLE.write()
 
 
 def random_model(seed: int = 0, dtype: torch.dtype = torch.float32, in_channels: int = 9) -> Any:

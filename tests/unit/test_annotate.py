@@ -65,10 +65,10 @@ class Scripted(Sam):
     def ask(self, image: Tensor, prompt: sam.Prompt) -> sam.Answer:
         logits = torch.full((3, SQUARE // 4, SQUARE // 4), -SURE)
         scores = torch.zeros(3)
-        for place in range(3):
+        for choice in range(3):
             if self.offers:
-                mask, scores[place] = self.offers.pop(0)
-                logits[place, : mask.shape[0], : mask.shape[1]] = torch.where(mask, SURE, -SURE)
+                mask, scores[choice] = self.offers.pop(0)
+                logits[choice, : mask.shape[0], : mask.shape[1]] = torch.where(mask, SURE, -SURE)
         return sam.Answer(logits, scores)
 
 

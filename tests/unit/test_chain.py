@@ -232,3 +232,44 @@ def test_a_batch_with_a_mask_for_each_picture(model: Any, sample: Sample, cfg: f
     for index in range(3):
         alike = sample(confined(masks[index : index + 1]), batch=3, cfg=cfg)
         torch.testing.assert_close(together[index], alike[index], atol=1e-4, rtol=1e-4)
+
+
+def windowed(model: Any, dim: int, length: int, overlap: int, schedule: str = "standard_static") -> Any:
+    """MODEL under core's Context Windows."""
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+    answer: Any = ContextWindowsManualNode.execute(model, length, overlap, schedule, 1, False, "pyramid", dim, False)
+    return answer[0]
+
+
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+def test_context_windows_over_the_batch_leave_each_picture_its_mask(model: Any, sample: Sample, cfg: float) -> None:
+    """Each of six pictures alone with its own mask is what it is in windows of two that do not overlap."""
+    masks = torch.zeros(6, 128, 128)
+    for number in range(6):
+        masks[number, 16 * number : 16 * number + 40, 20:90] = 1
+    patch = MaskedCrossAttention(grid.RegionMask(masks))
+    in_windows = sample(windowed(chain.install(model, patch), 0, 2, 0), batch=6, cfg=cfg)
+    whole = sample(chain.install(model, patch), batch=6, cfg=cfg)
+    assert (in_windows - whole).abs().max() < 1e-4 * whole.abs().max()
+    seen: list[Any] = []
+    sample(windowed(chain.install(model, Spy("cross", calls=seen)), 0, 4, 2), batch=6, steps=1, cfg=cfg)
+    assert {tuple(row.image for row in call.rows if row.half == 0) for call, _ in seen} == {(0, 1, 2, 3), (1, 2, 3, 4, 5)}
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_context_windows_over_rows_or_columns_see_their_part_of_the_mask(model: Any, sample: Sample, dim: int) -> None:
+    seen: list[Any] = []
+    sample(windowed(chain.install(model, Spy("cross", calls=seen)), dim, 16, 0), size=(32, 32), steps=1)
+    windows = {row.window for call, _ in seen for row in call.rows}
+    # Core shows a later window one row or column more, which it puts before.
+    assert windows == ({(0, 0, 16, 32), (15, 0, 17, 32)} if dim == 2 else {(0, 0, 32, 16), (0, 15, 32, 17)})
+    assert {call.latent for call, _ in seen} == {(32, 32)}
+
+
+def test_scattered_rows_are_refused_in_words(model: Any, sample: Sample) -> None:
+    scattered = windowed(chain.install(model, Nothing("cross")), 2, 8, 0, "standard_uniform")
+    scattered.model_options["context_handler"].closed_loop = True
+    scattered.model_options["context_handler"].context_stride = 2
+    with pytest.raises(RuntimeError, match="do not lie side by side"):
+        sample(scattered, size=(32, 32), steps=4)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from maskprompt.attention import chain, layers, masked_attention
 from maskprompt.images import crops
-from maskprompt.nodes.crop import CropAroundBox, PasteBack
+from maskprompt.nodes.crop import CropAroundBox
 from maskprompt.nodes.dreamcom import MaskedAttention
+from maskprompt.nodes.paste_back import PasteBack
 
 from .conftest import Sample
 from .test_layers import SDXL
@@ -98,13 +99,13 @@ def test_a_mask_of_another_shape_is_refused_before_it_lands_wrong(model: Any, sa
         sample(confined(model, corner(128, 192)))
 
 
-def test_a_model_that_is_no_unet_is_refused_in_words() -> None:
-    class Flux:
+def test_a_model_that_is_not_known_is_refused_in_words() -> None:
+    class Unknown:
         def get_model_object(self, name: str) -> torch.nn.Module:
             return torch.nn.Linear(2, 2)
 
-    with pytest.raises(ValueError, match=r"not a UNet.*SD 1.5, SD 2.1 and SDXL"):
-        confined(Flux(), corner())
+    with pytest.raises(ValueError, match=r"neither a UNet nor a transformer.*SD 1.5, SD 2.1 and SDXL.*Flux"):
+        confined(Unknown(), corner())
 
 
 def test_a_list_of_layers(model: Any, sample: Sample) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -98,6 +99,35 @@ def test_a_web_page_saved_as_a_model_is_named_as_such(tmp_path: Path, suffix: st
 
 @pytest.mark.parametrize("content", [{}, [1, 2], {"epoch": 3}, {"state_dict": {"name": "x"}}])
 def test_a_file_without_weights_is_named_as_such(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(ValueError, match="holds no weights"):
+        files.load_weights(str(save(content, tmp_path / "a.pth")))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_flipped_bytes_give_weights_or_words(weights: dict[str, torch.Tensor], tmp_path: Path, legacy: bool) -> None:
+    whole = save(weights, tmp_path / "a.pth", legacy).read_bytes()
+    rng = np.random.default_rng(5)
+    refused: list[str] = []
+    for number in range(300):
+        damaged = bytearray(whole)
+        place = int(rng.integers(len(whole) if number % 2 else min(400, len(whole))))
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path = tmp_path / "b.pth"
+        path.write_bytes(damaged)
+        try:
+            found = files.load_weights(str(path))
+        except ValueError as error:
+            refused.append(str(error))
+        else:
+            assert all(isinstance(value, torch.Tensor) for value in found.values())
+    assert len(refused) > 30
+    assert all("'b.pth'" in words for words in refused)
+
+
+def test_a_pickle_that_holds_itself_is_no_model(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"epoch": 1}
+    content["model"] = content
+    content["state_dict"] = content
     with pytest.raises(ValueError, match="holds no weights"):
         files.load_weights(str(save(content, tmp_path / "a.pth")))
 

@@ -112,13 +112,13 @@ def test_a_latent_of_another_shape_is_refused_in_words(model: Any) -> None:
         drawn(model, disc(64, 96), (16, 16))
 
 
-def test_a_model_that_is_no_unet_is_refused_in_words() -> None:
-    class Flux:
+def test_a_model_that_is_not_known_is_refused_in_words() -> None:
+    class Unknown:
         def get_model_object(self, name: str) -> torch.nn.Module:
             return torch.nn.Linear(2, 2)
 
-    with pytest.raises(ValueError, match="not a UNet"):
-        drawn(Flux(), disc(64, 64))
+    with pytest.raises(ValueError, match="neither a UNet nor a transformer"):
+        drawn(Unknown(), disc(64, 64))
 
 
 def test_the_preview_is_the_picture(model: Any, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import comfy.controlnet
 import comfy.sd
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from maskprompt.models.mask_controlnet.adapter import MaskConcat
 from maskprompt.models.mask_controlnet.control import Adapter, MaskControl
 from maskprompt.models.mask_controlnet.file import About, Content
 from maskprompt.models.mask_controlnet.network import ADDED, LatentControlNet, started
+from PIL import Image
 from torch import Tensor
 
 from demo import tiny_model, train_control
@@ -288,6 +290,23 @@ def test_a_large_reference_is_shrunk_and_not_thinned_out(model: Any, vae: Any, c
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
 
 
+def test_a_small_reference_is_enlarged_smoothly(model: Any, vae: Any, control: MaskControl) -> None:
+    """As training enlarges its pictures (Pillow's bilinear), not by repeating pixels."""
+    small = reference(height=64, width=64)
+    bilinear = torch.stack([
+        torch.from_numpy(np.asarray(Image.fromarray(small[0, ..., channel].numpy()).resize((128, 128), Image.Resampling.BILINEAR)).copy())
+        for channel in range(3)
+    ], -1)[None]  # fmt: skip
+    x, context = fed()
+    wanted, given = (
+        features(control.copy().set_cond_hint(one.movedim(-1, 1), vae=vae), model, x, 1.0, context) for one in (bilinear, small)
+    )
+    assert wanted is not None
+    assert given is not None
+    for one, other in zip(wanted, given, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
 def test_start_and_end_percent(model: Any, sample: Sample, vae: Any, control: MaskControl) -> None:
     hint = reference()
     plain = sample(model)
@@ -310,12 +329,12 @@ def never(model: Any) -> Any:
 
 
 def test_without_a_fitting_vae_it_says_so_before_sampling(model: Any, sample: Sample, control: MaskControl) -> None:
-    for vae, message in (
+    for wired, message in (
         (None, r"goes through a VAE: connect the checkpoint's VAE to Apply ControlNet's vae input"),
         (SimpleNamespace(latent_channels=16), r"makes latents of 16 channels, Mask-ControlNet's hint has 4: connect the checkpoint's VAE"),
     ):
         with pytest.raises(ValueError, match=message):
-            sample(never(model), **applied(control, reference(), vae))
+            sample(never(model), **applied(control, reference(), wired))
 
 
 def test_a_control_network_of_another_base_is_refused_before_sampling(model: Any, sample: Sample, vae: Any, control: MaskControl) -> None:

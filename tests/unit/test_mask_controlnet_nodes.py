@@ -25,7 +25,7 @@ from .test_dreamcom_nodes import confined, corner
 from .test_mask_controlnet import control, control_of, depth, reference, untrained, vae
 from .test_meca_nodes import adapter as meca_adapter
 from .test_meca_nodes import applied as with_meca
-from .test_nodes import test_it_explains_itself as explains_itself
+from .test_nodes import explains_itself
 
 FIXTURES = (control, depth, vae, meca_adapter)
 WEIGHTS = "diffusion_pytorch_model.safetensors"

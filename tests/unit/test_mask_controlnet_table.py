@@ -10,6 +10,8 @@ import torch
 
 from benchmarks.cache import image_of
 from benchmarks.tables import mask_controlnet as table
+from benchmarks.tables import mask_controlnet_cases
+from benchmarks.tables.mask_controlnet_scores import SAME, Score, compared, frechet, perceptual
 from demo import judge, scenes, subjects, train_mask_controlnet
 from demo.subjects import SUBJECTS
 from demo.train_mask_controlnet import Pairs
@@ -70,9 +72,9 @@ def test_the_narrow_encoder_gives_the_checkpoint_s_latents() -> None:
 
 @pytest.mark.parametrize("subject", SUBJECTS[:4], ids=lambda one: one.name)
 def test_cases_ask_for_other_grounds_and_never_say_a_colour(subject: subjects.Subject) -> None:
-    cases = table.cases_of(subject)
-    assert cases == table.cases_of(subject)
-    assert len({case.scene.seed for case in cases}) == table.REFERENCES
+    cases = mask_controlnet_cases.cases_of(subject)
+    assert cases == mask_controlnet_cases.cases_of(subject)
+    assert len({case.scene.seed for case in cases}) == mask_controlnet_cases.REFERENCES
     for case in cases:
         assert case.ground != case.scene.ground
         assert case.ground in subject.grounds()
@@ -83,8 +85,8 @@ def test_cases_ask_for_other_grounds_and_never_say_a_colour(subject: subjects.Su
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda one: one.name)
 def test_only_the_mask_tells_the_cases_of_a_pair_apart(subject: subjects.Subject) -> None:
-    pairs = table.pairs_of(subject)
-    assert len(pairs) == 2 * table.REFERENCES
+    pairs = mask_controlnet_cases.pairs_of(subject)
+    assert len(pairs) == 2 * mask_controlnet_cases.REFERENCES
     for one, other in zip(pairs[::2], pairs[1::2], strict=True):
         assert one.scene is other.scene
         assert one.prompt == other.prompt
@@ -92,15 +94,15 @@ def test_only_the_mask_tells_the_cases_of_a_pair_apart(subject: subjects.Subject
         assert not set(one.subject.colours) & set(other.subject.colours)
 
 
-def score(case: table.Case, shown: scenes.Scene, eye: judge.Judge, method: table.Method = table.MASK) -> table.Score:
+def score(case: mask_controlnet_cases.Case, shown: scenes.Scene, eye: judge.Judge, method: table.Method = table.MASK) -> Score:
     bench = object.__new__(table.Bench)
     bench.eye = eye
     return bench.judged([case], image_of(scenes.render(shown).image)[None], method)[0]
 
 
 def test_the_judge_sees_what_is_asked_for_and_what_is_not(eye: judge.Judge) -> None:
-    case = table.pairs_of(SUBJECTS[0])[0]
-    right = score(case, table.real(case), eye)
+    case = mask_controlnet_cases.pairs_of(SUBJECTS[0])[0]
+    right = score(case, mask_controlnet_cases.real(case), eye)
     assert right.kept
     assert right.chosen
     assert right.ground or case.ground == case.scene.ground
@@ -111,12 +113,12 @@ def test_the_judge_sees_what_is_asked_for_and_what_is_not(eye: judge.Judge) -> N
     assert both.beside
     assert not both.chosen
     assert case.scene.ground == case.ground or both.returned
-    other = table.Case(case.subject, case.scene, 1 - case.number, case.ground)
-    assert not score(case, table.real(other), eye).chosen
+    other = mask_controlnet_cases.Case(case.subject, case.scene, 1 - case.number, case.ground)
+    assert not score(case, mask_controlnet_cases.real(other), eye).chosen
     marked = case.scene.things[case.number]
     away = case.scene.things[1 - case.number]
     painted_over = score(case, scenes.Scene((replace(marked, paint=away.paint),), case.ground, 5), eye)
-    assert painted_over.overlap > table.SAME
+    assert painted_over.overlap > SAME
     assert not painted_over.chosen
     nothing = score(case, scenes.Scene((), case.ground, 5), eye)
     assert (nothing.kept, nothing.chosen, nothing.beside) == (False, False, False)
@@ -128,23 +130,23 @@ def test_a_distance_to_itself_is_nothing(eye: judge.Judge) -> None:
     rng = np.random.default_rng(0)
     drawn = torch.stack([image_of(scenes.render(scenes.random_scene(rng)).image) for _ in range(24)])
     worse = (drawn + 0.2 * torch.rand(drawn.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    assert table.perceptual(eye, drawn, drawn).abs().max() < 1e-6
-    assert table.perceptual(eye, drawn, worse).min() > 1e-3
-    assert table.frechet(eye, drawn, drawn) == pytest.approx(0, abs=1e-2)
-    assert table.frechet(eye, drawn, worse) > 10 * abs(table.frechet(eye, drawn, drawn))
+    assert perceptual(eye, drawn, drawn).abs().max() < 1e-6
+    assert perceptual(eye, drawn, worse).min() > 1e-3
+    assert frechet(eye, drawn, drawn) == pytest.approx(0, abs=1e-2)
+    assert frechet(eye, drawn, worse) > 10 * abs(frechet(eye, drawn, drawn))
 
 
 @pytest.mark.parametrize(("fidelity", "returned", "met"), [(0.9, 0.1, True), (0.505, 0.5, False)])
 def test_the_bar_is_met_where_the_intervals_do_not_touch(fidelity: float, returned: float, met: bool) -> None:
     rng = np.random.default_rng(0)
 
-    def scores(middle: float, share: float) -> list[table.Score]:
+    def scores(middle: float, share: float) -> list[Score]:
         return [
-            table.Score(0.9, True, True, True, middle + rng.uniform(-0.1, 0.1), True, rng.random() < share, False, 20.0, 0.9, 0.1)
+            Score(0.9, True, True, True, middle + rng.uniform(-0.1, 0.1), True, rng.random() < share, False, 20.0, 0.9, 0.1)
             for _ in range(200)
         ]
 
-    found = {figure.name.rpartition(": ")[2]: figure for figure in table.compared(scores(fidelity, returned), scores(0.5, 0.5))}
+    found = {figure.name.rpartition(": ")[2]: figure for figure in compared(scores(fidelity, returned), scores(0.5, 0.5))}
     assert found["object fidelity"].value == pytest.approx(fidelity - 0.5, abs=0.03)
     assert found["object fidelity"].met is (fidelity - 0.5 > 0.1)
     assert found["the reference's ground comes back"].met is met

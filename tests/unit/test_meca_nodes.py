@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from . import adapters
 from .conftest import Sample, random_model
 from .test_dreamcom_nodes import corner, small_sdxl
-from .test_nodes import test_it_explains_itself as explains_itself
+from .test_nodes import explains_itself
 
 MODES: tuple[meca.Mode, ...] = ("region", "query", "global")
 

@@ -3,17 +3,56 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
+import subprocess
 import sys
-from pathlib import Path
+import zipfile
 
-ROOT = Path(__file__).resolve().parents[2]
+from demo.pack import ROOT
+
 EXTENDING = {
     "models/mask_controlnet/control.py",
     "models/mask_controlnet/network.py",
     "training/mask_controlnet/loss.py",
 }
 """Modules whose classes extend ComfyUI's own; nodes import them when they run."""
+
+
+MOST = 3_000_000
+"""Bytes of the archive that users install."""
+
+
+def listed(*arguments: str) -> set[str]:
+    """Files as `git ls-files` gives them: those of the repository, new ones that are not ignored included."""
+    command = ["git", "ls-files", "-z", *arguments]
+    return set(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, encoding="utf-8").stdout.split("\0")) - {""}
+
+
+def installed() -> set[str]:
+    """What the registry packs: the repository's files but for those that .comfyignore names, which is read as a .gitignore."""
+    every = listed("--cached", "--others", "--exclude-standard")
+    left_out = listed("--cached", "--ignored", "--exclude-from=.comfyignore")
+    left_out |= listed("--others", "--ignored", "--exclude-from=.comfyignore")
+    return {name for name in every - left_out if (ROOT / name).is_file()}
+
+
+def test_what_users_install_is_small_and_whole() -> None:
+    """Without demo, tests, benchmarks and the pictures of docs/; with all that runs, helps and opens."""
+    names = installed()
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(names):
+            archive.write(ROOT / name, name)
+    assert len(content.getvalue()) <= MOST
+    assert not [name for name in names if name.startswith(("demo/", "tests/", "benchmarks/", "docs/pictures/", ".ci/"))]
+    rooms = ("nodes", "attention", "conditioning", "images", "models", "training", "web", "workflows")
+    wanted = {path.relative_to(ROOT).as_posix() for room in rooms for path in (ROOT / room).rglob("*") if path.is_file()}
+    wanted = {name for name in wanted if "__pycache__" not in name}
+    assert wanted <= names
+    assert {"__init__.py", "train.py", "README.md", "LICENSE", "pyproject.toml", "requirements.txt", "docs/troubleshooting.md"} <= names
+    assert {f"web/docs/{node}.md" for node in ("MaskPromptSAMMask", "MaskPromptMaskedAttention")} <= names
+    assert {"workflows/masked_inpaint.json", "workflows/api/masked_inpaint.json"} <= names
 
 
 def test_requirements_are_pyprojects_dependencies() -> None:
@@ -41,3 +80,10 @@ def test_optional_libraries_are_imported_where_they_are_used() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
             extended = {"comfy"} if file.relative_to(ROOT).as_posix() in EXTENDING else set()
             assert {name.split(".")[0] for name in names} <= allowed | extended, f"{file} imports {names}"
+
+
+def test_sources_can_be_read_by_any_system() -> None:
+    """Some harnesses read files in Windows' western code page."""
+    for room in ("", "nodes", "attention", "conditioning", "images", "models", "training"):
+        for file in (ROOT / room).rglob("*.py") if room else ROOT.glob("*.py"):
+            file.read_text("utf-8").encode("cp1252")

@@ -17,7 +17,7 @@ from maskprompt.training.engine import model_copy
 from maskprompt.training.engine.learner import Learner
 from torch import Tensor
 
-from benchmarks.speed.run import Held
+from benchmarks.speed.measure import Held
 
 from .conftest import Sample
 from .test_layers import UNETS, keys, unet

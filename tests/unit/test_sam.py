@@ -21,7 +21,8 @@ from maskprompt.models.sam import prompts as sam_prompts
 from PIL import Image
 from segment_anything import modeling
 
-ROOT = Path(__file__).resolve().parents[2]
+from demo.pack import ROOT
+
 REGISTRY: Any = segment_anything.sam_model_registry
 
 # One box each, drawn around the object by eye. The masks in tests/data/masks were drawn by hand on the photographs alone (polygons; the

@@ -129,7 +129,7 @@ def test_the_choice_among_three_masks(mobile: sam.LoadedSam) -> None:
     assert areas[0] < areas[1] < areas[2]
     for choice, expected in {"smallest": three[0], "largest": three[2]}.items():
         assert torch.equal(sam_mask(mobile, image, positive_coords=where, choice=choice)[0][0], expected)
-    best, _, _, score = sam_mask(mobile, image, positive_coords=where)
+    best, _, _, score = sam_mask(mobile, image, positive_coords=where, choice="best score")
     scores = mobile.ask(image[0], sam.Prompt(points=((300.0, 350.0, True),))).scores
     assert score == pytest.approx(float(scores.max()))
     assert any(torch.equal(best[0], mask) for mask in three)
@@ -266,7 +266,14 @@ def test_nothing_found_on_one_picture_of_a_batch(random_sam: sam.LoadedSam, pict
         ({"positive_coords": "  "}, "got no prompt"),
         ({"positive_coords": "[]"}, "got no prompt"),
         ({"negative_coords": points((1, 1))}, "got only negative points"),
-        ({"positive_coords": "120, 80"}, "positive_coords: write the points as .*This is not JSON: '120, 80'"),
+        ({"positive_coords": "[120, 80"}, r"positive_coords: write the points as .*This is not JSON: '\[120, 80'"),
+        ({"positive_coords": "12"}, "positive_coords: write the points as .*This is not a point: '12'"),
+        ({"positive_coords": "1,2; 3"}, "This is not a point: '3'"),
+        ({"positive_coords": "1,2,3"}, "This is not a point: '1,2,3'"),
+        ({"positive_coords": "1.2.3,4"}, "This is not a point: '1.2.3,4'"),
+        ({"positive_coords": "1e999,4"}, "This is not a point"),
+        ({"positive_coords": "1,2;" * 30_000}, "has 120000 characters"),
+        ({"positive_coords": "90,2"}, "the point x=90, y=2 lies outside of the picture, which is 80 x 60 pixels"),
         ({"positive_coords": '{"x": 1, "y": 2}'}, "A list was expected"),
         ({"positive_coords": "[[1, 2]]"}, r"This is not a point: '\[1, 2\]'"),
         ({"positive_coords": '[{"x": "a", "y": 2}]'}, "This is not a point"),
@@ -276,6 +283,10 @@ def test_nothing_found_on_one_picture_of_a_batch(random_sam: sam.LoadedSam, pict
         ({"positive_coords": "[" * 100_000}, "This is not JSON"),
         ({"positive_coords": points((81, 2))}, "the point x=81, y=2 lies outside of the picture, which is 80 x 60 pixels"),
         ({"positive_coords": points((1, 1)), "negative_coords": points((1, -1))}, "negative_coords: the point x=1, y=-1 lies outside"),
+        ({"box": "1,2,3"}, "box: write a box as left,top,width,height .*This is not a box: '1,2,3'"),
+        ({"box": "80,0,5,5"}, "x=80.*lies outside of the picture, which is 80 x 60 pixels"),
+        ({"box": '{"x": 1}'}, "This is not a box"),
+        ({"box": "1,2,1e8,0"}, "has no area"),
         ({"bboxes": {"x": 80, "y": 0, "width": 5, "height": 5}}, "x=80.*lies outside of the picture, which is 80 x 60 pixels"),
         ({"bboxes": {"x": 8, "y": 0, "width": 0, "height": 5}}, "has no area"),
         ({"bboxes": "box"}, "bboxes: a box, a list of boxes"),

@@ -15,7 +15,8 @@ import torch
 from maskprompt.training.engine import memory
 from maskprompt.training.engine.learner import Learner
 
-ROOT = Path(__file__).resolve().parents[2]
+from demo.pack import ROOT
+
 GIB = memory.GIB
 
 CASES = [(48, True), (32, False)]
@@ -24,14 +25,14 @@ CASES = [(48, True), (32, False)]
 MEASURE = """
 import ctypes, gc, json, sys
 sys.path.insert(0, {root!r})
-from benchmarks.pack import load_pack
+from demo.pack import load_pack
 load_pack()
 sys.path.insert(0, {root!r})
 import tempfile, folder_paths, torch
 from demo.painter import Painter
 from tests.unit.test_dreamcom_training import run_node
 from tests.unit.test_training_learner import Learner, Loss, Options, conditioning, examples, loop, unet_of
-from maskprompt.training import memory
+from maskprompt.training.engine import memory
 torch.set_num_threads(1)
 model, steps, sizes = unet_of(64), [], []
 

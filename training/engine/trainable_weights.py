@@ -95,11 +95,32 @@ class Adapted:
 
 
 def differences(now: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights less what they were, by the names that LoRA loaders know for whole differences."""
+    """Subtract what weights were from what they are, by the names that LoRA loaders know for whole differences.
+
+    A base of half precision cannot hold most steps of a fine-tuning: added to it they would be rounded away. So the sum is rounded to the
+    base's precision here, up or down at random, such that its mean is right; what is left of a difference then survives being added.
+    """
     return {
-        f"{name.rpartition('.')[0]}.{'diff_b' if name.endswith('.bias') else 'diff'}": _half(value.cpu() - start[name].float())
-        for name, value in now.items()
+        f"{name.rpartition('.')[0]}.{'diff_b' if name.endswith('.bias') else 'diff'}": _half(
+            rounded(value.detach().cpu(), start[name].dtype, number) - start[name].float()
+        )
+        for number, (name, value) in enumerate(now.items())
     }
+
+
+def rounded(value: Tensor, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """Round float32 to the numbers that `dtype` has, up or down at random so that the mean stays; float32 again, any shape.
+
+    Stochastic rounding: up as often as the value lies near the upper of the two numbers beside it. float32 stays as it is.
+    """
+    if dtype not in (torch.float16, torch.bfloat16):
+        return value
+    about = torch.finfo(dtype)
+    exponent = torch.frexp(value).exponent.clamp(min=torch.frexp(torch.tensor(about.smallest_normal)).exponent)
+    gap = torch.ldexp(torch.full_like(value, about.eps / 2), exponent)
+    below = (value / gap).floor()
+    drawn = torch.rand(value.shape, generator=torch.Generator().manual_seed(seed))
+    return ((below + (drawn < value / gap - below)) * gap).to(dtype).float()
 
 
 def _half(value: Tensor) -> Tensor:

@@ -1,0 +1,78 @@
+"""Cosmos Predict 2 and Anima: in each block the picture sees itself, then the words, as in a UNet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arguments import Arguments
+from ..layers import Layer
+from ..layout import Layout, spans_of
+from . import reader
+from .reader import Scene, Seen
+
+
+@dataclass(frozen=True)
+class Cosmos:
+    name: str
+    module: str
+    classes: tuple[str, ...]
+    outer: bool = False
+    counts_words: bool = False
+
+    def fits(self, model: Any) -> bool:
+        return reader.is_class(model, self.module, *self.classes)
+
+    def layers(self, model: Any) -> tuple[Layer, ...]:
+        return reader.numbered("block", len(model.blocks))
+
+    def patch_of(self, model: Any) -> int:
+        return int(model.patch_spatial)
+
+    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
+        """Anima's texts go through its own adapter first, with the ids that its tokenizer left in the CONDITIONING."""
+        ids = options.get("t5xxl_ids")
+        if ids is None or not hasattr(model, "preprocess_text_embeds"):
+            return text
+        weights = options.get("t5xxl_weights")
+        if weights is not None:
+            weights = weights.to(text)[None, :, None]
+        with torch.no_grad():
+            return model.preprocess_text_embeds(text, ids[None].to(text.device), t5xxl_weights=weights)
+
+    def text(self, arguments: Arguments) -> Tensor:
+        return arguments.get("context")
+
+    def joined(self, model: Any, arguments: Arguments, words: Tensor, counts: Sequence[int]) -> Arguments:
+        return reader.with_words(arguments, words)
+
+    def scene(self, model: Any, arguments: Arguments) -> Scene:
+        patch = (model.patch_temporal, model.patch_spatial, model.patch_spatial)
+        return Scene(arguments.get("context").shape[1], reader.grid_of(arguments.get("x"), patch))
+
+    def seen(self, model: Any, scene: Scene, options: Mapping[str, Any], count: int, queries: int, keys: int) -> Seen | None:
+        return self_then_cross(self.layers(model), "block", scene, options, count % 2 == 1, queries, keys)
+
+
+def self_then_cross(
+    layers: tuple[Layer, ...], name: str, scene: Scene, options: Mapping[str, Any], cross: bool, queries: int, keys: int
+) -> Seen:
+    """A call of a block whose picture sees itself, or with `cross` the words. Raises UnreadableError if the lengths are others."""
+    cells = reader.cells_in(scene.grid)
+    layer: Layer = (name, int(options.get("block_index", -1)), 0)
+    if layer not in layers or (queries, keys) != (cells, scene.words if cross else cells):
+        what = f"{cells} cells and {scene.words} words" if cross else f"{cells} cells"
+        reader.refuse(f"layer {layer[0]} {layer[1]}", queries, keys, what)
+    picture = spans_of(("cells", cells))
+    layout = Layout(picture, spans_of(("words", scene.words)) if cross else picture, scene.grid)
+    return Seen(layer, layers.index(layer), len(layers), layout)
+
+
+FAMILIES = (
+    Cosmos("Anima", "comfy.ldm.anima.model", ("Anima",)),
+    Cosmos("Cosmos Predict 2", "comfy.ldm.cosmos.predict2", ("MiniTrainDIT",)),
+)

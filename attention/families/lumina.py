@@ -1,0 +1,90 @@
+"""Lumina 2 and Z-Image: the words are refined, the picture is refined, then both meet, the picture last.
+
+Z-Image fills words and pictures up to multiples of 32. References come with captions of their own, before the prompt and the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..arguments import Arguments
+from ..layers import Layer
+from ..layout import SpanKind
+from . import reader
+from .reader import Scene, Seen
+
+Counted = tuple[tuple[SpanKind, int], ...]
+
+
+@dataclass(frozen=True)
+class Lumina:
+    name: str = "Z-Image and Lumina 2"
+    outer: bool = False
+    counts_words: bool = True
+
+    def fits(self, model: Any) -> bool:
+        return reader.is_class(model, "comfy.ldm.lumina.model", "NextDiT")
+
+    def layers(self, model: Any) -> tuple[Layer, ...]:
+        return (*reader.numbered("refiner", len(model.noise_refiner)), *reader.numbered("double", len(model.layers)))
+
+    def patch_of(self, model: Any) -> int:
+        return int(model.patch_size)
+
+    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
+        return reader.unpadded(text, options)
+
+    def text(self, arguments: Arguments) -> Tensor:
+        return arguments.get("context")
+
+    def joined(self, model: Any, arguments: Arguments, words: Tensor, counts: Sequence[int]) -> Arguments:
+        return reader.with_words(arguments, words)
+
+    def scene(self, model: Any, arguments: Arguments) -> Scene:
+        """Words with their filling; before them the references' captions; after the cells their filling. `before` ends with pictures."""
+        context, x = arguments.get("context"), arguments.get("x")
+        grid = reader.grid_of(x, model.patch_size)
+        captions: list[tuple[SpanKind, int]] = []
+        pictures: list[tuple[SpanKind, int]] = []
+        given = arguments.get("ref_contexts", ())
+        if arguments.get("siglip_feats"):
+            raise reader.UnreadableError(
+                "MaskPrompt cannot place regions beside Z-Image's CLIP Vision references yet. Give the references without CLIP Vision."
+            )
+        references = arguments.get("ref_latents", ())
+        for number, reference in enumerate(references):
+            caption = given[number].shape[1] if number < len(given) and given[number] is not None else model.pad_tokens_multiple
+            captions.append(("reference", _filled(caption, model)))
+            pictures.append(("reference", _filled(reader.cells_in(reader.grid_of(reference, model.patch_size)), model)))
+        after: Counted = tuple(("other", _filled(more.shape[1], model)) for more in given[len(references) :])
+        return Scene(context.shape[1], grid, (*captions, *pictures), after)
+
+    def seen(self, model: Any, scene: Scene, options: Mapping[str, Any], count: int, queries: int, keys: int) -> Seen | None:
+        layers, cells = self.layers(model), reader.cells_in(scene.grid)
+        half = len(scene.before) // 2
+        text: Counted = (*scene.before[:half], ("words", _filled(scene.words, model)), *scene.after)
+        picture: Counted = (*scene.before[half:], ("cells", cells), ("other", _filled(cells, model) - cells))
+        words = len(model.context_refiner)
+        index = options.get("block_index")
+        if queries != keys:
+            reader.refuse("a layer", queries, keys, "as many keys as queries")
+        if index is not None:
+            layer: Layer = ("double", int(index), 0)
+            return Seen(layer, layers.index(layer), len(layers), reader.layout_of(scene.grid, keys, f"layer {index}", *text, *picture))
+        if count < words:
+            return Seen(("text", count, 0), 0, len(layers), reader.layout_of(scene.grid, keys, "the words", *text))
+        layer = ("refiner", count - words, 0)
+        return Seen(layer, count - words, len(layers), reader.layout_of(scene.grid, keys, "the picture's refiner", *picture))
+
+
+def _filled(count: int, model: Any) -> int:
+    """A number of tokens with their filling."""
+    multiple = model.pad_tokens_multiple or 1
+    return -(-count // multiple) * multiple
+
+
+FAMILY = Lumina()

@@ -1,0 +1,189 @@
+"""What a reader of a family says, and what the readers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..arguments import Arguments
+from ..layers import Layer
+from ..layout import Grid, Layout, SpanKind, spans_of
+
+
+class UnreadableError(RuntimeError):
+    """A call of attention whose tokens do not add up to what is known of the model."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One run of the model: how many words it is given (all texts together), and the grid of the picture being painted.
+
+    `before` and `after` are further tokens that the call tells of, (kind, count), around the words and behind the cells.
+    """
+
+    words: int
+    grid: Grid
+    before: tuple[tuple[SpanKind, int], ...] = ()
+    after: tuple[tuple[SpanKind, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One call of attention: which layer (and which of how many), and what its tokens are."""
+
+    layer: Layer
+    number: int
+    layers: int
+    layout: Layout
+
+
+class Family(Protocol):
+    """A family of transformers. `name` is what an artist calls it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def outer(self) -> bool:
+        """Whether its model asks no DIFFUSION_MODEL wrappers, so that the chain stands around `apply_model` in place of it."""
+        ...
+
+    @property
+    def counts_words(self) -> bool:
+        """Whether the picture's places depend on how many words there are, so that rows with further words run apart from those without."""
+        ...
+
+    def fits(self, model: Any) -> bool:
+        """Whether a diffusion model is of this family."""
+        ...
+
+    def layers(self, model: Any) -> tuple[Layer, ...]:
+        """The layers in which words and picture meet, in the order in which they run."""
+        ...
+
+    def patch_of(self, model: Any) -> int:
+        """How many pixels of the latent a cell is wide and high."""
+        ...
+
+    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
+        """A text of a CONDITIONING as the model takes it beside others: [B, T, width]."""
+        ...
+
+    def joined(self, model: Any, arguments: Arguments, words: Tensor, counts: Sequence[int]) -> Arguments:
+        """The call with further words [B, n, width] after its text, which are texts of these lengths."""
+        ...
+
+    def text(self, arguments: Arguments) -> Tensor:
+        """The prompt's text in the call, [B, T, width]."""
+        ...
+
+    def scene(self, model: Any, arguments: Arguments) -> Scene:
+        """What the call shows before the model runs."""
+        ...
+
+    def seen(self, model: Any, scene: Scene, options: Mapping[str, Any], count: int, queries: int, keys: int) -> Seen | None:
+        """What one call of attention shows: the `count`th of this run, with so many tokens.
+
+        None for a call that mixes neither texts nor cells with each other. Raises UnreadableError.
+        """
+        ...
+
+
+def is_class(model: Any, module: str, *names: str) -> bool:
+    """Whether a model is of one of these classes themselves: of a class derived from it, nothing is known."""
+    return type(model).__module__ == module and type(model).__name__ in names
+
+
+def unpadded(text: Tensor, options: Mapping[str, Any]) -> Tensor:
+    """A text [B, T, width] without the tokens that its attention mask leaves out in every row."""
+    mask = options.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.shape[-1] != text.shape[1]:
+        return text
+    wanted = (mask.reshape(-1, text.shape[1]) > 0).any(0)
+    return text[:, wanted.to(text.device)] if bool(wanted.any()) else text
+
+
+def with_words(arguments: Arguments, words: Tensor, name: str = "context") -> Arguments:
+    """The call with words after its text, and with its text mask, if it has one, extended by ones.
+
+    Raises ValueError where something else than a mask of the text stands there (a dense mask of core's regional conditioning).
+    """
+    import torch
+
+    context: Tensor = arguments.get(name)
+    joined = torch.cat([context, words.to(context)], dim=1)
+    mask = arguments.get("attention_mask")
+    if mask is None:
+        return arguments.having(**{name: joined})
+    if mask.shape[-1] != context.shape[1] or mask.ndim != 2:
+        raise ValueError(
+            "the prompt already has an attention mask for the whole picture (Conditioning with attention_mask). It cannot be joined with "
+            "Prompt Region: use one of them."
+        )
+    ones = mask.new_ones(len(mask), words.shape[1])
+    if mask.is_floating_point() and bool((mask <= 0).all()):
+        ones = torch.zeros_like(ones)
+    return arguments.having(**{name: joined, "attention_mask": torch.cat([mask, ones], dim=1)})
+
+
+def grid_of(x: Tensor, patch: int | tuple[int, int, int]) -> Grid:
+    """The grid of a latent [B, C, (frames,) h, w] whose patches have this size; a last patch reaches over the edge."""
+    steps = (1, patch, patch) if isinstance(patch, int) else patch
+    sizes = (x.shape[2] if x.ndim == 5 else 1, x.shape[-2], x.shape[-1])
+    frames, height, width = (-(-size // step) for size, step in zip(sizes, steps, strict=True))
+    return frames, height, width
+
+
+def cells_in(grid: Grid) -> int:
+    return grid[0] * grid[1] * grid[2]
+
+
+def layout_of(grid: Grid, tokens: int, what: str, *counted: tuple[SpanKind, int] | tuple[SpanKind, int, int]) -> Layout:
+    """The layout of a call in which queries and keys are these tokens. Raises UnreadableError if they are not all of its tokens."""
+    spans = spans_of(*counted)
+    if not spans or spans[-1].stop != tokens:
+        refuse(what, tokens, tokens, ", ".join(f"{span.count} of {span.kind}" for span in spans))
+    return Layout(spans, spans, grid)
+
+
+def refuse(what: str, queries: int, keys: int, expected: str) -> None:
+    """Raises UnreadableError in words."""
+    raise UnreadableError(
+        f"MaskPrompt does not know what the {queries} tokens and {keys} keys of {what} are: expected were {expected}. Another node adds or "
+        "removes tokens, or this ComfyUI builds the model in another way. Bypass that node, or MaskPrompt's."
+    )
+
+
+def numbered(name: str, count: int) -> tuple[Layer, ...]:
+    return tuple((name, number, 0) for number in range(count))
+
+
+def texts_restarting(counts: Sequence[int], start: Callable[[int, int], int]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A `post_input` patch that gives joined texts the positions they would have alone.
+
+    `counts` are the lengths of the prompt and of the texts after it; `start(prompt, text)` is the first of the prompt's positions that a
+    text takes.
+    """
+
+    def restarted(values: dict[str, Any]) -> dict[str, Any]:
+        ids = values["txt_ids"]
+        moved = ids.clone()
+        place = counts[0]
+        for count in counts[1:]:
+            first = start(counts[0], count)
+            moved[:, place : place + count] = ids[:, first : first + count]
+            place += count
+        return {**values, "txt_ids": moved}
+
+    return restarted
+
+
+def with_patch(arguments: Arguments, name: str, patch: Callable[..., Any]) -> Arguments:
+    """The call with a patch before all other patches of this name."""
+    options = arguments.get("transformer_options", {})
+    patches = options.get("patches", {})
+    patched = {**options, "patches": {**patches, name: [patch, *patches.get(name, [])]}}
+    return arguments.having(transformer_options=patched)

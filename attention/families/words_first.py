@@ -1,0 +1,116 @@
+"""Families with the words before the picture, and references behind it: Flux.1 and 2, Chroma, Qwen-Image, Krea 2.
+
+All of them tell their block in the options, and how many tokens each reference has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..arguments import Arguments
+from ..layers import Layer
+from ..layout import SpanKind
+from . import reader
+from .reader import Scene, Seen
+
+
+@dataclass(frozen=True)
+class WordsFirst:
+    """`blocks` are the names of its kinds of blocks (`block_type`) and of their lists.
+
+    `places` tells where joined texts have their places among the prompt's, for models that count words: of the lengths of the prompt and of
+    a text the first place.
+    """
+
+    name: str
+    module: str
+    classes: tuple[str, ...]
+    blocks: tuple[tuple[str, str], ...]
+    patch: str = "patch_size"
+    places: Callable[[int, int], int] | None = None
+    outer: bool = False
+    counts_words: bool = False
+
+    def fits(self, model: Any) -> bool:
+        return reader.is_class(model, self.module, *self.classes)
+
+    def layers(self, model: Any) -> tuple[Layer, ...]:
+        return tuple(layer for kind, name in self.blocks for layer in reader.numbered(kind, len(getattr(model, name))))
+
+    def patch_of(self, model: Any) -> int:
+        return int(getattr(model, self.patch))
+
+    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
+        return reader.unpadded(text, options)
+
+    def text(self, arguments: Arguments) -> Tensor:
+        return arguments.get("context")
+
+    def joined(self, model: Any, arguments: Arguments, words: Tensor, counts: Sequence[int]) -> Arguments:
+        prompt = arguments.get("context").shape[1]
+        joined = reader.with_words(arguments, words)
+        if self.places is None:
+            return joined
+        return reader.with_patch(joined, "post_input", reader.texts_restarting((prompt, *counts), self.places))
+
+    def scene(self, model: Any, arguments: Arguments) -> Scene:
+        return Scene(arguments.get("context").shape[1], reader.grid_of(arguments.get("x"), getattr(model, self.patch)))
+
+    def seen(self, model: Any, scene: Scene, options: Mapping[str, Any], count: int, queries: int, keys: int) -> Seen | None:
+        layers = self.layers(model)
+        layer: Layer = (str(options.get("block_type")), int(options.get("block_index", -1)), 0)
+        if queries != keys or layer not in layers:
+            reader.refuse("a layer", queries, keys, "those of one of its blocks")
+        references: list[tuple[SpanKind, int, int]] = [
+            ("reference", length, number) for number, length in enumerate(options.get("reference_image_num_tokens", ()))
+        ]
+        cells = reader.cells_in(scene.grid)
+        what = f"layer {layer[0]} {layer[1]}"
+        layout = reader.layout_of(scene.grid, keys, what, ("words", scene.words), ("cells", cells), *references)
+        return Seen(layer, layers.index(layer), len(layers), layout)
+
+
+@dataclass(frozen=True)
+class Krea(WordsFirst):
+    """Krea 2 first fuses the layers of its text encoder, word by word, then lets the words see each other, then joins the picture."""
+
+    def seen(self, model: Any, scene: Scene, options: Mapping[str, Any], count: int, queries: int, keys: int) -> Seen | None:
+        apart, among = len(model.txtfusion.layerwise_blocks), len(model.txtfusion.refiner_blocks)
+        if "block_index" in options:
+            return super().seen(model, scene, options, count, queries, keys)
+        if count < apart and queries == keys == model.txtlayers:
+            return None
+        if count >= apart + among or queries != keys:
+            reader.refuse("the words", queries, keys, f"{scene.words} of text")
+        layout = reader.layout_of(scene.grid, keys, "the words", ("words", scene.words))
+        return Seen(("text", count - apart, 0), 0, len(self.layers(model)), layout)
+
+
+def _ending_alike(prompt: int, text: int) -> int:
+    return max(0, prompt - text)
+
+
+def _beginning_alike(_prompt: int, _text: int) -> int:
+    return 0
+
+
+FLUX = WordsFirst(
+    "Flux.1, Fill, Kontext and Flux.2", "comfy.ldm.flux.model", ("Flux",), (("double", "double_blocks"), ("single", "single_blocks")),
+    places=_ending_alike,
+)  # fmt: skip
+"""Flux.1 counts no words. Flux.2 does, and its prompts stand at the end of 512 places."""
+
+CHROMA = WordsFirst("Chroma", "comfy.ldm.chroma.model", ("Chroma",), (("double", "double_blocks"), ("single", "single_blocks")))
+
+QWEN_IMAGE = WordsFirst(
+    "Qwen-Image and Qwen-Image-Edit", "comfy.ldm.qwen_image.model", ("QwenImageTransformer2DModel",), (("double", "transformer_blocks"),),
+    places=_beginning_alike,
+)  # fmt: skip
+
+KREA = Krea("Krea 2", "comfy.ldm.krea2.model", ("SingleStreamDiT",), (("single", "blocks"),), patch="patch")
+
+FAMILIES = (FLUX, CHROMA, QWEN_IMAGE, KREA)

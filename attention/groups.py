@@ -1,0 +1,224 @@
+"""Attention by groups: queries that see the same keys run together, in one call without a mask.
+
+`plan` turns rules into groups, once for each layout; `attend` runs a layer by it. Queries and keys are sorted so that a group is a slice
+and its keys are a few slices. It equals the softmax over all keys with a dense mask, which is never built.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layout import Layout, Span
+from .visibility import Rule
+
+Piece = tuple[int, int]
+"""Tokens from, to (not included), in sorted order."""
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Attention without rules: q, k, v and the call's own mask or None; its result has the queries in `Where.result`."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Keys that are seen, and those of them whose values count as zero, with the weight of the result."""
+
+    weight: float
+    keys: tuple[Piece, ...]
+    zeroed: tuple[Piece, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Queries (a piece of the sorted ones) and their views. No view: nothing is seen, and the result is zero."""
+
+    queries: Piece
+    views: tuple[View, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a call is cut. Orders are int64 [N] on the call's device, None where tokens stay in their place."""
+
+    groups: tuple[Group, ...]
+    query_order: Tensor | None
+    key_order: Tensor | None
+    restore: Tensor | None
+    keys: int
+
+    @property
+    def free(self) -> bool:
+        """Whether every query sees every key, so that the call is the one that would have been made."""
+        return all(group.views == (View(1.0, ((0, self.keys),)),) for group in self.groups)
+
+
+@dataclass(frozen=True)
+class Where:
+    """In which dimension of q, k and v (`tokens`) and of the result (`result`) the tokens are."""
+
+    tokens: int = 1
+    result: int = 1
+
+
+def plan(layout: Layout, rules: Sequence[Rule], device: torch.device) -> Plan:
+    """The groups of a call under all of the rules."""
+    queries, query_classes = _classes(rules, layout.queries, layout)
+    keys, key_classes = (queries, query_classes) if layout.joint else _classes(rules, layout.keys, layout)
+    places = _places(keys, key_classes, layout.keys)
+    seen = [_seen(labels, keys, rules) for labels in queries]
+    groups = sorted(set(seen), key=seen.index)
+    group_of = torch.tensor([groups.index(views) for views in seen])[query_classes]
+    query_order = torch.argsort(group_of, stable=True)
+    key_order = torch.argsort(torch.tensor(places)[key_classes], stable=True)
+    ends = torch.tensor([int((torch.tensor(places)[key_classes] < place).sum()) for place in range(len(keys) + 1)]).tolist()
+    start, found = 0, []
+    for number, views in enumerate(groups):
+        count = int((group_of == number).sum())
+        found.append(Group((start, start + count), tuple(_view(view, places, ends) for view in views)))
+        start += count
+    moved = not torch.equal(query_order, torch.arange(len(query_order)))
+    restore = torch.argsort(query_order) if moved else None
+    kept = torch.equal(key_order, torch.arange(len(key_order)))
+    return Plan(
+        tuple(found), query_order.to(device) if moved else None, None if kept else key_order.to(device),
+        None if restore is None else restore.to(device), len(key_order),
+    )  # fmt: skip
+
+
+_Views = tuple[tuple[float, tuple[int, ...], tuple[int, ...]], ...]
+"""What a class of queries sees: weight, classes of keys, those of them that are zeroed."""
+
+
+def _classes(rules: Sequence[Rule], spans: tuple[Span, ...], layout: Layout) -> tuple[list[tuple[int, ...]], Tensor]:
+    """The different labels [rules] of the tokens, and each token's number among them, in the order in which they first come."""
+    labels = torch.stack([rule.labels(spans, layout.grid) for rule in rules])
+    found, inverse = torch.unique(labels, dim=1, return_inverse=True)
+    first = torch.full((found.shape[1],), labels.shape[1]).scatter_reduce(0, inverse, torch.arange(labels.shape[1]), "amin")
+    order = torch.argsort(first)
+    return [tuple(column) for column in found[:, order].T.tolist()], torch.argsort(order)[inverse]
+
+
+def _places(keys: list[tuple[int, ...]], classes: Tensor, spans: tuple[Span, ...]) -> list[int]:
+    """Where each class of keys is put: as they come, but the first region's words before and the others' after all else.
+
+    So for the usual two regions the keys of every large group are one slice, and nothing is copied.
+    """
+    ranks = [0] * len(keys)
+    for span in spans:
+        if span.kind == "words" and span.number != 0:
+            for number in classes[span.start : span.stop].unique().tolist():
+                ranks[number] = -1 if span.number == 1 else 1
+    order = sorted(range(len(keys)), key=lambda number: (ranks[number], number))
+    return [order.index(number) for number in range(len(keys))]
+
+
+def _seen(query: tuple[int, ...], keys: list[tuple[int, ...]], rules: Sequence[Rule]) -> _Views:
+    weights: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
+    for looks in itertools.product(*(rule.looks() for rule in rules)):
+        pairs = [list(zip(looks, query, key, strict=True)) for key in keys]
+        seen = tuple(number for number, pair in enumerate(pairs) if all(look.sees(one, other) for look, one, other in pair))
+        zeroed = tuple(number for number in seen if any(look.zeroes(one, other) for look, one, other in pairs[number]))
+        if seen and seen != zeroed:
+            weights[seen, zeroed] = weights.get((seen, zeroed), 0.0) + math.prod(look.weight for look in looks)
+    return tuple((round(weight, 9), *view) for view, weight in weights.items() if abs(weight) > 1e-9)
+
+
+def _view(view: tuple[float, tuple[int, ...], tuple[int, ...]], places: list[int], ends: list[int]) -> View:
+    weight, seen, zeroed = view
+    return View(weight, _pieces(seen, places, ends), _pieces(zeroed, places, ends))
+
+
+def _pieces(classes: tuple[int, ...], places: list[int], ends: list[int]) -> tuple[Piece, ...]:
+    """The sorted keys of some classes, neighbours joined."""
+    pieces: list[Piece] = []
+    for place in sorted(places[number] for number in classes):
+        start, stop = ends[place], ends[place + 1]
+        if pieces and pieces[-1][1] == start:
+            pieces[-1] = (pieces[-1][0], stop)
+        else:
+            pieces.append((start, stop))
+    return tuple(pieces)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cut: Plan,
+    attention: Attention,
+    where: Where = Where(),
+    mask: Tensor | None = None,
+    whole: bool = False,
+) -> Tensor:
+    """A layer by its plan. q, k and v have their tokens in dimension `where.tokens`; `mask` [..., queries or 1, keys] is the call's own.
+
+    `whole` gives `attention` all queries each time, for those that count them (another pack's replacement of the layer).
+    """
+    if cut.free:
+        return attention(q, k, v, mask)
+    keys = _sorted(k, cut.key_order, where.tokens)
+    values = _sorted(v, cut.key_order, where.tokens)
+    columns = None if mask is None else _sorted(mask, cut.key_order, -1)
+    queries = q if whole else _sorted(q, cut.query_order, where.tokens)
+    if columns is not None and columns.ndim > 1 and columns.shape[-2] > 1 and not whole:
+        columns = _sorted(columns, cut.query_order, -2)
+    parts: list[Tensor | None] = []
+    for group in cut.groups:
+        parts.append(_group(group, queries, keys, values, columns, cut, attention, where, whole))
+    like = next((part for part in parts if part is not None), None)
+    if like is None:
+        return torch.zeros_like(attention(q, k, v, mask))
+    filled = [_zeros(like, group, where) if part is None else part for part, group in zip(parts, cut.groups, strict=True)]
+    result = filled[0] if len(filled) == 1 else torch.cat(filled, where.result)
+    return _sorted(result, cut.restore, where.result)
+
+
+def _group(
+    group: Group, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cut: Plan, attention: Attention, where: Where, whole: bool
+) -> Tensor | None:
+    start, stop = group.queries
+    queries = q if whole else q.narrow(where.tokens, start, stop - start)
+    rows = mask
+    if mask is not None and mask.ndim > 1 and mask.shape[-2] > 1 and not whole:
+        rows = mask.narrow(-2, start, stop - start)
+    total: Tensor | None = None
+    for view in group.views:
+        values = (
+            _joined(v, view.keys, where.tokens)
+            if not view.zeroed
+            else _joined(_zeroed(v, view.zeroed, where.tokens), view.keys, where.tokens)
+        )
+        columns = None if rows is None else _joined(rows, view.keys, -1)
+        part = attention(queries, _joined(k, view.keys, where.tokens), values, columns)
+        if whole:
+            part = _sorted(part, cut.query_order, where.result).narrow(where.result, start, stop - start)
+        if view.weight != 1:
+            part = part * view.weight
+        total = part if total is None else total + part
+    return total
+
+
+def _sorted(x: Tensor, order: Tensor | None, dim: int) -> Tensor:
+    return x if order is None else x.index_select(dim, order)
+
+
+def _joined(x: Tensor, pieces: tuple[Piece, ...], dim: int) -> Tensor:
+    parts = [x.narrow(dim, start, stop - start) for start, stop in pieces]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _zeroed(values: Tensor, pieces: tuple[Piece, ...], dim: int) -> Tensor:
+    values = values.clone()
+    for start, stop in pieces:
+        values.narrow(dim, start, stop - start).zero_()
+    return values
+
+
+def _zeros(like: Tensor, group: Group, where: Where) -> Tensor:
+    shape = list(like.shape)
+    shape[where.result] = group.queries[1] - group.queries[0]
+    return like.new_zeros(shape)

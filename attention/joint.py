@@ -1,0 +1,216 @@
+"""Where rules act on a transformer: around every call of ComfyUI's attention, whoever serves it.
+
+`run` is what the chain does with a model that is no UNet: it reads the scene, joins the regions' words, and hands the model an
+`optimized_attention_override` that wraps the one which is there. A call on which no rule acts is passed on as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import families, groups, prompt_regions
+from .arguments import Arguments
+from .chain import SLOTS, Row, rows_of
+from .families import Family, Scene, Seen
+from .grid import Size
+from .groups import Plan, Where
+from .layers import layers_of
+from .layout import Layout, with_texts
+from .prompt_regions import PromptRegion
+from .visibility import Rule
+
+PARAMETERS = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
+"""The arguments of ComfyUI's attention functions, in their order."""
+MOST_PLANS = 1024
+
+Plans = dict[Hashable, Plan]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of the batch that share all rules, and the lengths of their texts."""
+
+    rows: tuple[int, ...]
+    row: Row
+    texts: tuple[tuple[int, int], ...]
+
+
+@dataclass
+class Run:
+    """One run of a transformer under a chain: made for it, and gone with it. `count` counts its calls of attention."""
+
+    model: Any
+    family: Family
+    scene: Scene
+    latent: Size
+    sigma: float
+    rows: tuple[Row, ...]
+    parts: tuple[Part, ...]
+    regions: tuple[PromptRegion, ...]
+    patches: tuple[Any, ...]
+    beneath: Callable[..., Tensor] | None
+    plans: Plans
+    count: int = 0
+    _layers: dict[Any, Any] = field(default_factory=dict)
+
+    def __call__(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """`optimized_attention_override`: called by ComfyUI around each of its attention functions."""
+
+        def untouched(*args: Any, **kwargs: Any) -> Tensor:
+            return function(*args, **kwargs) if self.beneath is None else self.beneath(function, *args, **kwargs)
+
+        call = {**dict(zip(PARAMETERS, args, strict=False)), **kwargs}
+        q, k = call["q"], call["k"]
+        tokens = 2 if call.get("skip_reshape") else 1
+        seen = self.family.seen(self.model, self.scene, call.get("transformer_options") or {}, self.count, q.shape[tokens], k.shape[tokens])
+        self.count += 1
+        if seen is None:
+            return untouched(*args, **kwargs)
+        for patch in self.patches:
+            reads = getattr(patch, "read", None)
+            if reads is not None:
+                reads(call, seen, self)
+        cuts = [self._plan(part, seen, q.device) for part in self.parts]
+        if all(cut is None or cut.free for cut in cuts):
+            return untouched(*args, **kwargs)
+        if len(q) != len(self.rows):
+            raise RuntimeError(
+                f"another node runs layer {seen.layer} on {len(q)} rows where the batch has {len(self.rows)}, so it is not known which row "
+                "is whose. Bypass that node, or MaskPrompt's."
+            )
+        where = Where(tokens, 2 if call.get("skip_output_reshape") else 1)
+        if len(cuts) == 1:
+            return _attend(call, cuts[0], where, untouched)
+        results = [
+            _attend({**call, **_rows_of(call, list(part.rows))}, cut, where, untouched) for part, cut in zip(self.parts, cuts, strict=True)
+        ]
+        order = [row for part in self.parts for row in part.rows]
+        result = torch.cat(results)
+        return result if order == sorted(order) else result[torch.argsort(torch.tensor(order)).to(q.device)]
+
+    def _plan(self, part: Part, seen: Seen, device: torch.device) -> Plan | None:
+        """How a layer is cut for some rows; None where no rule acts. Kept for all layers alike and all steps."""
+        rules = self._rules(part, seen)
+        if not rules:
+            return None
+        key = (seen.layout, part.texts, tuple(rule.key for rule in rules), device)
+        if key not in self.plans:
+            if len(self.plans) >= MOST_PLANS:
+                self.plans.clear()
+            self.plans[key] = groups.plan(self._layout(seen.layout, part), rules, device)
+        return self.plans[key]
+
+    def _layout(self, layout: Layout, part: Part) -> Layout:
+        return with_texts(layout, part.texts)
+
+    def _rules(self, part: Part, seen: Seen) -> tuple[Rule, ...]:
+        found: list[Rule] = []
+        grid = seen.layout.grid
+        if self.regions:
+            found.append(prompt_regions.rule(self.regions, part.row, self.latent, grid, seen.number, seen.layers))
+        for patch in self.patches:
+            if patch.kind == "rule":
+                rule = patch.rule(part.row, self.latent, grid, seen.layer, self.sigma)
+                found += [] if rule is None else [rule]
+        return tuple(found)
+
+
+def _attend(call: Mapping[str, Any], cut: Plan | None, where: Where, attention: Callable[..., Tensor]) -> Tensor:
+    others = {name: value for name, value in call.items() if name not in ("q", "k", "v", "heads", "mask")}
+
+    def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return attention(q, k, v, call["heads"], mask=mask, **others)
+
+    mask = call.get("mask")
+    if cut is None:
+        return run(call["q"], call["k"], call["v"], mask)
+    return groups.attend(call["q"], call["k"], call["v"], cut, run, where, mask)
+
+
+def _rows_of(call: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
+    """q, k, v and the mask of some rows of the batch; of neighbours without a copy."""
+    batch = len(call["q"])
+    which = slice(rows[0], rows[-1] + 1) if rows == list(range(rows[0], rows[-1] + 1)) else rows
+    named = {name: call[name][which] for name in ("q", "k", "v")}
+    mask = call.get("mask")
+    if mask is not None:
+        named["mask"] = mask[which] if mask.ndim > 2 and len(mask) == batch else mask
+    return named
+
+
+def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plans) -> Any:
+    """One run of a transformer `model` under a chain's patches; `executor` takes the arguments.
+
+    Raises in words before the model runs where something cannot be placed.
+    """
+    if any(patch.kind in SLOTS for patch in chain.patches):
+        layers_of(model)
+    options = arguments.get("transformer_options", {})
+    sigma = float(options["sigmas"].max()) if "sigmas" in options else float("inf")
+    patches = tuple(patch for patch in chain.patches if patch.scope.sigma_end <= sigma <= patch.scope.sigma_start)
+    if not patches:
+        return arguments.call(executor)
+    family = families.of(model)
+    x: Tensor = arguments.get("x")
+    latent, rows = rows_of(options, x.shape[0], (x.shape[-2], x.shape[-1]))
+    regions = tuple(region for region in prompt_regions.active(patches, sigma) if any(prompt_regions.acts_on(region, row) for row in rows))
+    with_regions = [any(prompt_regions.acts_on(region, row) for region in regions) for row in rows]
+    if family.counts_words and any(with_regions) and not all(with_regions):
+        return _by_halves(chain, executor, model, arguments, plans, with_regions)
+    prompt = family.scene(model, arguments).words
+    counts: list[int] = []
+    if regions:
+        words = prompt_regions.further_words(regions, rows, model, family, family.text(arguments))
+        counts = [part.shape[1] for part in words]
+        arguments = family.joined(model, arguments, torch.cat(words, dim=1), counts)
+    parts = _parts(rows, patches, regions, counts, prompt)
+    options = arguments.get("transformer_options", {})
+    beneath = options.get("optimized_attention_override")
+    state = Run(model, family, family.scene(model, arguments), latent, sigma, rows, parts, regions, patches, beneath, plans)
+    arguments = arguments.having(transformer_options={**options, "optimized_attention_override": state})
+    result = arguments.call(executor)
+    if state.count == 0:
+        raise RuntimeError(
+            f"the attention of this model ({type(model).__name__}) never came by MaskPrompt: another node replaces it, or this ComfyUI "
+            "runs it in another way. A mask would not act; bypass that node, or MaskPrompt's."
+        )
+    return result
+
+
+def _by_halves(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plans, with_regions: Sequence[bool]) -> Tensor:
+    """The rows with regions and those without in turn, for models in which further words move the picture's places."""
+    options = arguments.get("transformer_options", {})
+    batch, halves = len(with_regions), options.get("cond_or_uncond") or [0]
+    images = batch // len(halves)
+    parts: dict[bool, tuple[list[int], Tensor]] = {}
+    for wanted in (True, False):
+        chunks = [chunk for chunk in range(len(halves)) if with_regions[chunk * images] == wanted]
+        rows = [chunk * images + image for chunk in chunks for image in range(images)]
+        uuids = options.get("uuids") or []
+        here = {
+            **options,
+            "cond_or_uncond": [halves[chunk] for chunk in chunks],
+            "uuids": [uuids[chunk] for chunk in chunks] if len(uuids) == len(halves) else uuids,
+        }
+        parts[wanted] = (rows, run(chain, executor, model, arguments.of_rows(rows, batch).having(transformer_options=here), plans))
+    order = torch.tensor([*parts[True][0], *parts[False][0]])
+    return torch.cat([parts[True][1], parts[False][1]])[torch.argsort(order)]
+
+
+def _parts(
+    rows: Sequence[Row], patches: Sequence[Any], regions: Sequence[PromptRegion], counts: Sequence[int], prompt: int
+) -> tuple[Part, ...]:
+    """The batch's rows by what patches may say of them: half of CFG, masks, window."""
+    found: dict[Hashable, list[int]] = {}
+    for number, row in enumerate(rows):
+        masks = tuple(patch.mask.index(row.image) for patch in patches if hasattr(patch, "mask"))
+        found.setdefault((min(row.half, 1), masks, row.window), []).append(number)
+    return tuple(
+        Part(tuple(numbers), rows[numbers[0]], prompt_regions.lengths(regions, counts, prompt, prompt, rows[numbers[0]]))
+        for numbers in found.values()
+    )

@@ -1,0 +1,60 @@
+"""Which tokens of a reference picture may be seen, and a picture for the VAE in which the hidden ones have left no trace.
+
+An edit model takes a reference as a latent whose cells, `patch` x `patch` at a time, are its tokens. A hidden token is left out of the
+attention. That alone is not enough: a VAE looks around each cell (its convolutions reach over dozens of pixels, and one with attention or
+group norms looks everywhere), so that what is hidden gets into the tokens beside it. Hence the picture is encoded with its hidden part
+filled from what is seen, and then nothing of it can get anywhere. Pure tensor work, no ComfyUI.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..images.depth_hint import filled
+from ..images.masks import depth
+
+LEAST_SEEN = 0.5
+"""The part of a token's pixels that must be seen for it to be."""
+
+
+def without_hidden(picture: Tensor, visible: Tensor) -> Tensor:
+    """The picture [B, H, W, C] with what is not `visible` (bool [B, H, W]) taken smoothly from what is; black where nothing is.
+
+    What is hidden has no part in the result, whatever it is (NaN as well). Visible pixels stay to the bit.
+    """
+    seen = torch.where(visible[..., None], picture, torch.zeros_like(picture))
+    return torch.stack([filled(seen[..., colour], visible) for colour in range(picture.shape[-1])], -1)
+
+
+def token_grid(height: int, width: int, downscale: int, patch: int) -> tuple[int, int]:
+    """Rows and columns of tokens of a picture: the VAE drops what is no multiple of `downscale`, the model fills up to a whole patch."""
+    rows, columns = (-(-(side // downscale) // patch) for side in (height, width))
+    return rows, columns
+
+
+def visible_tokens(visible: Tensor, downscale: int, patch: int, margin: int = 0) -> Tensor:
+    """bool [B, rows, columns] of `token_grid`: which tokens of a reference may be seen, where `visible` is bool [B, H, W] of its pixels.
+
+    A token counts as seen if half of its pixels are, those that lie closer to a hidden pixel than `margin` not counted. With the picture of
+    `without_hidden` no margin is needed for secrecy; one keeps out tokens whose neighbourhood is the fill's rather than the picture's.
+    What ComfyUI's VAE cuts off on both sides is cut off here, and what the model adds to a last, incomplete patch is not counted.
+    """
+    height, width = visible.shape[1:]
+    rows, columns = token_grid(height, width, downscale, patch)
+    if rows == 0 or columns == 0:
+        raise ValueError(
+            f"a reference of {width}x{height} pixels is smaller than one cell of the VAE ({downscale}x{downscale}). Wire a larger picture."
+        )
+    kept = depth(visible) > margin if margin > 0 else visible
+    used_height = height // downscale * downscale
+    used_width = width // downscale * downscale
+    top = (height - used_height) // 2
+    left = (width - used_width) // 2
+    kept = kept[:, top : top + used_height, left : left + used_width].float()
+    cell = downscale * patch
+    padding = (0, columns * cell - used_width, 0, rows * cell - used_height)
+    seen = F.avg_pool2d(F.pad(kept, padding)[:, None], cell)[:, 0]
+    there = F.avg_pool2d(F.pad(torch.ones_like(kept), padding)[:, None], cell)[:, 0]
+    return seen >= LEAST_SEEN * there

@@ -1,0 +1,97 @@
+"""Writes tiny-edit's three files: the transformer, the text encoder and the autoencoder, as the stock loaders take them.
+
+    python -m demo.tiny_edit.files FOLDER
+
+Load Diffusion Model, Load CLIP and Load VAE load them once `demo/registration` is there. Weights are in half precision; the transformer's
+large matrices in fp8 (E4M3), each of its rows' layers as ComfyUI keeps any fp8 file: under 35 MB in all.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import folders, train
+from .latents import CHANNELS, Latents
+from .text import TextEncoder, Vocabulary
+
+TRANSFORMER = "tiny-edit.safetensors"
+TEXT = "tiny-edit-text.safetensors"
+AUTOENCODER = "tiny-edit-vae.safetensors"
+LIMIT = 35 * 10**6
+SMALLEST_FP8 = 2**16
+"""Matrices of fewer numbers stay in half precision."""
+
+
+def transformer_state(average: dict[str, Tensor], fp8: bool) -> dict[str, Tensor]:
+    """The transformer's averaged weights under Flux's names; the blocks' large matrices in fp8 if asked."""
+    state = {}
+    for name, value in average.items():
+        if not name.startswith("flux."):
+            continue
+        own = name.removeprefix("flux.")
+        large = "blocks" in own and value.ndim == 2 and value.numel() >= SMALLEST_FP8
+        state[own] = value.to(torch.float8_e4m3fn if fp8 and large else torch.float16).contiguous()
+    return state
+
+
+def text_state(average: dict[str, Tensor], ids: list[int]) -> dict[str, Tensor]:
+    """The text encoder's averaged weights under CLIP-L's names."""
+    encoder = TextEncoder(ids)
+    encoder.load_state_dict({name.removeprefix("text."): value.float() for name, value in average.items() if name.startswith("text.")})
+    state = {name: value.half().contiguous() for name, value in encoder.clip_state().items()}
+    width = state["text_model.final_layer_norm.weight"].shape[0]
+    return {**state, "text_projection.weight": torch.eye(width, dtype=torch.half)}
+
+
+def autoencoder_state(latents: Latents) -> dict[str, Tensor]:
+    """The autoencoder as a TAESD file, padded to its widths."""
+    from .. import tiny_model
+    from ..autoencoder import padded
+
+    tiny_model.comfyui_on_path()
+    from comfy.taesd.taesd import TAESD
+
+    state = padded(latents.autoencoder, 1.0, TAESD(latent_channels=CHANNELS).state_dict())
+    return {name: value.half().contiguous() for name, value in state.items()}
+
+
+def write(folder: Path, target: Path, fp8: bool = True) -> list[Path]:
+    """Writes the three files of a training folder's averaged weights; ValueError if they are larger than they may be."""
+    from safetensors.torch import save_file
+
+    target.mkdir(parents=True, exist_ok=True)
+    state: dict[str, Any] = torch.load(folder / train.STATE, weights_only=True, map_location="cpu")
+    vocabulary = Vocabulary.load(folder)
+    run = {"step": str(state["step"]), "samples": str(state["samples"]), "minutes": f"{state['spent']:.1f}"}
+    about = {"format": "maskprompt tiny edit 1", **run}
+    parts = {
+        TRANSFORMER: transformer_state(state["average"], fp8),
+        TEXT: text_state(state["average"], vocabulary.ids),
+        AUTOENCODER: autoencoder_state(Latents.load(folder)),
+    }
+    for name, weights in parts.items():
+        save_file(weights, target / name, metadata=about)
+    files = [target / name for name in parts]
+    size = sum(file.stat().st_size for file in files)
+    if size > LIMIT:
+        raise ValueError(f"the files have {size / 1e6:.1f} MB; {LIMIT // 10**6} are allowed")
+    return files
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    folders.arguments(parser)
+    parser.add_argument("target", type=Path, help="where the files go")
+    parser.add_argument("--fp16", action="store_true", help="no fp8: larger files")
+    options = parser.parse_args()
+    for file in write(options.folder, options.target, fp8=not options.fp16):
+        print(f"{file} {file.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""Trains tiny-edit's transformer and text encoder.
+
+    python -m demo.tiny_edit.train --threads 1
+
+Flow matching on the latents of encoded records: no rendering in a step. Runs on a CPU in float32, on a GPU in bfloat16; saves its whole
+state every five minutes and when it is asked to end, and goes on from there. Every step draws its numbers from the seed and its own number,
+so a run that was interrupted ends with the weights of one that was not.
+
+A stage is `SIZE:BATCH:UNTIL`: pictures of so many pixels, so many samples without references in a step (half as many with one, a third with
+two), until so many steps have been made. The first stage is small, because silhouettes and words need many samples and few pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..trainer import Log, device_of
+from . import folders, records, tasks
+from .bank import Bank, Batch
+from .text import TextEncoder, Vocabulary
+from .transformer import Flux
+
+STATE = "transformer-state.pt"
+AVERAGE_EVERY = 4
+FIRST_SHARDS = 4
+STEPS_PER_SHARD = 40
+"""A stage of 128 pixels begins with the first shards, and one more is made (or taken) after every so many steps: at once on a machine that
+has them. At 256 pixels, where a shard takes four times as long, after four times as many."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Pictures of `size` pixels, `batch` samples a step, until step `until` (None: for ever), begun at step `begin`."""
+
+    size: int
+    batch: int
+    begin: int
+    until: int | None
+
+    @property
+    def spacing(self) -> float:
+        """Positions between neighbouring tokens: pictures of every size cover those of 256 pixels."""
+        return 256 / self.size
+
+    @property
+    def steps_per_shard(self) -> int:
+        """After how many steps one more shard is due."""
+        return STEPS_PER_SHARD * max(1, self.size // 128) ** 2
+
+    def samples(self, kind: int) -> int:
+        """How many samples a step with so many references has."""
+        return max(1, round(self.batch / (1, 2, 3)[kind]))
+
+
+def stages_of(text: str) -> list[Stage]:
+    """Reads "128:24:60000,256:8" as stages."""
+    found: list[Stage] = []
+    begin = 0
+    for part in text.split(","):
+        size, batch, *until = (int(number) for number in part.split(":"))
+        if size % 16:
+            raise ValueError(f"a stage's pictures have {size} pixels; a multiple of 16 would do, as 128 or 256")
+        found.append(Stage(size, batch, begin, until[0] if until else None))
+        begin = until[0] if until else begin
+    return found
+
+
+class Networks(nn.Module):
+    """The transformer and the text encoder, which learn together."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.flux = Flux()
+        self.text = TextEncoder(vocabulary.ids)
+
+    def forward(self, noisy: Tensor, times: Tensor, batch: Batch, spacing: float) -> Tensor:
+        words, pooled = self.text(batch.words)
+        speaks = (~batch.silent).to(words.dtype)
+        return self.flux(noisy, times, words * speaks[:, None, None], pooled * speaks[:, None], batch.references, spacing)
+
+
+def times_of(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Times in 0..1, high noise favoured: nine in ten from a logistic normal of mean 0.6, the others evenly."""
+    even = torch.rand(count, generator=generator, device=device)
+    favoured = torch.sigmoid(torch.randn(count, generator=generator, device=device) + 0.6)
+    return torch.where(torch.rand(count, generator=generator, device=device) < 0.9, favoured, even)
+
+
+def loss_of(networks: nn.Module, batch: Batch, spacing: float, generator: torch.Generator) -> Tensor:
+    """Flow matching's weighted squared error (Lipman et al., 2022): the network answers noise less picture at a point between them."""
+    target = batch.target
+    times = times_of(len(target), generator, target.device)
+    noise = torch.randn(target.shape, generator=generator, device=target.device)
+    mixed = times[:, None, None, None]
+    noisy = mixed * noise + (1 - mixed) * target
+    answer = networks(noisy, times, batch, spacing)
+    return ((answer.float() - (noise - target)) ** 2 * batch.weights).mean()
+
+
+class Training:
+    """Everything that a step needs and a state file holds."""
+
+    def __init__(self, folder: Path, stages: list[Stage], rate: float, seed: int, capacity: int, make: bool) -> None:
+        self.folder = folder
+        self.stages = stages
+        self.rate = rate
+        self.seed = seed
+        self.capacity = capacity
+        self.make = make
+        self.device = device_of()
+        self.vocabulary = Vocabulary.load(folder)
+        torch.manual_seed(seed)
+        self.networks = Networks(self.vocabulary).to(self.device)
+        self.average = {name: value.clone() for name, value in self.networks.state_dict().items()}
+        fused = self.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(self.networks.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01, fused=fused)
+        self.step = 0
+        self.spent = 0.0
+        self.samples = 0
+        self.bank: Bank | None = None
+        self.maker: Iterator[int] | None = None
+
+    def stage(self) -> Stage:
+        """The stage of the step that comes."""
+        for stage in self.stages:
+            if stage.until is None or self.step < stage.until:
+                return stage
+        return self.stages[-1]
+
+    def records(self, stage: Stage) -> Bank:
+        """The stage's records, as many as belong to this step."""
+        if self.bank is None or self.bank.size != stage.size:
+            self.bank = Bank(self.folder, stage.size, self.capacity, self.device)
+            self.maker = records.make(self.folder, stage.size, self.capacity, self.seed) if self.make else None
+        due = FIRST_SHARDS + (self.step - stage.begin) // stage.steps_per_shard if self.make else self.bank.most
+        while self.maker is not None and self.bank.shards < min(due, self.bank.most):
+            self.bank.fill(next(self.maker))
+        if self.maker is None and (self.bank.shards < FIRST_SHARDS or self.step % STEPS_PER_SHARD == 0):
+            self.bank.fill(due)
+        if not self.bank.about:
+            command = f"python -m demo.tiny_edit.records --size {stage.size}"
+            raise FileNotFoundError(f"no records of {stage.size} pixels in {self.folder}: run `{command}`")
+        return self.bank
+
+    def advance(self, rate: float) -> tuple[int, float]:
+        """Makes one step; the number of references and the loss."""
+        stage = self.stage()
+        bank = self.records(stage)
+        rng = np.random.default_rng([self.seed, self.step])
+        kind = int(rng.choice(3, p=tasks.KINDS))
+        batch = bank.batch(rng, kind, stage.samples(kind), self.vocabulary)
+        generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss = loss_of(self.networks, batch, stage.spacing, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        self.samples += len(batch.target)
+        if self.step % AVERAGE_EVERY == 0:
+            self._update_average()
+        return kind, loss.item()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Moves the averaged weights: over the last tenth of a short run, over about 4,000 steps of a long one."""
+        part = max(AVERAGE_EVERY / 4000, AVERAGE_EVERY * 10 / (self.step + 10 * AVERAGE_EVERY))
+        for name, value in self.networks.state_dict().items():
+            self.average[name].lerp_(value, min(1.0, part))
+
+    def save(self) -> None:
+        """Writes the whole state."""
+        state: dict[str, Any] = {
+            "networks": self.networks.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "spent": self.spent,
+            "samples": self.samples,
+        }
+        folders.save(state, self.folder / STATE)
+
+    def resume(self) -> bool:
+        """Takes the folder's state, if there is one. A light state (`pack join`) has no optimizer's."""
+        file = self.folder / STATE
+        if not file.is_file():
+            return False
+        state = torch.load(file, weights_only=True, map_location=self.device)
+        self.networks.load_state_dict(state["networks"])
+        self.average = {name: value.float().clone() for name, value in state["average"].items()}
+        if "optimizer" in state:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.spent = state["spent"]
+        self.samples = state["samples"]
+        return True
+
+
+def compile_blocks(flux: Flux) -> None:
+    """Compiles the blocks, which are nearly all of the time; where that fails they run as they are."""
+    torch._dynamo.config.suppress_errors = True
+    torch._dynamo.config.recompile_limit = 64
+    for block in (*flux.double_blocks, *flux.single_blocks):
+        block.compile(dynamic=False)
+
+
+def rate_of(training: Training, minutes: float, cool: float) -> float:
+    """The learning rate: rises over 300 steps, stays, and falls to a fiftieth over the last `cool` of the minutes (0: never)."""
+    rate = training.rate * min(1.0, (training.step + 1) / 300)
+    left = minutes - training.spent
+    return rate * max(0.02, left / cool) if cool and left < cool else rate
+
+
+def run(training: Training, minutes: float, steps: int | None, cool: float, log: Log, save_minutes: float = 5) -> None:
+    """Steps until the minutes (of all runs together) or the steps are over, or the process is asked to end."""
+    ending: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: ending.append(number))
+    begun = time.monotonic() - training.spent * 60
+    saved = training.spent
+    told = (time.monotonic(), training.step)
+    losses: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    try:
+        while not ending and training.spent < minutes and (steps is None or training.step < steps):
+            rate = rate_of(training, minutes, cool)
+            kind, loss = training.advance(rate)
+            if not np.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss} at step {training.step}; the last state is as it was")
+            losses[kind].append(loss)
+            training.spent = (time.monotonic() - begun) / 60
+            if training.step % 100 == 0:
+                now = time.monotonic()
+                means = " ".join(f"{np.mean(values):.4f}" if values else "-" for values in losses.values())
+                pace = (now - told[0]) / (training.step - told[1])
+                shards = training.bank.shards if training.bank else 0
+                log(
+                    f"step {training.step} samples {training.samples} minute {training.spent:.1f} size {training.stage().size} "
+                    f"loss {means} rate {rate:.2e} s/step {pace:.3f} records {shards * records.SHARD}"
+                )
+                losses = {0: [], 1: [], 2: []}
+                told = (now, training.step)
+            if training.spent - saved > save_minutes:
+                saved = training.spent
+                training.save()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    training.save()
+    log(f"stopped at step {training.step}, {training.samples} samples, minute {training.spent:.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    folders.arguments(parser)
+    parser.add_argument("--minutes", type=float, default=1200, help="of training in all, those of earlier runs included")
+    parser.add_argument("--steps", type=int, help="stop at this step")
+    parser.add_argument("--stages", default="128:24:60000,256:8", help="SIZE:BATCH:UNTIL of each stage")
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--cool", type=float, default=0, help="the learning rate falls over the last so many minutes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--records", type=int, default=4096, help="records of each size")
+    parser.add_argument("--no-make", action="store_true", help="only read records: another process makes them")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks: a minute of a GPU's time, then faster steps")
+    options = parser.parse_args()
+    folders.begin(options)
+    log = Log(options.folder / "training.log")
+    training = Training(options.folder, stages_of(options.stages), options.rate, options.seed, options.records, not options.no_make)
+    resumed = training.resume()
+    log(
+        f"{'resumed' if resumed else 'begun'} at step {training.step} on {training.device} with {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, stages {options.stages}, rate {options.rate}"
+    )
+    if options.compile:
+        compile_blocks(training.networks.flux)
+    run(training, options.minutes, options.steps, options.cool, log)
+
+
+if __name__ == "__main__":
+    main()

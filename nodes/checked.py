@@ -1,0 +1,174 @@
+"""What comes into a node, checked at its border by the node's own schema: `@checked` on `execute`.
+
+Values that come through links are not looked at by ComfyUI: any number, text or type may arrive. So each input's declaration is read once
+more here. What an input must be beyond its declaration, the node asks itself (`checks.py` has the words).
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any, TypeVar, cast
+
+from torch import Tensor
+
+from . import checks
+
+Execute = TypeVar("Execute", bound=Callable[..., Any])
+
+NEEDED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "MODEL": ("a model", ("get_model_object",)),
+    "CLIP": ("a text encoder (CLIP)", ("tokenize", "encode_from_tokens_scheduled", "cond_stage_model")),
+    "VAE": ("a VAE", ("encode",)),
+    "CLIP_VISION": ("a CLIP vision model", ("model",)),
+    "CLIP_VISION_OUTPUT": ("an encoded picture (CLIP_VISION_OUTPUT)", ()),
+    "CONTROL_NET": ("a control network", ("set_cond_hint",)),
+    "MASKPROMPT_CROP": ("the crop of Crop Around Box", ("height", "width")),
+    "MASKPROMPT_SAM": ("a SAM model", ("ask", "full_size")),
+    "MASKPROMPT_MASK_ADAPTER": ("the adapter of a Mask-ControlNet", ("hint", "layer")),
+    "MASKPROMPT_MASK_ENCODER": ("a mask encoder", ("network", "about")),
+    "MASKPROMPT_MECA": ("a MECA adapter", ("pairs", "about", "context")),
+}
+"""What an input of each type needs, in words, and what such an object has: one that has not is of another type."""
+NOTHING: dict[str, str] = {
+    "CLIP": "no text encoder was given (the checkpoint holds none): wire the CLIP of the checkpoint, or Load CLIP.",
+    "VAE": "no VAE was given (the checkpoint holds none): wire Load VAE.",
+    "MASKPROMPT_MASK_ENCODER": "no mask encoder was given: Train MCGM makes none where its mask_tokens is off. Train with mask tokens, or "
+    "bypass this node.",
+}
+"""What is said where a link of a type brings nothing, and why it may."""
+BARE = re.compile(r"embedding:\s*(?=$|[()])")
+FILES = "_name"
+"""Choices of files are checked by the nodes, which say where the files belong."""
+
+
+def checked(execute: Execute) -> Execute:
+    """Check every given input of a V3 node's `execute` by its schema, and call it with what the checks return.
+
+    Missing optional inputs and None stay as they are. ValueError in the artist's words for anything else.
+    """
+    parameters = inspect.signature(execute)
+
+    @wraps(execute)
+    def run(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        given = parameters.bind(cls, *args, **kwargs).arguments
+        named = {name: value for name, value in given.items() if name not in ("cls", _rest(parameters))}
+        named |= given.get(_rest(parameters), {})
+        title, lists, declared = _declared(_original(cls))
+        for name, value in named.items():
+            if name in declared:
+                named[name] = _each(value, declared[name], title, lists)
+        return execute(cls, **named)
+
+    return cast(Execute, run)
+
+
+def _rest(parameters: inspect.Signature) -> str:
+    """The name under which a function takes further named values, "" if it takes none."""
+    return next((one.name for one in parameters.parameters.values() if one.kind is inspect.Parameter.VAR_KEYWORD), "")
+
+
+def _original(cls: Any) -> Any:
+    """The class that was written: ComfyUI runs a shallow copy of it, a new one each time."""
+    return next(one for one in cls.__mro__ if "define_schema" in vars(one) and "execute" in vars(one))
+
+
+@cache
+def _declared(cls: Any) -> tuple[str, bool, dict[str, Any]]:
+    """A node's title, whether its inputs come as lists, and its inputs by name."""
+    schema = cls.define_schema()
+    return schema.display_name, bool(schema.is_input_list), {one.id: one for one in schema.inputs}
+
+
+def _each(value: Any, declared: Any, node: str, lists: bool) -> Any:
+    if not lists:
+        return _one(value, declared, node)
+    return [_one(one, declared, node) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _one(value: Any, declared: Any, node: str) -> Any:
+    """One value by its declaration; None only where the input is optional."""
+    name = declared.id
+    kind = declared.get_io_type()
+    if value is None and declared.optional:
+        return None
+    if kind == "IMAGE":
+        return checks.image(value, name, node)
+    if kind == "MASK":
+        return checks.mask(value, name, node)
+    if kind == "INT":
+        return checks.whole(value, name, node, *_range(declared))
+    if kind == "FLOAT":
+        return checks.number(value, name, node, *_range(declared))
+    if kind == "STRING":
+        return _text(value, name, node)
+    if kind == "BOOLEAN":
+        return _switch(value, name, node)
+    if kind == "COMBO":
+        return value if name.endswith(FILES) and isinstance(value, str) else checks.choice(value, name, node, declared.options)
+    if kind == "LATENT":
+        return _latent(value, name, node)
+    if kind == "CONDITIONING":
+        return _conditioning(value, name, node)
+    if value is None and kind in NOTHING:
+        raise ValueError(NOTHING[kind])
+    what, has = NEEDED.get(kind, (f"something of the type {kind}", ()))
+    if value is None or not all(hasattr(value, one) for one in has):
+        found = "nothing" if value is None else type(value).__name__
+        raise ValueError(f"{name}: {found} was given, but {node} needs {what}. Wire an output of the type {kind} to it.")
+    return value
+
+
+def _range(declared: Any) -> tuple[Any, Any]:
+    lowest = -(2**63) if declared.min is None else declared.min
+    highest = 2**64 if declared.max is None else declared.max
+    return lowest, highest
+
+
+def _text(value: Any, name: str, node: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{node}: {name} must be a text, got {type(value).__name__}.")
+    broken = [character for character in value if "\ud800" <= character <= "\udfff"]
+    if broken or "\0" in value:
+        raise ValueError(f"{node}: {name} holds a character that is none (NUL, or half of a pair). Type it anew.")
+    if BARE.search(value):
+        raise ValueError(f"{node}: {name} says embedding: without a name. Write the name of a file in models/embeddings right after it.")
+    return value
+
+
+def _switch(value: Any, name: str, node: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)) and value in (0, 1):
+        return bool(value)
+    raise ValueError(f"{node}: {name} is a switch, on or off, got {type(value).__name__}.")
+
+
+def _latent(value: Any, name: str, node: str) -> dict[str, Any]:
+    """A LATENT whose samples are float [B, C, (frames,) h, w], nowhere empty, of finite numbers."""
+    samples = value.get("samples") if isinstance(value, dict) else None
+    if not isinstance(samples, Tensor):
+        raise ValueError(f"{node}: {name} must be a latent, got {type(value).__name__}. Wire a LATENT output to it.")
+    if samples.ndim not in (4, 5) or 0 in samples.shape:
+        raise ValueError(f"{node}: {name} is a latent of the shape {list(samples.shape)}; [batch, channels, height, width] is needed.")
+    if not samples.is_floating_point() or not bool(samples.isfinite().all()):
+        raise ValueError(f"{node}: {name} is a latent with values that are no numbers (NaN) or infinite: a node before it failed.")
+    return value
+
+
+def _conditioning(value: Any, name: str, node: str) -> list[Any]:
+    """CONDITIONING: pairs of text [B, tokens, width], finite, and a dict."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(
+            f"{node}: {name} must be a prompt, got {'an empty one' if value == [] else type(value).__name__}. Wire a text node."
+        )
+    for entry in value:
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2 or not isinstance(entry[0], Tensor) or not isinstance(entry[1], dict):
+            raise ValueError(f"{node}: {name} is no whole prompt (CONDITIONING). Wire a text node's output to it.")
+        if entry[0].ndim != 3 or 0 in entry[0].shape:
+            raise ValueError(f"{node}: {name} is a prompt of the shape {list(entry[0].shape)}; [batch, tokens, width] is needed.")
+        if not bool(entry[0].isfinite().all()):
+            raise ValueError(f"{node}: {name} is a prompt with values that are no numbers (NaN) or infinite: the text encoder failed.")
+    return value

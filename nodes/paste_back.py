@@ -1,0 +1,93 @@
+"""Paste Back: the painted piece in its place, and all else as it was."""
+
+# A node's execute takes its own inputs by name, which differs from the base class by design.
+# pyright: reportIncompatibleMethodOverride=false
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io, ui
+from typing_extensions import override
+
+from ..images import crops, mend
+from . import checks
+from .crop import CATEGORY, MOST_PIXELS, CropType
+from .progress import say
+
+NAME = "Paste Back"
+OFF = "off"
+PLACE = "shift and zoom"
+PLACE_AND_TINT = "shift, zoom and tint"
+
+
+class PasteBack(io.ComfyNode):
+    """The painted piece back in its place."""
+
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MaskPromptPasteBack",
+            display_name="Paste Back",
+            category=CATEGORY,
+            description="Puts a painted crop back into its picture. Every pixel outside the mask stays exactly as it was.",
+            search_aliases=["stitch", "inpaint stitch", "uncrop", "composite", "crop and stitch"],
+            inputs=[
+                io.Image.Input("image", tooltip="The whole picture that Crop Around Box was given."),
+                io.Image.Input("painted", tooltip="The painted piece, of any size."),
+                CropType.Input("crop", tooltip="From Crop Around Box."),
+                io.Int.Input(
+                    "feather", default=4, min=0, max=512,
+                    tooltip="Width of the soft edge in pixels of the whole picture. It lies inside the mask.",
+                ),
+                io.Combo.Input(
+                    "undo", options=[OFF, PLACE, PLACE_AND_TINT], default=OFF, optional=True,
+                    tooltip="Edit models move, zoom and tint what they were to leave alone, and then the seam does not fit. The node "
+                    "measures that around the mask and says it below; here it is taken back. Needs surroundings in the crop.",
+                ),
+                io.Boolean.Input(
+                    "match_colour", default=False, optional=True,
+                    tooltip="Brings the painted piece to the colours that the picture has at the mask's edge, so that no seam shows.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="image", tooltip="The picture with the painted piece.")],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    @override
+    def execute(
+        cls, image: torch.Tensor, painted: torch.Tensor, crop: crops.Crop, feather: int, undo: str = OFF, match_colour: bool = False
+    ) -> io.NodeOutput:
+        picture, piece = checks.image(image, "image", NAME), checks.image(painted, "painted", NAME)
+        feather = checks.whole(feather, "feather", NAME, 0, MOST_PIXELS)
+        checks.choice(undo, "undo", NAME, (OFF, PLACE, PLACE_AND_TINT))
+        if not isinstance(crop, crops.Crop):
+            raise ValueError(f"{NAME}: crop must come from Crop Around Box, got {type(crop).__name__}.")
+        if tuple(picture.shape[1:3]) != (crop.height, crop.width):
+            raise ValueError(
+                f"the crop was cut from a picture of {crop.width}x{crop.height} pixels, but this one is {picture.shape[2]}x"
+                f"{picture.shape[1]}. Wire the same picture here as to Crop Around Box."
+            )
+        place = crop.place
+        stretch = piece.shape[2] * place["height"] / (piece.shape[1] * place["width"])
+        if not 0.8 < stretch < 1.25:
+            raise ValueError(
+                f"the painted piece is {piece.shape[2]}x{piece.shape[1]} pixels, but its place in the picture is "
+                f"{place['width']}x{place['height']}: their shapes differ. Wire what was painted on the crop."
+            )
+        under = crops.cut(crops.extended(picture, crop.extended), place)
+        mended, reports = mend.mended(under, piece, crop.outside, undo != OFF, undo == PLACE_AND_TINT, bool(match_colour))
+        text = _in_words(reports, undo)
+        say(cls.hidden.unique_id if cls.hidden else None, text)
+        return io.NodeOutput(crops.paste(picture, mended, crop, feather), ui=ui.PreviewText(text))
+
+
+def _in_words(reports: list[mend.Report], undo: str) -> str:
+    """What was found, a line for each picture, and what became of it."""
+    done = {OFF: " undo can take this back.", PLACE: " Shift and zoom are taken back.", PLACE_AND_TINT: " Taken back."}[undo]
+    lines = [report.sentence + (done if report.changed else "") for report in reports]
+    return "\n".join(lines if len(lines) == 1 else [f"Picture {number}: {line}" for number, line in enumerate(lines, 1)])
+
+
+NODES: list[type[io.ComfyNode]] = [PasteBack]

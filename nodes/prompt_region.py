@@ -1,0 +1,134 @@
+"""Prompt Region: this text acts here. On UNets and on transformers, in the same pass as the prompt."""
+
+# A node's execute takes its own inputs by name, which differs from the base class by design.
+# pyright: reportIncompatibleMethodOverride=false
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from typing_extensions import override
+
+from ..attention import chain, prompt_regions
+from ..attention.grid import RegionMask
+from ..attention.prompt_regions import PromptRegion
+from ..images.masks import to_mask
+from . import inputs
+from .checked import checked
+
+log = logging.getLogger(__name__)
+
+EVERYWHERE, OUTSIDE = "everywhere", "only where no region is"
+UNUSED_OPTIONS = ("area", "mask", "control", "reference_latents", "gligen", "concat_latent_image")
+"""What a region's CONDITIONING may carry beside its words, and what does not act here."""
+
+
+class PromptRegionNode(io.ComfyNode):
+    """A further text that acts in the white of a mask."""
+
+    @classmethod
+    @override
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MaskPromptPromptRegion",
+            display_name="Prompt Region",
+            category="MaskPrompt/Regions",
+            description="Lets a text of its own act in one region of the picture, beside the prompt that goes into the sampler. Chain as "
+            "many as you like on the model's line; regions may overlap. One pass, at the speed of the plain model. For SD 1.5, SD 2.1, "
+            "SDXL, and transformers such as FLUX, Qwen-Image, Z-Image, SD 3, Krea 2, Anima and Wan.",
+            search_aliases=[
+                "regional prompt", "regional conditioning", "attention couple", "area prompt", "conditioning mask", "latent couple",
+                "mask prompt", "prompt by region",
+            ],
+            inputs=[
+                io.Model.Input("model", tooltip="The model on its way to the sampler, also from another Prompt Region."),
+                io.Conditioning.Input("text", tooltip="What is in the region, from a text node with the same CLIP as the prompt."),
+                io.Mask.Input(
+                    "mask",
+                    tooltip="White is the region. Any size, of the same shape as the picture that is painted. One for all pictures, or one "
+                    "for each; of a video one for all frames, or one for each frame.",
+                ),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=2.0, step=0.05,
+                    tooltip="1: the region's words are read like the prompt's, and cost nothing. 0: off. Another value costs the region's "
+                    "cells a second look.",
+                ),
+                io.Combo.Input(
+                    "base", options=[EVERYWHERE, OUTSIDE], default=EVERYWHERE,
+                    tooltip="Where the prompt that goes into the sampler acts. everywhere: in the region too, beside its text. only where "
+                    "no region is: the region reads its own text alone.",
+                ),
+                io.Float.Input(
+                    "apart", default=0.0, min=0.0, max=1.0, step=0.05,
+                    tooltip="How far this region's part of the picture is kept from seeing other regions' parts: the share of the model's "
+                    "layers in which they do not. 0: they see each other, and the picture stays of one piece.",
+                ),
+                *inputs.part_of_sampling("region"),
+                io.Combo.Input(
+                    "apply_to", options=["positive", "negative", "both"], default="positive", optional=True, advanced=True,
+                    tooltip="Beside which prompt the text stands. negative: what must not appear in the region.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="The model with the region: to the sampler or the next Prompt Region.")],
+        )  # fmt: skip
+
+    @classmethod
+    @override
+    @checked
+    def execute(
+        cls,
+        model: Any,
+        text: list[Any],
+        mask: torch.Tensor,
+        strength: float = 1.0,
+        base: str = EVERYWHERE,
+        apart: float = 0.0,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        apply_to: chain.Half = "positive",
+    ) -> io.NodeOutput:
+        if strength == 0:
+            return io.NodeOutput(model)
+        inputs.check_model(model, [PromptRegion])
+        region = RegionMask(drawn(mask))
+        patches: list[PromptRegion] = []
+        for words, options in entries(text):
+            # A text that acts in a part of the sampling only (Conditioning Set Timestep Range) does so here too.
+            start, end = max(start_percent, options.get("start_percent", 0.0)), min(end_percent, options.get("end_percent", 1.0))
+            scope = chain.Scope(None, *inputs.noise_levels(model, start, end, "region"), apply_to)
+            patches.append(PromptRegion(words, region, strength, base == OUTSIDE, apart, options, scope))
+        return io.NodeOutput(prompt_regions.install(model, *patches))
+
+
+def drawn(mask: torch.Tensor) -> torch.Tensor:
+    """The masks on the CPU, [M, H, W]. ValueError if there is nothing in them; a warning if some are empty."""
+    masks = to_mask(mask).cpu()
+    empty = (masks < 0.5).flatten(1).all(1)
+    if bool(empty.all()):
+        raise ValueError(
+            "the mask of this region is empty (nothing in it is brighter than 0.5), so its text would act nowhere. Paint the region white, "
+            "or bypass this node."
+        )
+    if bool(empty.any()):
+        log.warning("Prompt Region: %d of %d masks are empty; there the region's text does not act.", int(empty.sum()), len(masks))
+    return masks
+
+
+def entries(text: list[Any]) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+    """The texts of a CONDITIONING with their options. ValueError if there are none."""
+    found = [(words, options) for words, options in text or () if isinstance(words, torch.Tensor) and words.shape[1] > 0]
+    if not found:
+        raise ValueError("the region has no text: wire a text node (CLIP Text Encode) to `text`.")
+    left = sorted({name for _, options in found for name in UNUSED_OPTIONS if options.get(name) is not None})
+    if left:
+        log.warning(
+            "Prompt Region: of the region's conditioning only the words act; %s is left out. It belongs to the prompt of the sampler.",
+            ", ".join(left),
+        )
+    return found
+
+
+NODES: list[type[io.ComfyNode]] = [PromptRegionNode]

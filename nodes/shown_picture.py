@@ -1,0 +1,38 @@
+"""The picture a node got, for the picture that the artist marks in it: kept in ComfyUI's temp folder when no Load Image names it."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KEY = "maskprompt_picture"
+"""Where web/pointing looks for it in what a node hands to the frontend."""
+
+
+def received(image: torch.Tensor | None, hidden: Any) -> dict[str, Any]:
+    """Save the first picture of [B, H, W, C] and name it for the frontend; nothing for a run over the API, or after Load Image."""
+    if image is None or hidden is None or not hidden.extra_pnginfo or _is_a_file(hidden):
+        return {}
+    import folder_paths
+
+    from .progress import picture
+
+    folder = Path(folder_paths.get_temp_directory())
+    name = f"maskprompt_{secrets.token_hex(8)}.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        picture(image[..., :3].expand(-1, -1, -1, 3)).save(folder / name, compress_level=1)
+    except OSError:  # a full or write-protected disk costs the artist this picture, not the run
+        return {KEY: []}
+    return {KEY: [{"filename": name, "subfolder": "", "type": "temp"}]}
+
+
+def _is_a_file(hidden: Any) -> bool:
+    """Whether the picture comes straight from a Load Image, whose file the frontend knows."""
+    prompt = hidden.prompt or {}
+    link = prompt.get(hidden.unique_id, {}).get("inputs", {}).get("image")
+    origin = prompt.get(link[0], {}) if isinstance(link, list) and link else {}
+    return str(origin.get("class_type", "")).startswith("LoadImage")

@@ -1,0 +1,197 @@
+"""Clicking on SAM Mask's picture and dragging boxes, in the classic canvas and in Nodes 2.0, as an artist does it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page
+
+from demo.server import ROOT, Server
+
+from .test_workflows import ERRORS, screenshot
+
+ROUTE = "/maskprompt/point"
+SIZE = (600, 400)
+"""Of coffee.png."""
+BUILD = """async () => {
+    const graph = window.app.graph
+    graph.clear()
+    const add = (type, x, y) => {
+        const node = LiteGraph.createNode(type)
+        node.pos = [x, y]
+        graph.add(node)
+        return node
+    }
+    const wire = (from, slot, to, name) => from.connect(slot, to, to.inputs.findIndex(input => input.name === name))
+    const photo = add('LoadImage', 100, 120)
+    photo.widgets.find(w => w.name === 'image').value = 'coffee.png'
+    const loader = add('MaskPromptLoadSAM', 100, 560)
+    loader.widgets[0].value = 'mobile_sam.pt'
+    const sam = add('MaskPromptSAMMask', 520, 120)
+    const box = add('MaskPromptBoxMask', 1050, 120)
+    const crop = add('MaskPromptCropAroundBox', 1050, 520)
+    wire(loader, 0, sam, 'sam')
+    for (const node of [sam, box, crop]) wire(photo, 0, node, 'image')
+    window.app.canvas.ds.reset()
+    window.app.canvas.setDirty(true, true)
+}"""
+VALUES = """(type) => Object.fromEntries(window.app.graph.nodes.find(n => n.type === type).widgets.map(w => [w.name, w.value]))"""
+SET = """([type, name, value]) => {
+    const widget = window.app.graph.nodes.find(n => n.type === type).widgets.find(w => w.name === name)
+    widget.value = value
+    widget.callback?.(value)
+}"""
+PRESS = "(type) => window.app.graph.nodes.find(n => n.type === type).widgets.find(w => w.type === 'button').callback()"
+SAM, BOX, CROP = "MaskPromptSAMMask", "MaskPromptBoxMask", "MaskPromptCropAroundBox"
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes-2"])
+def pointing(page: Page, server: Server, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page of its own in one of the two renderers, with the graph of this file."""
+    server.post("/settings", {"Comfy.VueNodes.Enabled": request.param})
+    browser = page.context.browser
+    assert browser is not None
+    opened = browser.new_page(viewport={"width": 1600, "height": 1100})
+    opened.goto(server.url)
+    opened.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler", timeout=120_000)
+    opened.wait_for_timeout(2000)
+    yield opened
+    opened.close()
+    server.post("/settings", {"Comfy.VueNodes.Enabled": False})
+
+
+@pytest.fixture
+def fresh(pointing: Page) -> Page:
+    """The page with the graph built anew and the picture shown."""
+    pointing.evaluate(BUILD)
+    pointing.wait_for_function("() => document.querySelector('.maskprompt-picture [role=status]')?.textContent.startsWith('Click')")
+    return pointing
+
+
+def place(page: Page, x: float, y: float, within: str = ".maskprompt-picture") -> tuple[float, float]:
+    """Where on the page a pixel of the whole picture lies."""
+    frame = page.locator(f"{within} canvas").first.bounding_box()
+    assert frame is not None
+    scale = min(frame["width"] / SIZE[0], frame["height"] / SIZE[1])
+    left = frame["x"] + (frame["width"] - SIZE[0] * scale) / 2
+    top = frame["y"] + (frame["height"] - SIZE[1] * scale) / 2
+    return left + (x + 0.5) * scale, top + (y + 0.5) * scale
+
+
+def answer(page: Page, act: Callable[[], Any]) -> dict[str, Any]:
+    """What the server says to the question that `act` brings about."""
+    with page.expect_response(lambda response: response.url.endswith(ROUTE), timeout=120_000) as told:
+        act()
+    assert told.value.status == 200, told.value.text()
+    return told.value.json()
+
+
+def mask_of(told: dict[str, Any]) -> np.ndarray:
+    with Image.open(io.BytesIO(base64.b64decode(told["mask"].split(",")[1]))) as image:
+        return np.asarray(image.getchannel("A")) > 0
+
+
+def drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(*((one + other) / 2 for one, other in zip(start, end, strict=True)))
+    page.mouse.move(*end)
+    page.mouse.up()
+
+
+def near(text: str, *numbers: float) -> bool:
+    """Whether a widget's text says these numbers, each within two pixels: the screen has fewer pixels than the picture."""
+    found = [float(word) for word in text.replace(";", ",").split(",") if word.strip()]
+    return len(found) == len(numbers) and all(abs(one - other) <= 2 for one, other in zip(found, numbers, strict=True))
+
+
+def test_clicks_make_a_mask_before_any_run(fresh: Page, server: Server, request: pytest.FixtureRequest) -> None:
+    before = server.get_json("/history")
+    whole = mask_of(answer(fresh, lambda: fresh.mouse.click(*place(fresh, 300, 350))))
+    with Image.open(ROOT / "tests" / "data" / "masks" / "coffee.png") as image:
+        cup = np.asarray(image.convert("L")) > 0
+    assert (whole & cup).sum() / (whole | cup).sum() >= 0.85
+    screenshot(fresh, f"pointing-click-{request.node.callspec.id}")
+    began = time.perf_counter()
+    less = mask_of(answer(fresh, lambda: fresh.mouse.click(*place(fresh, 280, 150), button="right")))
+    print(f"\na further click took {time.perf_counter() - began:.2f} s")
+    assert whole[150, 280]
+    assert not less[150, 280]
+    assert less[350, 300]
+    values = fresh.evaluate(VALUES, SAM)
+    assert near(values["positive_coords"], 300, 350)
+    assert near(values["negative_coords"], 280, 150)
+    fresh.wait_for_timeout(500)
+    screenshot(fresh, f"pointing-right-click-{request.node.callspec.id}")
+    again = mask_of(answer(fresh, lambda: fresh.get_by_role("button", name="Undo").first.click()))
+    assert np.array_equal(again, whole)
+    fresh.get_by_role("button", name="Clear").first.click()
+    assert fresh.evaluate(VALUES, SAM)["positive_coords"] == ""
+    fresh.keyboard.down("Alt")
+    fresh.mouse.click(*place(fresh, 10, 10))
+    fresh.keyboard.up("Alt")
+    values = fresh.evaluate(VALUES, SAM)
+    assert values["positive_coords"] == ""
+    assert near(values["negative_coords"], 10, 10)
+    assert server.get_json("/history") == before
+    assert fresh.evaluate(ERRORS) == []
+
+
+def test_a_dragged_box_is_the_masks_box(fresh: Page, request: pytest.FixtureRequest) -> None:
+    box = (72, 15, 412, 380)
+    told = answer(fresh, lambda: drag(fresh, place(fresh, 72, 15), place(fresh, 484, 395)))
+    assert near(fresh.evaluate(VALUES, SAM)["box"], *box)
+    rows, columns = np.nonzero(mask_of(told))
+    found = (columns.min(), rows.min(), columns.max() + 1 - columns.min(), rows.max() + 1 - rows.min())
+    assert all(abs(one - other) <= 12 for one, other in zip(found, box, strict=True))
+    fresh.wait_for_timeout(500)
+    screenshot(fresh, f"pointing-box-{request.node.callspec.id}")
+
+
+def test_after_the_wheel_a_click_means_the_pixel_below_it(fresh: Page) -> None:
+    spot = place(fresh, 200, 300)
+    fresh.mouse.move(*spot)
+    zoom = fresh.evaluate("() => window.app.canvas.ds.scale")
+    for _ in range(6):
+        fresh.mouse.wheel(0, -200)
+    answer(fresh, lambda: fresh.mouse.click(*spot))
+    assert near(fresh.evaluate(VALUES, SAM)["positive_coords"], 200, 300)
+    assert fresh.evaluate("() => window.app.canvas.ds.scale") == zoom
+    fresh.get_by_role("button", name="Fit").first.click()
+    answer(fresh, lambda: fresh.mouse.click(*place(fresh, 400, 200)))
+    assert near(fresh.evaluate(VALUES, SAM)["positive_coords"], 200, 300, 400, 200)
+
+
+def test_typed_points_show_too_and_the_api_graph_has_texts_only(fresh: Page) -> None:
+    answer(fresh, lambda: fresh.evaluate(SET, [SAM, "positive_coords", "200,150; 370,290"]))
+    prompt = fresh.evaluate("async () => (await window.app.graphToPrompt()).output")
+    (inputs,) = (node["inputs"] for node in prompt.values() if node["class_type"] == SAM)
+    assert inputs["positive_coords"] == "200,150; 370,290"
+    assert set(inputs) == {"sam", "image", "positive_coords", "negative_coords", "choice", "fill", "min_score", "clean", "box"}
+
+
+@pytest.mark.parametrize("kind", [BOX, CROP])
+def test_a_box_is_drawn_for_box_mask_and_crop_around_box(fresh: Page, kind: str, request: pytest.FixtureRequest) -> None:
+    fresh.evaluate(PRESS, kind)
+    within = ".maskprompt-dialog"
+    fresh.wait_for_function(f"() => /Box|Drag/.test(document.querySelector('{within} [role=status]').textContent)")
+    drag(fresh, place(fresh, 100, 50, within), place(fresh, 300, 200, within))
+    fresh.wait_for_timeout(300)
+    screenshot(fresh, f"pointing-{kind}-{request.node.callspec.id}")
+    fresh.get_by_role("button", name="Done").click()
+    values = fresh.evaluate(VALUES, kind)
+    text = values["box"] if kind == CROP else ",".join(str(values[side]) for side in ("x", "y", "width", "height"))
+    assert near(text, 100, 50, 200, 150)
+    assert fresh.locator(within).count() == 0
+
+
+def test_without_a_picture_it_says_what_is_missing(fresh: Page) -> None:
+    fresh.evaluate("() => { const n = window.app.graph.nodes.find(n => n.type === 'MaskPromptSAMMask'); n.disconnectInput(1) }")
+    fresh.wait_for_function("() => document.querySelector('.maskprompt-picture [role=status]').textContent.startsWith('Wire a picture')")

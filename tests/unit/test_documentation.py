@@ -1,0 +1,91 @@
+"""README and docs/: short, whole, and true where a test can tell."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from demo.pack import ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "web" / "docs").glob("*.md")),
+]
+ROOMS = ("nodes", "attention", "conditioning", "images", "models", "training")
+
+
+def section(title: str) -> str:
+    """The README's text below one heading."""
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_the_readme_is_read_in_one_go() -> None:
+    assert len(README.splitlines()) <= 180
+    assert section("Your first picture in five minutes").count("\n1. ") == 1
+    assert [line[:2] for line in section("Your first picture in five minutes").splitlines() if re.match(r"\d\. ", line)] == [
+        f"{number}." for number in range(1, 6)
+    ]
+
+
+def test_the_readme_names_every_workflow_once() -> None:
+    named = re.findall(r"\*\*(\w+)\*\*", "\n".join(line.split(" | ")[0] for line in section("The workflows").splitlines()))
+    assert sorted(named) == sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+
+
+def test_the_readme_names_every_node_once() -> None:
+    named = re.findall(r"^\| \[[^\]]+\]\(web/docs/(\w+)\.md\)", section("The nodes"), re.M)
+    assert sorted(named) == sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md"))
+
+
+def anchors(page: Path) -> set[str]:
+    """A page's headings as GitHub links to them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        there = (page.parent / file).resolve() if file else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+def test_every_page_of_docs_is_linked() -> None:
+    """From the README, or from a page that the README links."""
+    linked = {(page.parent / target).resolve() for page in PAGES for target in re.findall(r"\]\(([^)\s#]+\.md)", page.read_text("utf-8"))}
+    assert set((ROOT / "docs").rglob("*.md")) <= linked
+
+
+def texts() -> list[str]:
+    """Every text in the pack's sources, with what is filled in left out."""
+    found: list[str] = []
+    for file in (path for room in ROOMS for path in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("…".join(str(part.value) for part in node.values if isinstance(part, ast.Constant)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_messages_are_quoted_as_they_are_written() -> None:
+    """Troubleshooting by message: each fragment stands in a text of the pack, so that a search finds it."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    rows = page.split("\n## The message\n")[1].split("\n## ")[0]
+    quoted = re.findall(r"^\| \*(.+?)\* \|", rows, re.M)
+    assert len(quoted) >= 8
+    known = texts()
+    for message in quoted:
+        for fragment in message.split("…"):
+            assert any(fragment.strip() in text for text in known), fragment

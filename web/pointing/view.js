@@ -1,0 +1,303 @@
+// @ts-check
+import { boxBetween, noMarks } from "./marks.js"
+
+/**
+ * A picture to click on.
+ * @typedef {import("./marks.js").Marks} Marks
+ * @typedef {import("./marks.js").Point} Point
+ */
+
+const ON = "#35d07f"
+const OFF = "#ff5a5f"
+const TINT = "#4aa3ff"
+const DRAG = 4
+const NEAR = 8
+const MOST_ZOOM = 32
+
+export class PictureView {
+    /**
+     * @param {{points: boolean, changed: (marks: Marks) => void, undo: () => void, enlarge?: () => void}} options
+     * points: whether clicks set points; without, only a box can be dragged.
+     */
+    constructor(options) {
+        this.options = options
+        this.marks = noMarks()
+        /** @type {HTMLImageElement | null} */ this.picture = null
+        /** @type {HTMLImageElement | null} */ this.mask = null
+        this.shown = { scale: 1, x: 0, y: 0, fitted: true }
+        /** @type {{from: Point, at: Point, moved: boolean, off: boolean, pan: boolean} | null} */ this.drag = null
+        this.element = document.createElement("div")
+        this.element.className = "maskprompt-picture"
+        this.element.style.cssText =
+            "display:flex;flex-direction:column;gap:4px;width:100%;height:100%;min-height:0;box-sizing:border-box;" +
+            "font:12px sans-serif;color:#ddd;overflow:hidden"
+        this.canvas = document.createElement("canvas")
+        this.canvas.dataset.captureWheel = "true"
+        this.canvas.style.cssText =
+            "flex:1 1 0;min-height:0;width:100%;background:#181818;border-radius:4px;cursor:crosshair;touch-action:none;display:block"
+        this.words = document.createElement("div")
+        this.words.setAttribute("role", "status")
+        this.words.style.cssText = "flex:1;min-width:0;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;line-height:22px"
+        const bar = document.createElement("div")
+        bar.style.cssText = "display:flex;gap:4px;align-items:center;flex:none;height:22px"
+        bar.append(this.words, this.button("Undo", "Take back the last mark", () => options.undo()))
+        bar.append(this.button("Clear", "Take all marks away", () => options.changed(noMarks())))
+        bar.append(this.button("Fit", "Show the whole picture", () => this.fit()))
+        if (options.enlarge) bar.append(this.button("Enlarge", "Show the picture large", options.enlarge))
+        this.element.append(this.canvas, bar)
+        this.listen()
+        this.observer = new ResizeObserver(() => this.draw())
+        this.observer.observe(this.canvas)
+    }
+
+    /** @param {string} label @param {string} title @param {() => void} action */
+    button(label, title, action) {
+        const button = document.createElement("button")
+        button.type = "button"
+        button.textContent = label
+        button.title = title
+        button.style.cssText = "flex:none;padding:1px 7px;border:0;border-radius:4px;background:#3a3a3a;color:#ddd;cursor:pointer;font:inherit"
+        button.addEventListener("click", action)
+        button.addEventListener("pointerdown", (event) => event.stopPropagation())
+        return button
+    }
+
+    /** Say something below the picture. @param {string} words */
+    say(words) {
+        if (this.words.textContent !== words) this.words.textContent = words
+        this.words.title = words
+    }
+
+    /** Show another picture, or none. @param {HTMLImageElement | null} picture */
+    setPicture(picture) {
+        this.picture = picture
+        this.mask = null
+        this.fit()
+    }
+
+    /** @param {Marks} marks */
+    setMarks(marks) {
+        this.marks = marks
+        this.draw()
+    }
+
+    /** Lay a mask over the picture: see-through outside of the object. @param {HTMLImageElement | null} mask */
+    setMask(mask) {
+        this.mask = mask
+        this.draw()
+    }
+
+    fit() {
+        this.shown.fitted = true
+        this.draw()
+    }
+
+    remove() {
+        this.observer.disconnect()
+        this.element.remove()
+    }
+
+    listen() {
+        const canvas = this.canvas
+        canvas.addEventListener("contextmenu", (event) => {
+            event.preventDefault()
+            event.stopPropagation()
+        })
+        canvas.addEventListener("pointerdown", (event) => {
+            event.stopPropagation()
+            if (!this.picture) return
+            event.preventDefault()
+            canvas.setPointerCapture(event.pointerId)
+            const at = this.point(event)
+            const pan = event.button === 1 || (event.button === 0 && event.shiftKey)
+            this.drag = { from: at, at, moved: false, off: event.button === 2 || event.altKey, pan }
+            this.start = { x: event.clientX, y: event.clientY, shownX: this.shown.x, shownY: this.shown.y }
+        })
+        canvas.addEventListener("pointermove", (event) => {
+            if (!this.drag || !this.start) return
+            event.stopPropagation()
+            const moved = Math.hypot(event.clientX - this.start.x, event.clientY - this.start.y)
+            if (moved > DRAG) this.drag.moved = true
+            this.drag.at = this.point(event)
+            if (this.drag.pan) {
+                const ratio = this.ratio()
+                this.shown.fitted = false
+                this.shown.x = this.start.shownX + (event.clientX - this.start.x) * ratio
+                this.shown.y = this.start.shownY + (event.clientY - this.start.y) * ratio
+            }
+            this.draw()
+        })
+        canvas.addEventListener("pointerup", (event) => {
+            event.stopPropagation()
+            const drag = this.drag
+            this.drag = null
+            if (drag && this.picture && !drag.pan) this.mark(drag)
+            this.draw()
+        })
+        canvas.addEventListener("pointercancel", () => {
+            this.drag = null
+            this.draw()
+        })
+        canvas.addEventListener(
+            "wheel",
+            (event) => {
+                if (!this.picture) return
+                event.preventDefault()
+                event.stopPropagation()
+                const ratio = this.ratio()
+                const frame = canvas.getBoundingClientRect()
+                const x = (event.clientX - frame.left) * ratio
+                const y = (event.clientY - frame.top) * ratio
+                const least = this.fitting()
+                const scale = Math.min(least * MOST_ZOOM, Math.max(least, this.shown.scale * Math.exp(-event.deltaY / 400)))
+                this.shown.x = x - ((x - this.shown.x) * scale) / this.shown.scale
+                this.shown.y = y - ((y - this.shown.y) * scale) / this.shown.scale
+                this.shown.scale = scale
+                this.shown.fitted = scale <= least * 1.001
+                this.draw()
+            },
+            { passive: false },
+        )
+    }
+
+    /** Turn a finished click or drag into a mark. @param {{from: Point, at: Point, moved: boolean, off: boolean}} drag */
+    mark(drag) {
+        const picture = /** @type {HTMLImageElement} */ (this.picture)
+        const width = picture.naturalWidth
+        const height = picture.naturalHeight
+        const marks = structuredClone(this.marks)
+        if (drag.moved || !this.options.points) {
+            const box = drag.off ? null : boxBetween(drag.from, drag.at, width, height)
+            if (!box || !drag.moved) return
+            marks.boxes = [box]
+            this.options.changed(marks)
+            return
+        }
+        if (drag.from.x < 0 || drag.from.y < 0 || drag.from.x >= width || drag.from.y >= height) return
+        const reach = (NEAR * this.ratio()) / this.shown.scale
+        for (const list of [marks.positive, marks.negative]) {
+            const hit = list.findIndex((point) => Math.hypot(point.x + 0.5 - drag.from.x, point.y + 0.5 - drag.from.y) < reach)
+            if (hit >= 0) {
+                list.splice(hit, 1)
+                this.options.changed(marks)
+                return
+            }
+        }
+        const point = { x: Math.floor(drag.from.x), y: Math.floor(drag.from.y) }
+        if (drag.off) marks.negative.push(point)
+        else marks.positive.push(point)
+        this.options.changed(marks)
+    }
+
+    /** Canvas pixels for each pixel of the page: the graph's zoom counts too. @returns {number} */
+    ratio() {
+        const width = this.canvas.getBoundingClientRect().width
+        return width > 0 ? this.canvas.width / width : 1
+    }
+
+    /** Where in the picture, in its pixels, an event is. @param {PointerEvent} event @returns {Point} */
+    point(event) {
+        const frame = this.canvas.getBoundingClientRect()
+        const ratio = this.ratio()
+        return {
+            x: ((event.clientX - frame.left) * ratio - this.shown.x) / this.shown.scale,
+            y: ((event.clientY - frame.top) * ratio - this.shown.y) / this.shown.scale,
+        }
+    }
+
+    /** The scale at which the whole picture is seen. @returns {number} */
+    fitting() {
+        if (!this.picture) return 1
+        return Math.min(this.canvas.width / this.picture.naturalWidth, this.canvas.height / this.picture.naturalHeight)
+    }
+
+    draw() {
+        const canvas = this.canvas
+        const density = Math.min(3, Math.max(1, window.devicePixelRatio || 1)) * 1.5
+        const width = Math.max(1, Math.round(canvas.clientWidth * density))
+        const height = Math.max(1, Math.round(canvas.clientHeight * density))
+        if (canvas.width !== width || canvas.height !== height) {
+            canvas.width = width
+            canvas.height = height
+        }
+        const context = canvas.getContext("2d")
+        if (!context) return
+        context.setTransform(1, 0, 0, 1, 0, 0)
+        context.clearRect(0, 0, width, height)
+        const picture = this.picture
+        if (!picture) return
+        const shown = this.shown
+        if (shown.fitted) {
+            shown.scale = this.fitting()
+            shown.x = (width - picture.naturalWidth * shown.scale) / 2
+            shown.y = (height - picture.naturalHeight * shown.scale) / 2
+        }
+        context.setTransform(shown.scale, 0, 0, shown.scale, shown.x, shown.y)
+        context.imageSmoothingEnabled = shown.scale < 4
+        context.drawImage(picture, 0, 0)
+        if (this.mask) this.drawMask(context, picture.naturalWidth, picture.naturalHeight)
+        this.drawMarks(context, density / shown.scale)
+    }
+
+    /** The object in a tint, the rest darkened. @param {CanvasRenderingContext2D} context @param {number} width @param {number} height */
+    drawMask(context, width, height) {
+        const mask = /** @type {HTMLImageElement} */ (this.mask)
+        const layer = document.createElement("canvas")
+        layer.width = mask.naturalWidth
+        layer.height = mask.naturalHeight
+        const inner = /** @type {CanvasRenderingContext2D} */ (layer.getContext("2d"))
+        /** @type {[GlobalCompositeOperation, string, number][]} */
+        const passes = [
+            ["source-in", TINT, 0.4],
+            ["source-out", "#000", 0.5],
+        ]
+        for (const [operation, colour, strength] of passes) {
+            inner.globalCompositeOperation = "copy"
+            inner.drawImage(mask, 0, 0)
+            inner.globalCompositeOperation = operation
+            inner.fillStyle = colour
+            inner.fillRect(0, 0, layer.width, layer.height)
+            context.globalAlpha = strength
+            context.drawImage(layer, 0, 0, width, height)
+        }
+        context.globalAlpha = 1
+    }
+
+    /** @param {CanvasRenderingContext2D} context @param {number} unit A pixel of the page in pixels of the picture. */
+    drawMarks(context, unit) {
+        const boxes = [...this.marks.boxes]
+        if (this.drag?.moved && !this.drag.off && !this.drag.pan && this.picture) {
+            const growing = boxBetween(this.drag.from, this.drag.at, this.picture.naturalWidth, this.picture.naturalHeight)
+            if (growing) boxes.splice(0, boxes.length, growing)
+        }
+        for (const box of boxes) {
+            context.lineWidth = 3.5 * unit
+            context.strokeStyle = "#000a"
+            context.strokeRect(box.x, box.y, box.width, box.height)
+            context.lineWidth = 1.5 * unit
+            context.strokeStyle = ON
+            context.strokeRect(box.x, box.y, box.width, box.height)
+        }
+        const draw = (/** @type {Point} */ point, /** @type {string} */ colour, /** @type {boolean} */ upright) => {
+            const x = point.x + 0.5
+            const y = point.y + 0.5
+            context.beginPath()
+            context.arc(x, y, 5.5 * unit, 0, 2 * Math.PI)
+            context.fillStyle = colour
+            context.fill()
+            context.lineWidth = 1.5 * unit
+            context.strokeStyle = "#fff"
+            context.stroke()
+            context.beginPath()
+            context.moveTo(x - 3 * unit, y)
+            context.lineTo(x + 3 * unit, y)
+            if (upright) {
+                context.moveTo(x, y - 3 * unit)
+                context.lineTo(x, y + 3 * unit)
+            }
+            context.stroke()
+        }
+        for (const point of this.marks.positive) draw(point, ON, true)
+        for (const point of this.marks.negative) draw(point, OFF, false)
+    }
+}
