@@ -21,7 +21,7 @@ from maskprompt.models.ip_adapter import file as meca_file
 from maskprompt.training.command import program
 from maskprompt.training.engine import loop
 from maskprompt.training.engine.job import Job
-from maskprompt.training.meca.loss import Loss
+from maskprompt.training.meca.job import Meca
 from maskprompt.training.meca.options import Options
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -63,14 +63,14 @@ def failure(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
 
 def signal_at(step: int, number: signal.Signals, patch: pytest.MonkeyPatch) -> None:
     """This process gets a signal while it computes the loss of a step."""
-    plain: Any = Loss.__call__
+    plain = Meca.loss
 
-    def call(self: Loss, at: int, generator: torch.Generator) -> torch.Tensor:
+    def call(self: Meca, at: int, generator: torch.Generator) -> torch.Tensor:
         if at == step:
             signal.raise_signal(number)
         return plain(self, at, generator)
 
-    patch.setattr(Loss, "__call__", call)
+    patch.setattr(Meca, "loss", call)
 
 
 def test_interrupted_and_given_again_the_command_ends_as_if_nothing_had_been(

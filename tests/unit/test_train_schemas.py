@@ -16,7 +16,7 @@ from maskprompt.training.mcgm.options import PRESETS, Options, with_preset
 
 KNOWN: dict[str, Any] = json.loads((Path(__file__).parent / "train_schemas.json").read_text("utf-8"))
 """As they were before options stood once."""
-ADDED = {"MaskPromptTrainMCGM": ["preset"]}
+ADDED = {"MaskPromptTrainMCGM": ["preset"], "MaskPromptTrainMaskControlNet": ["pairs", "references"]}
 """Inputs that came later: the last ones, so that a saved graph's values stay in their places, with defaults that change nothing."""
 
 
