@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..results import Figure
+from ..figures import Figure
 
 PASSED, FAILED, LEFT_OUT = "done", "FAILED", "left out"
 

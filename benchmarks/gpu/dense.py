@@ -1,4 +1,4 @@
-"""The patches' formulas written out with whole attention maps, head by head in single precision: slow, large, and independent of the pack."""
+"""The patches' formulas with whole attention maps, head by head in single precision: slow, large, and independent of the pack."""
 
 from __future__ import annotations
 

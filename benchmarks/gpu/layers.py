@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import bench, results
+from .. import figures as results
+from ..speed import run as bench
 from . import dense, shapes
 from .checks import Check, Setting, figure
 from .shapes import Layer, Shape
@@ -27,9 +27,10 @@ class Bench:
     """A layer's random queries, text and image keys, a mask of half of the picture, and the patches with their formulas."""
 
     def __init__(self, layer: Layer, setting: Setting, dtype: torch.dtype) -> None:
-        room = "maskprompt.attention"
-        self.chain, masked, meca = (importlib.import_module(f"{room}.{name}") for name in ("chain", "masked", "meca"))
-        grid, readings, probe = (importlib.import_module(f"{room}.{name}") for name in ("grid", "readings", "probe"))
+        from maskprompt.attention import chain, grid, maps, meca, probe
+        from maskprompt.attention import masked_attention as masked
+
+        self.chain = chain
         generator = torch.Generator().manual_seed(0)
         tokens, side, heads = layer.side**2, layer.side, layer.heads
 
@@ -50,9 +51,9 @@ class Bench:
         self.call = self.chain.Call("self", place, heads, (side, side), (side, side), rows, 1.0, True, {"n_heads": heads})
         region, (q, k, v), text = grid.RegionMask(pixels), (self.q, self.k, self.v), self.text
         # One image for all rows; the last of the stored ones is the unconditional's, which no row here asks for.
-        stored = meca.StoredKeys({place: tuple(torch.cat([one[:1], one[:1]]) for one in image)})
-        keys = tuple(one[:1].expand(2, -1, -1) for one in image)
-        self.readings = readings.Readings()
+        stored = meca.StoredKeys({place: (image[0][:1].repeat(2, 1, 1), image[1][:1].repeat(2, 1, 1))})
+        keys = (image[0][:1].expand(2, -1, -1), image[1][:1].expand(2, -1, -1))
+        self.readings = maps.Readings()
         self.patches: dict[str, tuple[tuple[Any, ...], tuple[Tensor, Tensor], Callable[[], Tensor]]] = {
             "cross, paper": ((masked.MaskedCrossAttention(region),), text, lambda: dense.paper_cross(q, *text, heads, inside)),
             "self, paper": ((masked.MaskedSelfAttention(region, "paper"),), (k, v), lambda: dense.paper_self(q, k, v, heads, inside)),
@@ -60,7 +61,8 @@ class Bench:
                 (masked.MaskedSelfAttention(region, "renormalised"),), (k, v), lambda: dense.renormalised_self(q, k, v, heads, inside),
             ),
             "MECA, region": (
-                (meca.TextOutside(region), meca.ImagePrompt(stored, region)), text, lambda: dense.meca(q, text, keys, heads, inside, "region"),
+                (meca.TextOutside(region), meca.ImagePrompt(stored, region)), text,
+                lambda: dense.meca(q, text, keys, heads, inside, "region"),
             ),
             "MECA, query": (
                 (meca.TextOutside(region, 1.0, "query"), meca.ImagePrompt(stored, region, 1.0, "query")), text,

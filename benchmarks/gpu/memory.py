@@ -1,9 +1,9 @@
-"""ComfyUI's ways of memory, each in a process of its own as they are chosen at its start: the patches must paint the same in all of them.
+"""ComfyUI's ways of memory, each in a process of its own, as they are chosen at its start: the patches must paint the same in all.
 
-Plain loading, a reserve so large that a part of the UNet stays out, --lowvram, --novram, and dynamic memory (comfy-aimdo), alone and with a
-reserve. In each a UNet is read from a file by ComfyUI's own loader, has a weight patch as LoRAs make them, and is sampled twice under masked
-attention and an image prompt. After the first step the VAE decodes what is there and other memory presses; between the two samplings everything
-is unloaded.
+Plain loading, a reserve so large that a part of the UNet stays out, --lowvram, --novram, and dynamic memory (comfy-aimdo), alone and
+with a reserve. In each a UNet is read from a file by ComfyUI's own loader, has a weight patch as LoRAs make them, and is sampled twice
+under masked attention and an image prompt. After the first step the VAE decodes what is there and other memory presses; between the two
+samplings everything is unloaded.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from .. import results
-from ..pack import ROOT
+from demo.pack import ROOT
+
+from .. import figures as results
 from . import shapes
 from .checks import Check, Setting, figure
 
@@ -94,6 +95,6 @@ def unet_file(setting: Setting) -> Path:
 
 
 def checks(setting: Setting) -> list[Check]:
-    # On a CPU ComfyUI knows no other mode than plain loading, and dynamic memory needs a GPU.
-    modes = [mode for mode in MODES if setting.device.type == "cuda" or not mode.startswith("dynamic")]
+    # On a CPU ComfyUI knows no other mode than plain loading; one more shows that modes are compared.
+    modes = list(MODES) if setting.device.type == "cuda" else ["plain", "--lowvram"]
     return [Check(f"memory: {mode}", painted(mode), 25) for mode in modes]

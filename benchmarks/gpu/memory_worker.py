@@ -1,8 +1,7 @@
-"""One of ComfyUI's ways of memory, in this process alone: `python -m benchmarks.gpu.memory_worker TASK`; prints what it measured as JSON."""
+"""One of ComfyUI's ways of memory, in this process alone: `python -m benchmarks.gpu.memory_worker TASK` prints what it measured."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import time
@@ -123,20 +122,21 @@ def paint(task: dict[str, Any]) -> dict[str, Any]:
 def patched(model: Any, side: int) -> Any:
     """The MODEL under masked attention and an image prompt in its left half, as the nodes install them."""
     import torch
+    from maskprompt.attention import chain, grid, ip_adapter_layers, layers, meca
+    from maskprompt.attention import masked_attention as masked
 
-    chain, masked, meca, grid, layers, numbering = (
-        importlib.import_module(f"maskprompt.attention.{name}") for name in ("chain", "masked", "meca", "grid", "layers", "numbering")
-    )
     unet = model.get_model_object("diffusion_model")
     pixels = torch.zeros(1, 8 * side, 8 * side)
     pixels[:, :, : 4 * side] = 1
     region = grid.RegionMask(pixels)
     scope = chain.Scope(layers.preset("paper", layers.layers_of(unet)))
-    widths, numbered = numbering.widths(unet)[0], numbering.numbered(unet)
+    widths, numbered = ip_adapter_layers.widths(unet)[0], ip_adapter_layers.numbered(unet)
     generator = torch.Generator().manual_seed(5)
-    keys = meca.StoredKeys({
-        numbered[number]: tuple(torch.randn(2, 16, width, generator=generator) for _ in range(2)) for number, width in widths.items()
-    })  # fmt: skip
+
+    def numbers(width: int) -> torch.Tensor:
+        return torch.randn(2, 16, width, generator=generator)
+
+    keys = meca.StoredKeys({numbered[number]: (numbers(width), numbers(width)) for number, width in widths.items()})
     confined = chain.install(model, masked.MaskedCrossAttention(region), masked.MaskedSelfAttention(region, "paper", scope))
     return meca.install(confined, meca.ImagePrompt(keys, region))
 
@@ -144,7 +144,7 @@ def patched(model: Any, side: int) -> Any:
 def main(argument: str) -> None:
     task = json.loads(argument)
     start(task)
-    from ..pack import load_pack
+    from demo.pack import load_pack
 
     load_pack()
     print(json.dumps(paint(task)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import json
 import re
 import sys
@@ -18,8 +19,9 @@ from pathlib import Path
 
 import torch
 
-from .. import results
-from ..pack import load_pack
+from demo.pack import load_pack
+
+from .. import figures as results
 from . import layers, memory, steps, training, transformers
 from .checks import FAILED, PASSED, Check, Outcome, Setting, run_all
 
@@ -75,6 +77,7 @@ def measure(setting: Setting, minutes: float, only: Sequence[str] = (), out: Pat
     chosen = [check for check in checks(setting) if not only or any(word in check.name for word in only)]
     if not chosen:
         raise SystemExit(f"no check has {' or '.join(only)} in its name; there are: {'; '.join(check.name for check in checks(setting))}")
+    gc.freeze()  # what is loaded by now stays: collecting garbage before every measurement need not walk through it
     for outcome in run_all(chosen, setting, minutes):
         outcomes.append(outcome)
         print(f"{outcome.state}: {outcome.name} ({outcome.seconds:.1f} s){f': {outcome.said}' if outcome.said else ''}", flush=True)

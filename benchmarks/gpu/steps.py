@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import bench, results
+from .. import figures as results
+from ..speed import run as bench
 from . import shapes
 from .checks import Check, Setting, figure, release
 from .layers import IMAGE_TOKENS
@@ -27,10 +27,9 @@ class Step:
         import comfy.ops
         from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
         from comfy.patcher_extension import WrappersMP
+        from maskprompt.attention import chain, grid, ip_adapter_layers, layers, masked_attention, meca
 
-        self.chain, self.masked, self.meca, self.grid, self.layers, numbering = (
-            importlib.import_module(f"maskprompt.attention.{name}") for name in ("chain", "masked", "meca", "grid", "layers", "numbering")
-        )
+        self.chain, self.masked, self.meca, self.grid, self.layers = chain, masked_attention, meca, grid, layers
         self.unet: Any = UNetModel(**shape.config, dtype=dtype, device=setting.device, operations=comfy.ops.manual_cast).eval()
         shapes.fill(self.unet)
         self.inputs = shapes.unet_inputs(shape, setting, dtype)
@@ -38,15 +37,14 @@ class Step:
         pixels = torch.zeros(1, 8 * shape.latent, 8 * shape.latent)
         pixels[:, :, : 4 * shape.latent] = 1
         self.sides = (self.grid.RegionMask(pixels), self.grid.RegionMask(1 - pixels))
-        widths, numbered = numbering.widths(self.unet)[0], numbering.numbered(self.unet)
+        widths, numbered = ip_adapter_layers.widths(self.unet)[0], ip_adapter_layers.numbered(self.unet)
         generator = torch.Generator().manual_seed(2)
 
+        def numbers(width: int) -> Tensor:
+            return torch.randn(2, IMAGE_TOKENS, width, generator=generator)
+
         def stored() -> Any:
-            sizes = {numbered[number]: width for number, width in widths.items()}
-            keys = {
-                place: tuple(torch.randn(2, IMAGE_TOKENS, width, generator=generator) for _ in range(2)) for place, width in sizes.items()
-            }
-            return self.meca.StoredKeys(keys)
+            return meca.StoredKeys({numbered[number]: (numbers(width), numbers(width)) for number, width in widths.items()})
 
         self.images = (stored(), stored())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import time
 from collections.abc import Callable
@@ -10,7 +9,8 @@ from typing import Any
 
 import torch
 
-from .. import bench, results
+from .. import figures as results
+from ..speed import run as bench
 from . import shapes
 from .checks import Check, Setting, figure, release
 from .shapes import Shape
@@ -20,20 +20,13 @@ UNDERESTIMATED = 1.1
 """The true peak may be so many times what was estimated, as much as `training.memory` leaves spare."""
 
 
-def _learner() -> tuple[Any, Any, Any, Any]:
-    """The modules of the training room: learner, loop, noise schedule, memory."""
-    names = (("engine.learner", "engine.loop", "engine.noise", "engine.memory"), ("learner", "loop", "schedule", "memory"))
-    new = importlib.util.find_spec("maskprompt.training.engine") is not None
-    return tuple(importlib.import_module(f"maskprompt.training.{name}") for name in names[0 if new else 1])  # pyright: ignore[reportReturnType]
-
-
-def steps(shape: Shape, dtype: torch.dtype, method: str, checkpointing: bool) -> Callable[[Setting], list[results.Figure]]:
+def steps(shape: Shape, dtype: torch.dtype, method: Any, checkpointing: bool) -> Callable[[Setting], list[results.Figure]]:
     """DreamCom's step: an inpainting UNet under masked cross-attention, AdamW, on random latents."""
 
     def run(setting: Setting) -> list[results.Figure]:
-        learner, loop, _, memory = _learner()
-        attention = importlib.import_module("maskprompt.attention.masked")
-        grid = importlib.import_module("maskprompt.attention.grid")
+        from maskprompt.attention import grid, masked_attention
+        from maskprompt.training.engine import learner, loop, memory
+
         model = shapes.model(shape, setting, dtype, inpainting=shape.family == "SD15")
         learns = learner.Learner(model, method, 16, checkpointing=checkpointing)
         size = (1, 4, shape.latent, shape.latent)
@@ -42,7 +35,7 @@ def steps(shape: Shape, dtype: torch.dtype, method: str, checkpointing: bool) ->
         release()
         pixels = torch.zeros(1, 8 * shape.latent, 8 * shape.latent)
         pixels[:, :, : 4 * shape.latent] = 1
-        patches = (attention.MaskedCrossAttention(grid.RegionMask(pixels)),)
+        patches = (masked_attention.MaskedCrossAttention(grid.RegionMask(pixels)),)
         values: dict[str, Any] = {"pooled_output": torch.randn(1, 1280)} if shape.family == "SDXL" else {}
         if shape.family == "SDXL" and setting.small:
             values["pooled_output"] = torch.randn(1, 0)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import bench, results
+from .. import figures as results
+from ..speed import run as bench
 from . import shapes
 from .checks import Check, Setting, figure
 
