@@ -72,8 +72,7 @@ def _toy(shape: Shape) -> Shape:
     """The same blocks at 32 channels, one transformer where there are ten, an 8 x 8 latent."""
     heads: dict[str, Any] = {"num_heads": 4, "num_head_channels": -1} if shape.config["num_heads"] > 0 else {"num_head_channels": 16}
     depths = {name: [min(1, one) for one in shape.config[name]] for name in ("transformer_depth", "transformer_depth_output")}
-    more = {"adm_in_channels": 48} if shape.config.get("adm_in_channels") else {}
-    config = {**shape.config, "model_channels": 32, "context_dim": 48, "transformer_depth_middle": 1, **heads, **depths, **more}
+    config = {**shape.config, "model_channels": 32, "context_dim": 48, "transformer_depth_middle": 1, **heads, **depths}
     return Shape(f"{shape.name}'s blocks, toy", shape.family, config, 8, (Layer(8, 32, 4), Layer(4, 64, 4)))
 
 
