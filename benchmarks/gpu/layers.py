@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import figures as results
-from ..speed import run as bench
+from ..speed import measure as bench
 from . import dense, shapes
 from .checks import Check, Setting, figure
 from .shapes import Layer, Shape

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import figures as results
-from ..speed import run as bench
+from ..speed import measure as bench
 from . import shapes
 from .checks import Check, Setting, figure, release
 from .layers import IMAGE_TOKENS
