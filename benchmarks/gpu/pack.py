@@ -18,7 +18,7 @@ from demo import setup
 ROOT = Path(__file__).resolve().parents[2]
 MOST = 40 * 1024 * 1024
 """Bytes that the folder may have."""
-OURS = ("__init__.py", "attention", "benchmarks", "conditioning", "demo", "images", "models", "nodes", "training")
+OURS = ("__init__.py", "attention", "benchmarks", "conditioning", "demo", "images", "models", "training")
 """What is taken of the repository, Python files alone."""
 COMFYUI = (
     "comfy", "comfy_api", "comfy_config", "comfy_execution", "utils", "comfyui_version.py", "folder_paths.py", "latent_preview.py",
@@ -27,7 +27,7 @@ COMFYUI = (
 TOO_LARGE = ("llama_tokenizer", "qwen25_tokenizer", "qwen35_tokenizer", "t5_tokenizer", "t5_pile_tokenizer")
 """Tokenizers of language models, which no check asks for."""
 SUFFIXES = frozenset({".py", ".json", ".txt", ".yaml", ".model", ""})
-NAMES = ("comfy-aimdo", "comfy-kitchen", "einops", "segment-anything", "timm", "torchsde", "trampoline", "websocket-client")
+NAMES = ("comfy-aimdo", "comfy-kitchen", "einops", "torchsde", "trampoline")
 """Packages that may be missing there. `comfy-kitchen` in its form without CUDA kernels: that one alone is larger than the folder may be."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_12_x86_64", "manylinux1_x86_64", "any")
 PURE = frozenset({"comfy-kitchen"})
