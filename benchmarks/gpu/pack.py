@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MOST = 40 * 1024 * 1024
 """Bytes that the folder may have."""
 OURS = ("__init__.py", "attention", "benchmarks", "conditioning", "demo", "images", "models", "training")
-"""What is taken of the repository, Python files alone."""
+"""What is taken of the repository."""
 COMFYUI = (
     "comfy", "comfy_api", "comfy_config", "comfy_execution", "utils", "comfyui_version.py", "folder_paths.py", "latent_preview.py",
     "node_helpers.py", "nodes.py", "LICENSE",
@@ -38,13 +38,13 @@ COMMAND = (
 
 
 def ours(folder: Path) -> None:
-    """Copy the repository's Python files."""
+    """Copy the repository's Python files, and what the tiny model's registration reads."""
     for name in OURS:
         source = ROOT / name
         if source.is_file():
             shutil.copyfile(source, folder / name)
             continue
-        for file in source.rglob("*.py"):
+        for file in (*source.rglob("*.py"), *source.rglob("registration/*.json")):
             target = folder / file.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)

@@ -110,5 +110,8 @@ def test_the_pack_is_small_and_has_what_the_checks_import(tmp_path: Path) -> Non
                 needed.append(packed / file.resolve().relative_to(root))
     assert len(needed) > 50
     assert [file for file in needed if not file.is_file()] == []
+    assert sorted(file.name for file in (folder / "demo" / "registration").iterdir()) == sorted(
+        file.name for file in (pack.ROOT / "demo" / "registration").iterdir() if file.suffix in (".py", ".json")
+    )
     with pytest.raises(SystemExit, match="is not empty"):
         pack.gather(folder, with_wheels=False)
