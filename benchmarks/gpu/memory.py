@@ -50,7 +50,7 @@ def painted(mode: str) -> Callable[[Setting], list[results.Figure]]:
             "mode": mode, "small": setting.small, "cpu": setting.device.type == "cpu", "unet": str(file), "folder": str(setting.folder),
         }  # fmt: skip
         command = [sys.executable, "-m", f"{__package__}.memory_worker", json.dumps(task)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}, timeout=240)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}, timeout=600)
         if done.returncode:
             raise RuntimeError(f"{mode}: the process ended with {done.returncode}. {done.stderr[-1500:]}")
         told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
