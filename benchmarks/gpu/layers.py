@@ -172,5 +172,5 @@ def checks(setting: Setting) -> list[Check]:
         for dtype in setting.dtypes:
             name = f"{shape.name}, {str(dtype).removeprefix('torch.')}"
             found.append(Check(f"layers against their formulas: {name}", correct(shape, dtype), 8))
-        found.append(Check(f"layers, time and memory: {shape.name}", quick(shape, setting.dtypes[0]), 8))
+        found.append(Check(f"layers, time and peak: {shape.name}", quick(shape, setting.dtypes[0]), 8))
     return found
