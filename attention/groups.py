@@ -47,7 +47,6 @@ class Plan:
     groups: tuple[Group, ...]
     query_order: Tensor | None
     key_order: Tensor | None
-    restore: Tensor | None
     keys: int
 
     @property
@@ -81,11 +80,9 @@ def plan(layout: Layout, rules: Sequence[Rule], device: torch.device) -> Plan:
         found.append(Group((start, start + count), tuple(_view(view, places, ends) for view in views)))
         start += count
     moved = not torch.equal(query_order, torch.arange(len(query_order)))
-    restore = torch.argsort(query_order) if moved else None
     kept = torch.equal(key_order, torch.arange(len(key_order)))
     return Plan(
-        tuple(found), query_order.to(device) if moved else None, None if kept else key_order.to(device),
-        None if restore is None else restore.to(device), len(key_order),
+        tuple(found), query_order.to(device) if moved else None, None if kept else key_order.to(device), len(key_order),
     )  # fmt: skip
 
 
@@ -163,43 +160,59 @@ def attend(
     keys = _sorted(k, cut.key_order, where.tokens)
     values = _sorted(v, cut.key_order, where.tokens)
     columns = None if mask is None else _sorted(mask, cut.key_order, -1)
-    queries = q if whole else _sorted(q, cut.query_order, where.tokens)
-    if columns is not None and columns.ndim > 1 and columns.shape[-2] > 1 and not whole:
-        columns = _sorted(columns, cut.query_order, -2)
-    parts: list[Tensor | None] = []
+    result: Tensor | None = None
+    unseeing: list[Group] = []
     for group in cut.groups:
-        parts.append(_group(group, queries, keys, values, columns, cut, attention, where, whole))
-    like = next((part for part in parts if part is not None), None)
-    if like is None:
+        part = _group(group, q, keys, values, columns, cut, attention, where, whole)
+        if part is None:
+            unseeing.append(group)
+            continue
+        if result is None:
+            shape = list(part.shape)
+            shape[where.result] = q.shape[where.tokens]
+            result = part.new_empty(shape)
+        _put(result, part, group, cut, where.result)
+    if result is None:
         return torch.zeros_like(attention(q, k, v, mask))
-    filled = [_zeros(like, group, where) if part is None else part for part, group in zip(parts, cut.groups, strict=True)]
-    result = filled[0] if len(filled) == 1 else torch.cat(filled, where.result)
-    return _sorted(result, cut.restore, where.result)
+    for group in unseeing:
+        _put(result, torch.zeros_like(_taken(result, group, cut, where.result)), group, cut, where.result)
+    return result
 
 
 def _group(
     group: Group, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cut: Plan, attention: Attention, where: Where, whole: bool
 ) -> Tensor | None:
-    start, stop = group.queries
-    queries = q if whole else q.narrow(where.tokens, start, stop - start)
+    """What a group's queries take, None if they see nothing."""
+    queries = q if whole else _taken(q, group, cut, where.tokens)
     rows = mask
     if mask is not None and mask.ndim > 1 and mask.shape[-2] > 1 and not whole:
-        rows = mask.narrow(-2, start, stop - start)
+        rows = _taken(mask, group, cut, -2)
     total: Tensor | None = None
     for view in group.views:
-        values = (
-            _joined(v, view.keys, where.tokens)
-            if not view.zeroed
-            else _joined(_zeroed(v, view.zeroed, where.tokens), view.keys, where.tokens)
-        )
+        seen = v if not view.zeroed else _zeroed(v, view.zeroed, where.tokens)
         columns = None if rows is None else _joined(rows, view.keys, -1)
-        part = attention(queries, _joined(k, view.keys, where.tokens), values, columns)
+        part = attention(queries, _joined(k, view.keys, where.tokens), _joined(seen, view.keys, where.tokens), columns)
         if whole:
-            part = _sorted(part, cut.query_order, where.result).narrow(where.result, start, stop - start)
+            part = _taken(part, group, cut, where.result)
         if view.weight != 1:
             part = part * view.weight
         total = part if total is None else total + part
     return total
+
+
+def _taken(x: Tensor, group: Group, cut: Plan, dim: int) -> Tensor:
+    """A group's tokens of a tensor in which they stand in their own order."""
+    start, stop = group.queries
+    return x.narrow(dim, start, stop - start) if cut.query_order is None else x.index_select(dim, cut.query_order[start:stop])
+
+
+def _put(result: Tensor, part: Tensor, group: Group, cut: Plan, dim: int) -> None:
+    """Writes a group's tokens to their places in the result."""
+    start, stop = group.queries
+    if cut.query_order is None:
+        result.narrow(dim, start, stop - start).copy_(part)
+    else:
+        result.index_copy_(dim, cut.query_order[start:stop], part)
 
 
 def _sorted(x: Tensor, order: Tensor | None, dim: int) -> Tensor:
@@ -216,9 +229,3 @@ def _zeroed(values: Tensor, pieces: tuple[Piece, ...], dim: int) -> Tensor:
     for start, stop in pieces:
         values.narrow(dim, start, stop - start).zero_()
     return values
-
-
-def _zeros(like: Tensor, group: Group, where: Where) -> Tensor:
-    shape = list(like.shape)
-    shape[where.result] = group.queries[1] - group.queries[0]
-    return like.new_zeros(shape)
