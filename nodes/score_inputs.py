@@ -64,6 +64,6 @@ class Bar:
 
         def after(done: int) -> None:
             self.progress.bar.update_absolute(start + done)
-            self.progress.between(done, count, what)
+            self.progress.tell(what, done, count)
 
         return after
