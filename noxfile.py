@@ -27,6 +27,7 @@ WORKERS = min(4, os.cpu_count() or 1)
 """Processes of pytest: each has a ComfyUI server of its own, and its share of the cores."""
 NEEDED = (
     "torch", "torchvision", "aiohttp", "segment_anything", "timm", "diffusers", "accelerate", "skimage", "sklearn", "websocket", "xdist",
+    "torchmetrics", "torch_fidelity",
 )  # fmt: skip
 
 
@@ -148,3 +149,10 @@ def tables(session: nox.Session) -> None:
     """Measure a table again: `nox -s tables -- tiny-model`."""
     python = start(session)
     session.run(str(python), "-m", "benchmarks.tables.run", *session.posargs, external=True)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Check and measure what only a GPU can show, within 8 minutes; `-- --small` at toy sizes on a CPU, `-- pack FOLDER` for elsewhere."""
+    python = start(session)
+    session.run(str(python), "-m", "benchmarks.gpu.run", *session.posargs, external=True)

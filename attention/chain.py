@@ -14,17 +14,16 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from . import context_window
 from .arguments import Arguments
-from .grid import Size, Window
+from .grid import Size
 from .layers import Layer, is_unet, layers_of
+from .rows import Row, remember_view, rows_of
 
 Kind = Literal["self", "cross"]
 Half = Literal["both", "positive", "negative"]
 Inner = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 KEY = "maskprompt"
-VIEW = "maskprompt_view"
 SLOTS: dict[Kind, str] = {"self": "attn1", "cross": "attn2"}
 
 
@@ -43,19 +42,6 @@ class Scope:
 
 EVERYWHERE = Scope()
 """Every layer, the whole sampling, both halves."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the batch: which half of CFG it belongs to (0 positive, 1 negative), which picture it is, what it sees of the latent.
-
-    `frames` are the latent frames that it sees and their number in all, None if it sees all.
-    """
-
-    half: int
-    image: int
-    window: Window
-    frames: tuple[tuple[int, ...], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -204,64 +190,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, extra_options: Mapping[str, Any])
 
     precision = extra_options.get("attn_precision")
     return optimized_attention(q, k, v, extra_options["n_heads"], attn_precision=precision, transformer_options=extra_options)
-
-
-def rows_of(options: dict[str, Any], batch: int, size: Size) -> tuple[Size, tuple[Row, ...]]:
-    """The whole latent's size, and what each row of a call is. `batch` and `size` are the call's own.
-
-    Raises RuntimeError where a call shows only a part of the latent and nothing tells which.
-    """
-    halves = options.get("cond_or_uncond") or [0]
-    images = context_window.pictures(options, batch // len(halves))
-    view: View | None = options.get(VIEW)
-    latent = size if view is None else view.latent
-    seen = (0, 0, *latent) if view is None or view.seen is None else view.seen
-    rows = []
-    for chunk, half in enumerate(halves):
-        uuids = options.get("uuids") or []
-        window = view.areas.get(uuids[chunk]) if view is not None and chunk < len(uuids) else None
-        window = window or seen
-        if window[2:] != size:
-            raise RuntimeError(
-                f"a node paints this picture in tiles or crops ({size[1] * 8}x{size[0] * 8} of {latent[1] * 8}x{latent[0] * 8} pixels) "
-                "without saying which, so a mask cannot be placed. Bypass the tiling node, or MaskPrompt's."
-            )
-        rows += [Row(half, image, window, None if view is None else view.frames) for image in images]
-    return latent, tuple(rows)
-
-
-@dataclass(frozen=True)
-class View:
-    """The whole latent's size, the area of every conditioning that has one (Conditioning Set Area) by its uuid, what a call sees without
-    one (all, or a context window's rows or columns), by uuid how many words a text has, and the frames of a context window."""
-
-    latent: Size
-    areas: dict[Any, Window]
-    seen: Window | None = None
-    texts: dict[Any, int] = field(default_factory=dict[Any, int])
-    frames: tuple[tuple[int, ...], int] | None = None
-
-
-def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> Any:
-    """Wrapper of `calc_cond_batch`: notes the whole latent and the areas, which ComfyUI crops away before the UNet runs."""
-    height, width = x.shape[-2:]
-    areas: dict[Any, Window] = {}
-    texts: dict[Any, int] = {}
-    for cond in (entry for entries in conds if entries is not None for entry in entries):
-        text = cond.get("cross_attn")
-        if text is not None:
-            texts[cond["uuid"]] = text.shape[1]
-        if "area" in cond:
-            half = len(cond["area"]) // 2
-            area_height, area_width = cond["area"][:half][-2:]
-            top, left = cond["area"][half:][-2:]
-            areas[cond["uuid"]] = (top, left, min(height - top, area_height), min(width - left, area_width))
-    options = model_options.get("transformer_options", {})
-    latent, seen = context_window.place(options, (height, width), x.ndim)
-    if areas and latent != (height, width):
-        raise RuntimeError(f"a prompt's area and {context_window.SIDEWAYS} meet: where a mask lies is not known. Bypass one of the nodes.")
-    options = {**options, VIEW: View(latent, areas, seen, texts, context_window.frames(options, x.ndim))}
-    return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})
 
 
 def install(model: Any, *patches: Scoped) -> Any:

@@ -73,10 +73,11 @@ def check_aspect(mask: Size, latent: Size) -> None:
     width = mask[1] * latent[0] / mask[0]
     if abs(height - latent[0]) > 1.01 and abs(width - latent[1]) > 1.01:
         raise ValueError(
-            f"MaskPrompt: the mask is {mask[1]}x{mask[0]} but the picture being painted has {latent[1]}x{latent[0]} latent pixels: their "
+            f"MaskPrompt: the mask is {mask[1]}x{mask[0]} but the picture being painted is about {latent[1] * 8}x{latent[0] * 8}: their "
             "shapes differ, so the mask would land in the wrong place. Make the mask from the picture that is painted (the same crop), "
             "or scale both alike. "
-            "If a node paints in tiles or crops (Ultimate SD Upscale, detailers), give this node the mask of that crop."
+            "If a node paints in tiles or crops (Ultimate SD Upscale, detailers), give this node the mask of that crop. "
+            "With FLUX.2 the picture is twice as wide and high as said here."
         )
 
 

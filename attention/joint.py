@@ -15,13 +15,14 @@ from torch import Tensor
 
 from . import families, groups, prompt_regions
 from .arguments import Arguments
-from .chain import SLOTS, Row, rows_of
+from .chain import SLOTS
 from .families import Family, Scene, Seen
 from .grid import Size
 from .groups import Plan, Where
 from .layers import layers_of
 from .layout import Layout, with_texts
 from .prompt_regions import PromptRegion
+from .rows import Row, rows_of
 from .visibility import Rule
 
 PARAMETERS = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from . import groups, prompt_regions
 from .arguments import Arguments
-from .chain import EVERYWHERE, VIEW, Call, Inner, Kind, Patch, Scope, rows_of
+from .chain import EVERYWHERE, Call, Inner, Kind, Patch, Scope
 from .groups import Where
 from .layers import Layer, layers_of
 from .layout import Layout, spans_of, with_texts
 from .prompt_regions import PromptRegion
+from .rows import VIEW, rows_of
 
 Texts = tuple[tuple[int, int], ...]
 

@@ -47,6 +47,7 @@ CHANGES: dict[tuple[str, str], Any] = {
     ("CheckpointLoaderSimple", "ckpt_name"): TINY_MODEL.name,
     ("MaskPromptLoadSAM", "sam_name"): "mobile_sam.pt",
     ("CLIPVisionLoader", "clip_name"): TINY_CLIP_VISION.name,
+    ("MaskPromptScorePictures", "clip_name"): TINY_CLIP_VISION.name,
     ("MaskPromptLoadMECA", "adapter_name"): TINY_MECA.name,
     ("ControlNetLoader", "control_net_name"): TINY_CONTROL.name,
     ("MaskPromptLoadMaskControlNet", "mask_controlnet_name"): TINY_MASK_CONTROL.name,

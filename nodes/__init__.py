@@ -20,6 +20,8 @@ from . import (
     pointing,
     prompt_region,
     sample_pictures,
+    score_against,
+    score_pictures,
     segment,
     train_dreamcom,
     train_mask_controlnet,
@@ -31,7 +33,7 @@ NODES: list[type[io.ComfyNode]] = [
     *segment.NODES, *dreamcom.NODES, *train_dreamcom.NODES, *crop.NODES, *paste_back.NODES,
     *mask_controlnet.NODES, *train_mask_controlnet.NODES, *caption.NODES, *mcgm.NODES, *train_mcgm.NODES,
     *patch_visibility.NODES, *meca.NODES, *prompt_region.NODES, *train_meca.NODES, *depth_hint.NODES, *mask_grid.NODES,
-    *attention_map.NODES,
+    *attention_map.NODES, *score_pictures.NODES, *score_against.NODES,
 ]  # fmt: skip
 
 

@@ -74,4 +74,5 @@ def is_unet(model: Any) -> bool:
 
 def latent_pixels(model: Any) -> int:
     """How many pixels of a picture are one of a MODEL's latents: 8, or 16 for FLUX.2."""
-    return int(getattr(model.model.latent_format, "spacial_downscale_ratio", 8) or 8)
+    latents = getattr(getattr(model, "model", None), "latent_format", None)
+    return int(getattr(latents, "spacial_downscale_ratio", 8) or 8)

@@ -35,6 +35,8 @@ BUILD = """async () => {
     const loader = add('MaskPromptLoadSAM', 100, 560)
     loader.widgets[0].value = 'mobile_sam.pt'
     const sam = add('MaskPromptSAMMask', 520, 120)
+    // The frontend keeps values by node ids, and after clear() the same ids come again.
+    for (const name of ['positive_coords', 'negative_coords', 'box']) sam.widgets.find(w => w.name === name).value = ''
     const box = add('MaskPromptBoxMask', 1050, 120)
     const crop = add('MaskPromptCropAroundBox', 1050, 520)
     wire(loader, 0, sam, 'sam')

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.attention import chain, grid, meca
+from maskprompt.attention import chain, grid, meca, rows
 from maskprompt.attention.masked_attention import MaskedCrossAttention
 
 from .test_masked import dense
@@ -244,14 +244,14 @@ def test_a_part_of_the_picture_without_the_region_is_as_the_rest(unet: Any) -> N
     """An area's window beside the region: no image by output, the image's mean by query, in both as outside within the whole picture."""
     drawn = some(halves=[0], size=(6, 8))
     region = rectangle(0, 6, 0, 4)
-    view = chain.View((6, 8), {"right": (0, 4, 6, 4)})
+    view = rows.View((6, 8), {"right": (0, 4, 6, 4)})
     modes: tuple[meca.Mode, ...] = ("region", "query", "global")
     for mode in modes:
         image = meca.ImagePrompt(drawn.keys, region, 0.6, mode)
         whole = run(unet, both(image), drawn.qkv, 2, (6, 8), [0]).unflatten(1, (6, 8))[:, :, 4:].flatten(1, 2)
         q, k, v = drawn.qkv
         right = q.unflatten(1, (6, 8))[:, :, 4:].flatten(1, 2)
-        part = run(unet, both(image), (right, k, v), 2, (6, 4), [0], more={chain.VIEW: view, "uuids": ["right"]})
+        part = run(unet, both(image), (right, k, v), 2, (6, 4), [0], more={rows.VIEW: view, "uuids": ["right"]})
         torch.testing.assert_close(part, whole, atol=1e-6, rtol=1e-5)
 
 

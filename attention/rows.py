@@ -1,0 +1,87 @@
+"""What each row of a call's batch is: which half of CFG, which picture, and what it sees of the latent.
+
+ComfyUI crops areas, tiles and context windows away before the model runs. `remember_view` notes the whole before it does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from . import context_window
+from .grid import Size, Window
+
+VIEW = "maskprompt_view"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the batch: which half of CFG it belongs to (0 positive, 1 negative), which picture it is, what it sees of the latent.
+
+    `frames` are the latent frames that it sees and their number in all, None if it sees all.
+    """
+
+    half: int
+    image: int
+    window: Window
+    frames: tuple[tuple[int, ...], int] | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """The whole latent's size, the area of every conditioning that has one (Conditioning Set Area) by its uuid, what a call sees without
+    one (all, or a context window's rows or columns), by uuid how many words a text has, and the frames of a context window."""
+
+    latent: Size
+    areas: dict[Any, Window]
+    seen: Window | None = None
+    texts: dict[Any, int] = field(default_factory=dict[Any, int])
+    frames: tuple[tuple[int, ...], int] | None = None
+
+
+def rows_of(options: dict[str, Any], batch: int, size: Size) -> tuple[Size, tuple[Row, ...]]:
+    """The whole latent's size, and what each row of a call is. `batch` and `size` are the call's own.
+
+    Raises RuntimeError where a call shows only a part of the latent and nothing tells which.
+    """
+    halves = options.get("cond_or_uncond") or [0]
+    images = context_window.pictures(options, batch // len(halves))
+    view: View | None = options.get(VIEW)
+    latent = size if view is None else view.latent
+    seen = (0, 0, *latent) if view is None or view.seen is None else view.seen
+    rows = []
+    for chunk, half in enumerate(halves):
+        uuids = options.get("uuids") or []
+        window = view.areas.get(uuids[chunk]) if view is not None and chunk < len(uuids) else None
+        window = window or seen
+        if window[2:] != size:
+            raise RuntimeError(
+                f"a node paints this picture in tiles or crops ({size[1] * 8}x{size[0] * 8} of {latent[1] * 8}x{latent[0] * 8} pixels) "
+                "without saying which, so a mask cannot be placed. Bypass the tiling node, or MaskPrompt's."
+            )
+        rows += [Row(half, image, window, None if view is None else view.frames) for image in images]
+    return latent, tuple(rows)
+
+
+def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> Any:
+    """Wrapper of `calc_cond_batch`: notes the whole latent and the areas, which ComfyUI crops away before the UNet runs."""
+    height, width = x.shape[-2:]
+    areas: dict[Any, Window] = {}
+    texts: dict[Any, int] = {}
+    for cond in (entry for entries in conds if entries is not None for entry in entries):
+        text = cond.get("cross_attn")
+        if text is not None:
+            texts[cond["uuid"]] = text.shape[1]
+        if "area" in cond:
+            half = len(cond["area"]) // 2
+            area_height, area_width = cond["area"][:half][-2:]
+            top, left = cond["area"][half:][-2:]
+            areas[cond["uuid"]] = (top, left, min(height - top, area_height), min(width - left, area_width))
+    options = model_options.get("transformer_options", {})
+    latent, seen = context_window.place(options, (height, width), x.ndim)
+    if areas and latent != (height, width):
+        raise RuntimeError(f"a prompt's area and {context_window.SIDEWAYS} meet: where a mask lies is not known. Bypass one of the nodes.")
+    options = {**options, VIEW: View(latent, areas, seen, texts, context_window.frames(options, x.ndim))}
+    return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})

@@ -1,0 +1,1 @@
+"""The papers' own tables on real data: `python -m benchmarks.papers`."""
