@@ -14,7 +14,6 @@ from demo.pack import ROOT
 EXTENDING = {
     "models/mask_controlnet/control.py",
     "models/mask_controlnet/network.py",
-    "training/mask_controlnet/loss.py",
 }
 """Modules whose classes extend ComfyUI's own; nodes import them when they run."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...models.mask_controlnet import control as mask_controlnet
@@ -41,6 +40,8 @@ class Branch:
     """
 
     def __init__(self, learner: Learner, vae: Any, options: Options, encoder: Encoder | None = None) -> None:
+        from comfy.model_patcher import ModelPatcher
+
         self.learner = learner
         self.options = options
         model = learner.network
