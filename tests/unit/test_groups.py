@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,8 @@ from maskprompt.attention.groups import Where
 from maskprompt.attention.layout import UNUSED, Layout, spans_of, with_texts
 from maskprompt.attention.visibility import Look, RegionOfText, TextsByRegion
 
-ROOT = Path(__file__).resolve().parents[2]
+from demo.pack import ROOT
+
 CPU = torch.device("cpu")
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from maskprompt.nodes import NODES
 
-ROOT = Path(__file__).resolve().parents[2]
+from demo.pack import ROOT
+
 LANGUAGES = {"zh": r"[\u4e00-\u9fff]", "ja": r"[\u3040-\u30ff\u4e00-\u9fff]"}
 """The languages, and what a text in each has at least one sign of."""
 FIRST_HOUR = {"LoadSAM", "SAMMask", "BoxMask", "MaskedAttention", "CropAroundBox", "PasteBack"}

@@ -13,8 +13,8 @@ from maskprompt.nodes import sample_pictures
 from PIL import Image
 
 from demo import photos, subject_pictures
+from demo.pack import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NOT_SHIPPED = {"china.png", "flower.png"}
 """Photographs under CC BY: theirs to name, not ours to ship. Templates that load them wait for pictures in the public domain."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,9 @@ from maskprompt.nodes.train_meca import TrainMECA
 from maskprompt.training.engine.options import described
 from maskprompt.training.mcgm.options import PRESETS, Options, with_preset
 
-KNOWN: dict[str, Any] = json.loads((Path(__file__).parent / "train_schemas.json").read_text("utf-8"))
+from demo.pack import ROOT
+
+KNOWN: dict[str, Any] = json.loads((ROOT / "tests" / "data" / "train_schemas.json").read_text("utf-8"))
 """As they were before options stood once."""
 ADDED = {"MaskPromptTrainMCGM": ["preset"], "MaskPromptTrainMaskControlNet": ["pairs", "references"]}
 """Inputs that came later: the last ones, so that a saved graph's values stay in their places, with defaults that change nothing."""
