@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from demo import run, setup
 from demo.server import Prompt, Server, WorkflowError
 
-from .graphs import CHECKPOINT, PICTURES, node, solid, training
+from ..support.graphs import CHECKPOINT, PICTURES, node, solid, training
 
 POINT = json.dumps([{"x": 300, "y": 150}])
 SAM_INPUTS: dict[str, Any] = {"sam": ["sam", 0], "image": ["photo", 0], "choice": "best score", "fill": "white"}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from demo import run
 from demo.server import Prompt, Result, Server, WorkflowError
 
-from .graphs import CHECKPOINT, PICTURES, Interrupt, node, painting, training
+from ..support.graphs import CHECKPOINT, PICTURES, Interrupt, node, painting, training
 
 TRAIN = "MaskPromptTrainDreamCom"
 PREVIEW = 1

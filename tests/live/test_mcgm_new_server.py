@@ -14,7 +14,7 @@ from PIL import Image
 from demo import run
 from demo.server import Prompt, Result, Server
 
-from .graphs import CHECKPOINT, node, solid
+from ..support.graphs import CHECKPOINT, node, solid
 from .test_dreamcom import latent
 
 NAME = "moved"

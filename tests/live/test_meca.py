@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from demo import run, tiny_model
 from demo.server import Prompt, Server, WorkflowError
 
-from ..unit import adapters
+from ..support import adapters
 from .test_bad_input import CHECKPOINT, VIDEO_MODEL, Evil, node, solid, video_model
 
 PHOTO = node("LoadImage", image="coffee.png")

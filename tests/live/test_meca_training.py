@@ -10,7 +10,7 @@ import pytest
 from demo import run, vision
 from demo.server import Prompt, Server, WorkflowError
 
-from .graphs import CHECKPOINT, PICTURES, in_list, node
+from ..support.graphs import CHECKPOINT, PICTURES, in_list, node
 from .test_dreamcom import Shown, interrupt_and_go_on, latent
 
 TRAIN = "MaskPromptTrainMECA"

@@ -12,7 +12,7 @@ from PIL import Image
 from demo import photos, run
 from demo.server import Prompt, Server
 
-from .graphs import node
+from ..support.graphs import node
 
 STEPS = 8
 GREEN = 0x20F020
