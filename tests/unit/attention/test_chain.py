@@ -10,7 +10,7 @@ import torch
 from maskprompt.attention import chain, grid, layers
 from maskprompt.attention.masked_attention import MaskedCrossAttention, MaskedSelfAttention
 
-from ..conftest import Sample, random_model
+from ...support.models import Sample, random_model
 
 
 @dataclass(frozen=True)

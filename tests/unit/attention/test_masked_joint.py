@@ -11,7 +11,7 @@ from maskprompt.attention import layers
 from maskprompt.nodes.dreamcom import MaskedAttention
 
 from ...support.tiny_transformers import TINIES, Tiny
-from .test_transformers import TEXTS, families, masks, sample, text_of
+from ...support.transformer_texts import TEXTS, families, masks, sample, text_of
 
 
 @families

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from maskprompt.attention import chain, grid, meca, rows
 from maskprompt.attention.masked_attention import MaskedCrossAttention
 
-from .test_masked_attention import dense
+from ...support.attention import dense
 
 LAYER = ("input", 1, 0)
 Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from benchmarks.speed.measure import Held
 
-from ..conftest import Sample
-from ..training.test_learner import unet_of
-from .test_layers import UNETS, keys, unet
-from .test_masked_attention import call_of, plain, split
+from ...support.attention import call_of, plain, split
+from ...support.learners import unet_of
+from ...support.models import Sample
+from ...support.unets import UNETS, keys, unet
 
 
 def dense(q: Tensor, k: Tensor, heads: int) -> Tensor:

@@ -14,20 +14,7 @@ from maskprompt.nodes.dreamcom import MaskedAttention
 from ...support import dense
 from ...support.dense import Area, Token
 from ...support.tiny_transformers import TINIES, Tiny
-
-TEXTS = (7, 5, 4)
-"""How many words the prompt and two regions have."""
-
-families = pytest.mark.parametrize("tiny", TINIES, ids=lambda tiny: tiny.name)
-
-
-def masks(size: tuple[int, int]) -> list[torch.Tensor]:
-    """Two masks [1, H, W] of a picture with this latent: a left part, and a lower part that overlaps it."""
-    height, width = size[0] * 8, size[1] * 8
-    left, lower = torch.zeros(1, height, width), torch.zeros(1, height, width)
-    left[:, :, : width // 2] = 1
-    lower[:, height * 5 // 9 :, width // 3 :] = 1
-    return [left, lower]
+from ...support.transformer_texts import TEXTS, close, families, masks, regions, sample, text_of
 
 
 def inside(mask: torch.Tensor, tiny: Tiny, size: tuple[int, int], frames: int | None = None) -> torch.Tensor:
@@ -38,36 +25,6 @@ def inside(mask: torch.Tensor, tiny: Tiny, size: tuple[int, int], frames: int | 
         mask[0, i * pixels : (i + 1) * pixels, j * pixels : (j + 1) * pixels].mean() >= 0.5 for i in range(rows) for j in range(columns)
     ]
     return torch.tensor(cells).repeat(time)
-
-
-def sample(
-    model: Any, tiny: Tiny, size: tuple[int, int], text: torch.Tensor, batch: int = 1, cfg: float = 1.0,
-    negative: torch.Tensor | None = None, steps: int = 2, frames: int | None = None, **options: Any,
-) -> torch.Tensor:  # fmt: skip
-    """Through ComfyUI's KSampler."""
-    import comfy.sample
-
-    noise = tiny.latent(size, batch, frames=frames)
-    positive = [[text, {**tiny.options, **options}]]
-    other = [[tiny.words(TEXTS[0], 90) if negative is None else negative, {**tiny.options}]]
-    return comfy.sample.sample(
-        model, noise, steps, cfg, "euler", "simple", positive, other, torch.zeros_like(noise), seed=3, disable_pbar=True
-    )  # fmt: skip
-
-
-def regions(tiny: Tiny, size: tuple[int, int], **more: Any) -> list[prompt_regions.PromptRegion]:
-    given = {"strength": (1.0, 1.0), "replaces": (False, False), "apart": (0.0, 0.0), **more}
-    return [
-        prompt_regions.PromptRegion(
-            tiny.words(TEXTS[number + 1], 20 + number), RegionMask(mask), given["strength"][number], given["replaces"][number],
-            given["apart"][number], scope=chain.Scope(half="positive"),
-        )
-        for number, mask in enumerate(masks(size))
-    ]  # fmt: skip
-
-
-def text_of(tiny: Tiny) -> torch.Tensor:
-    return tiny.words(TEXTS[0], 10)
 
 
 def all_texts(tiny: Tiny) -> torch.Tensor:
@@ -86,11 +43,6 @@ def reference(
     if tiny.positions is not None:
         options.setdefault("patches", {})["post_input"] = [tiny.positions(TEXTS)]
     return clone
-
-
-def close(result: torch.Tensor, wanted: torch.Tensor) -> None:
-    scale = float(wanted.abs().max())
-    torch.testing.assert_close(result / scale, wanted / scale, atol=1e-5, rtol=0)
 
 
 CASES: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from maskprompt.attention import chain, prompt_regions
 from maskprompt.attention.grid import RegionMask
 
 from ...support.tiny_transformers import TINIES, Tiny
-from .test_transformers import close, masks, regions, sample, text_of
+from ...support.transformer_texts import close, masks, regions, sample, text_of
 
 FLUX = next(tiny for tiny in TINIES if tiny.name == "Flux.1")
 WAN = next(tiny for tiny in TINIES if tiny.name == "Wan text to video")

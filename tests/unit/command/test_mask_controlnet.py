@@ -34,11 +34,10 @@ from torch import Tensor
 import train
 from demo import setup, tiny_model
 
-from ..models.test_captioner import tiny_blip
-from ..training.test_annotate import Sam, Writer, box, draw
+from ...support.blip import tiny_blip
+from ...support.objects import Sam, Writer, box, draw
 
 ROOT = Path(train.__file__).parent
-
 Command = Callable[..., list[str]]
 
 

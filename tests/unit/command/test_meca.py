@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 import train
 from demo import setup, tiny_model, vision
 
-from ..training.test_meca_examples import draw
+from ...support.meca_samples import draw
 
 ROOT = Path(train.__file__).parent
 

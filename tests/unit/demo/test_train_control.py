@@ -16,7 +16,7 @@ from safetensors import safe_open
 from demo import registration, scenes, tiny_model, train_control
 from demo.scenes import Paint, Scene, Thing
 
-from ..conftest import Sample
+from ...support.models import Sample
 
 registration.register()
 

@@ -2,118 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import socket
-import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management as management
-import comfy.utils
-import folder_paths
 import numpy as np
 import pytest
 import torch
 import transformers
-from comfy_api.latest import io
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.models import files
 from maskprompt.models.blip import captioner
 from maskprompt.models.blip.captioner import LoadedBlip, Search
-from maskprompt.nodes.caption import NO_FOLDERS, CaptionImage
-from maskprompt.training.data import captions as training_captions
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-WORDS = [
-    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]",
-    "a", "photo", "of", "red", "blue", "dog", "cat", "on", "grass", "and", "one", "two", "##s", ",", "'",
-]  # fmt: skip
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-BRIEF = Search(beams=3, least=2, most=9)
+from ...support.blip import BRIEF, blip, blips, folder, no_network, original, pictures, settings_of, write
 
-
-def settings_of(folder: Path, name: str = "config.json") -> Any:
-    return json.loads((folder / name).read_text())
-
-
-def write(folder: Path, content: Any, name: str = "config.json") -> None:
-    (folder / name).write_text(json.dumps(content))
-
-
-def tiny_blip(folder: Path) -> Path:
-    """A folder as transformers saves one. As in BLIP's own, [DEC] and [ENC] are no words of the tokenizer."""
-    folder.mkdir(parents=True)
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    write(folder, {"do_lower_case": True, "tokenizer_class": "BertTokenizer", "model_max_length": 40}, "tokenizer_config.json")
-    text = SMALL | {"vocab_size": len(WORDS) + 2, "max_position_embeddings": 40, "bos_token_id": len(WORDS), "sep_token_id": 3}
-    vision = SMALL | {"image_size": 32, "patch_size": 8}
-    config = transformers.BlipConfig(text_config=text, vision_config=vision, projection_dim=16, image_text_hidden_size=16)
-    network: Any = transformers.BlipForConditionalGeneration(config)
-    generator = torch.Generator().manual_seed(3)
-    for name, weight in sorted(network.named_parameters()):
-        if weight.ndim > 1:  # what the text sees of the picture counts most, so that captions differ
-            std = 0.5 if "crossattention.output" in name else 0.3 if "vision_model" in name else 0.1
-            torch.nn.init.normal_(weight, std=std, generator=generator)
-    network.text_decoder.cls.predictions.bias.data[3] = 0.7  # so that some captions end early
-    network.save_pretrained(folder)
-    processor: Any = transformers.BlipImageProcessor(
-        size={"height": 32, "width": 32}, image_mean=[0.3, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]
-    )
-    processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One BLIP for all tests; never changed."""
-    return tiny_blip(tmp_path_factory.mktemp("blip") / "tiny-blip")
-
-
-@pytest.fixture
-def blips(folders: Path) -> Path:
-    """ComfyUI's folder for them, empty."""
-    (folders / "models" / "blip").mkdir()
-    return folders / "models" / "blip"
-
-
-@pytest.fixture
-def folder(blips: Path, original: Path) -> Path:
-    """A BLIP of a test's own, in ComfyUI's folder."""
-    return Path(shutil.copytree(original, blips / "tiny"))
-
-
-@pytest.fixture(scope="module")
-def blip(original: Path) -> LoadedBlip:
-    return captioner.load(original)
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What was looked up or connected to; none of it can succeed."""
-    seen: list[Any] = []
-
-    def refuse(*given: Any, **_: Any) -> Any:
-        seen.append(given)
-        raise OSError("there is no network here")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    return seen
-
-
-def pictures(count: int, height: int = 40, width: int = 60, channels: int = 3, seed: int = 0) -> Tensor:
-    """A batch of coarse coloured patches, as different as a tiny network needs them; whole numbers of 255."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, channels, 4, 4, generator=generator)
-    large = torch.nn.functional.interpolate(coarse, (height, width), mode="nearest").permute(0, 2, 3, 1)
-    return (large * 255).round() / 255
+__all__ = ["blip", "blips", "folder", "no_network", "original"]  # fixtures
 
 
 def expected(folder: Path, images: list[Any], prefix: str, search: Search) -> list[str]:
@@ -297,163 +207,6 @@ def test_nothing_is_looked_for_outside_and_no_code_of_the_folder_runs(
     assert not flag.exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "vocab.txt", "preprocessor_config.json", "config.json"])
-def test_a_missing_file_is_named_with_what_to_do_and_not_looked_for(folder: Path, no_network: list[Any], name: str) -> None:
-    (folder / name).unlink()
-    (folder / "tokenizer.json").unlink(missing_ok=True)
-    wanted = "There is no BLIP folder 'tiny'" if name == "config.json" else f"tiny is not complete: it lacks .*{name}"
-    with pytest.raises(ValueError, match=f"(?s){wanted}.*Download all files of Salesforce/blip-image-captioning-base.*models/blip"):
-        captioner.find("tiny")
-    assert no_network == []
-
-
-def test_all_that_is_missing_is_named_at_once(folder: Path) -> None:
-    for one in folder.iterdir():
-        if one.name != "config.json":
-            one.unlink()
-    with pytest.raises(ValueError, match=r"model\.safetensors or pytorch_model\.bin; tokenizer\.json or vocab\.txt; preprocessor_config"):
-        captioner.find("tiny")
-
-
-def test_folders_are_listed_at_any_usual_place(blips: Path, original: Path, tmp_path: Path) -> None:
-    """Below a publisher's name, in a copy of the Hub's cache, through a link, and files put straight into `blip`."""
-    assert captioner.folders() == {}
-    assert CaptionImage.GET_SCHEMA().inputs[1].as_dict()["options"] == [NO_FOLDERS]  # pyright: ignore[reportAttributeAccessIssue]
-    hub = "models--Salesforce--base/snapshots/82a37760"
-    for place in ("b", "Salesforce/base", hub, "a/b/c/d/too-deep"):
-        (blips / place).mkdir(parents=True)
-        shutil.copy(original / "config.json", blips / place)
-    (blips / "empty").mkdir()
-    (blips / "other-packs.pth").touch()
-    (blips / "b" / "onnx").mkdir()
-    shutil.copy(original / "config.json", blips / "b" / "onnx")
-    os.symlink(original, blips / "link")
-    assert list(captioner.folders()) == ["Salesforce/base", "b", "link", hub]
-    assert captioner.find("link") == blips / "link"
-    shutil.copytree(original, blips, dirs_exist_ok=True)
-    assert list(captioner.folders()) == [".", "Salesforce/base", "b", "link", hub]
-    assert captioner.find(".") == blips
-    extra = Path(shutil.copytree(original, tmp_path / "extra" / "mine"))
-    folder_paths.add_model_folder_path("blip", str(extra.parent))
-    assert captioner.find("mine") == extra
-
-
-@pytest.mark.parametrize("name", ["x", "../tiny-blip", "/", "", NO_FOLDERS])
-def test_an_unknown_name_lists_the_known_ones(folder: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=r"There is no BLIP folder '.*' in .*blip \(found there: tiny\)\. Download all files"):
-        captioner.find(name)
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"model_type": "blip-2"}, r"tiny holds no BLIP model: its config\.json says model_type 'blip-2'"),
-        ({"model_type": None}, "holds no BLIP model"),
-        ({"architectures": ["BlipForQuestionAnswering"]}, r"BLIP for another task \(BlipForQuestionAnswering\)"),
-    ],
-)
-def test_another_model_is_named_before_anything_is_read(folder: Path, changed: dict[str, Any], message: str) -> None:
-    write(folder, settings_of(folder) | changed)
-    with pytest.raises(ValueError, match=message):
-        captioner.find("tiny")
-    assert message.split(r" \(")[0].replace("\\", "") in str(CaptionImage.validate_inputs(["tiny"]))
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "", "\x00"])
-def test_a_damaged_config_is_named(folder: Path, content: str) -> None:
-    (folder / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"config\.json (cannot be read .*download it again|says model_type None)"):
-        captioner.find("tiny")
-
-
-def test_a_config_of_wrong_values_is_named(folder: Path) -> None:
-    config = settings_of(folder)
-    config["text_config"]["hidden_size"] = "large"
-    write(folder, config)
-    with pytest.raises(ValueError, match=r"tiny"):
-        captioner.load(captioner.find("tiny"))
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json"])
-def test_damaged_small_files_are_named(folder: Path, name: str) -> None:
-    (folder / name).write_text('{"version": "1.0", "model": {')
-    with pytest.raises(ValueError, match=r"The settings or the tokenizer in .*tiny cannot be read .*Download its small files again"):
-        captioner.load(captioner.find("tiny"))
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_a_truncated_file_of_weights_is_named(folder: Path, name: str) -> None:
-    if name.endswith(".bin"):
-        torch.save(load_file(folder / "model.safetensors"), folder / name)
-        (folder / "model.safetensors").unlink()
-    content = (folder / name).read_bytes()
-    (folder / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=rf"{name}' .*damaged or not complete.*download it again"):
-        captioner.load(captioner.find("tiny"))
-
-
-class Evil:
-    """Unpickled without care, it makes a folder."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, (str(self.target),))
-
-
-def test_a_pickle_with_code_is_refused_and_not_run(folder: Path) -> None:
-    flag = folder / "was-run"
-    torch.save({**load_file(folder / "model.safetensors"), "x": Evil(flag)}, folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin' was refused.*run any program"):
-        captioner.load(captioner.find("tiny"))
-    assert not flag.exists()
-
-
-def test_weights_that_are_missing_or_too_large_are_named(folder: Path) -> None:
-    """transformers itself would go on with random ones."""
-    weights = load_file(folder / "model.safetensors")
-    fewer = {name: value for name, value in weights.items() if "text_decoder.bert.encoder.layer.1" not in name}
-    save_file(fewer, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks \d+ weights of a BLIP captioning model, such as text_decoder\.bert\.encoder\.layer\.1"):
-        captioner.load(folder)
-    larger = {
-        name: torch.zeros(*value.shape[:-1], value.shape[-1] + 1) if "qkv.weight" in name else value for name, value in weights.items()
-    }
-    save_file(larger, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"'model\.safetensors' in .*tiny does not fit its config\.json"):
-        captioner.load(folder)
-
-
-def test_a_tokenizer_of_another_model_is_named(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink(missing_ok=True)
-    (folder / "vocab.txt").write_text("\n".join([*WORDS, "three", "four", "five"]))
-    with pytest.raises(ValueError, match=rf"has {len(WORDS) + 3} words, its BLIP {len(WORDS) + 2}: they are of different models"):
-        captioner.load(folder)
-
-
-def test_weights_that_are_no_numbers_are_an_error_and_no_caption(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    weights["vision_model.post_layernorm.weight"].fill_(torch.nan)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    for beams in (1, 3):
-        with pytest.raises(RuntimeError, match=r"'tiny' gives no usable numbers in torch\.float32"):
-            captioner.captions(captioner.load(folder), list(pictures(2)), "", Search(beams, 2, 9))
-
-
-def test_transformers_that_is_missing_or_too_old_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "transformers", None)
-        with pytest.raises(RuntimeError, match=r"need the Python package transformers.*pip install"):
-            captioner.load(folder)
-        assert CaptionImage.validate_inputs(["tiny"]) is True  # ComfyUI still starts, and the node is still there
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "transformers", type(sys)("transformers"))
-        with pytest.raises(RuntimeError, match=r"need the Python package transformers"):
-            captioner.load(folder)
-
-
 @pytest.mark.parametrize(
     ("image", "message"),
     [
@@ -556,97 +309,3 @@ def test_it_is_loaded_once_as_long_as_it_is_held_and_anew_for_other_files(folder
     gone = weakref.ref(first)
     del first
     assert gone() is None
-
-
-# The node
-
-
-def ran(image: list[Tensor], name: str = "tiny", node: str | None = None, **more: Any) -> Any:
-    """Its NodeOutput, called as ComfyUI's executor does: with lists, in inference mode."""
-    prepared: Any = CaptionImage.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: node}})  # pyright: ignore[reportArgumentType]
-    brief = {"beams": 3, "min_tokens": 2, "max_tokens": 9} | more
-    with torch.inference_mode():
-        return prepared.execute(image=image, blip_name=[name], **{key: [value] for key, value in brief.items()})
-
-
-def test_the_node_gives_a_line_for_each_picture_as_train_meca_takes_it(
-    folder: Path, blip: LoadedBlip, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps: list[tuple[int, int]] = []
-    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", lambda self, value, *_, **__: steps.append((value, self.total)))
-    images = [pictures(5), pictures(4, 20, 30, seed=1), pictures(1, 33, 90, 4, seed=2)]
-    result = ran(images, prefix="a photo of")
-    flat = [one for batch in images for one in batch]
-    lines = captioner.captions(blip, flat, "a photo of", BRIEF)
-    assert result.args == ("\n".join(lines),)
-    assert result.ui.as_dict() == {"text": ("\n".join(lines),)}
-    assert training_captions.lines(list(result.args), 10) == lines
-    assert steps == [(8, 10), (10, 10)]
-
-
-def test_the_node_has_defaults_for_what_is_optional(folder: Path, blip: LoadedBlip) -> None:
-    prepared: Any = CaptionImage.PREPARE_CLASS_CLONE(None)
-    inputs = {part.id: part for part in CaptionImage.GET_SCHEMA().inputs}
-    usual = {name: [inputs[name].as_dict()["default"]] for name in ("prefix", "max_tokens", "beams", "min_tokens")}
-    given = {"image": [pictures(1)], "blip_name": ["tiny"]}
-    assert prepared.execute(**given).args == prepared.execute(**given, **usual).args == (captioner.captions(blip, list(pictures(1)))[0],)
-
-
-def test_the_node_keeps_its_lines_where_blip_has_no_words(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Without words a first or last line would be lost, and every caption would go to a neighbour."""
-    monkeypatch.setattr(LoadedBlip, "describe", lambda self, group, *_: ["", "a dog", "", ""][: len(group)])
-    (text,) = ran([pictures(4)]).args
-    assert text == "a picture\na dog\na picture\na picture"
-    assert training_captions.lines([text], 4)[1] == "a dog"
-    assert "no words for picture 1" in caplog.text
-    assert "picture 2" not in caplog.text
-
-
-def test_the_model_stays_between_runs_as_long_as_a_node_is_in_the_graph(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ComfyUI makes an object of a node's class, and keeps it until a graph comes without that node."""
-    loader = captioner._loaded  # pyright: ignore[reportPrivateUsage]
-    used: list[weakref.ref[LoadedBlip]] = []
-
-    def watched(place: Path, weights: Path) -> LoadedBlip:
-        found = loader(place, weights)
-        used.append(weakref.ref(found))
-        return found
-
-    monkeypatch.setattr(captioner, "_loaded", watched)
-    in_graph = CaptionImage()
-    for seed in range(3):
-        ran([pictures(1, seed=seed)])
-    assert len(used) == 1
-    del in_graph
-    assert used[0]() is None
-    ran([pictures(1)])
-    ran([pictures(1)])
-    assert len(used) == 3
-
-
-def test_validation_says_what_execution_would_say(blips: Path, original: Path) -> None:
-    message = CaptionImage.validate_inputs([NO_FOLDERS])
-    assert isinstance(message, str)
-    assert str(blips) in message
-    assert captioner.ADVICE in message
-    with pytest.raises(ValueError, match="There is no BLIP folder"):
-        ran([pictures(1)], NO_FOLDERS)
-    shutil.copytree(original, blips / "tiny")
-    assert CaptionImage.validate_inputs(["tiny"]) is True
-    assert CaptionImage.validate_inputs("tiny") is True
-    with pytest.raises(ValueError, match="no picture was given"):
-        ran([torch.zeros(0, 8, 8, 3)])
-    with pytest.raises(ValueError, match="min_tokens is 20 and max_tokens 9"):
-        ran([pictures(1)], min_tokens=20)
-
-
-def test_the_folder_is_registered_beside_other_packs(folders: Path) -> None:
-    """Other packs keep the first BLIP's .pth files in models/blip."""
-    (folders / "models" / "blip").mkdir()
-    (folders / "models" / "blip" / "model_base_caption_capfilt_large.pth").touch()
-    folder_paths.folder_names_and_paths["blip"] = ([str(folders / "models" / "blip")], {".pth"})
-    assert captioner.folders() == {}
-    assert folder_paths.get_filename_list("blip") == ["model_base_caption_capfilt_large.pth"]
-    assert files.list_files("blip", frozenset({".pth"})) == ["model_base_caption_capfilt_large.pth"]

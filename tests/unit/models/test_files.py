@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,7 @@ import safetensors.torch
 import torch
 from maskprompt.models import files
 
-
-class Evil:
-    """Unpickled without care, it writes a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, (str(self.target),))
+from ...support.pickles import Evil
 
 
 @pytest.fixture

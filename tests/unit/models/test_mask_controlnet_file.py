@@ -13,25 +13,15 @@ from maskprompt.models.mask_controlnet import control as mask_controlnet
 from maskprompt.models.mask_controlnet import diffusers_layout
 from maskprompt.models.mask_controlnet import file as mask_controlnet_file
 from maskprompt.models.mask_controlnet.adapter import MaskConcat
-from maskprompt.models.mask_controlnet.file import About, Content
+from maskprompt.models.mask_controlnet.file import About
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from demo import train_control
 
-from .test_diffusers_layout import SMALL, random_network
-from .test_files import Evil
-
-SHAPE = SMALL["like SD 1.5"]
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def content(shape: diffusers_layout.Shape = SHAPE, dtype: torch.dtype = torch.float32, about: About | None = None) -> Content:
-    """Of random weights; the adapter too is none of the untrained ones."""
-    control = {name: value.to(dtype) for name, value in random_network(shape).state_dict().items()}
-    generator = torch.Generator().manual_seed(5)
-    adapter = {name: torch.randn(value.shape, generator=generator) for name, value in MaskConcat().state_dict().items()}
-    return Content(shape, control, adapter, about or About(0.25, "a base, in words", masked=False))
+from ...support.control_networks import SMALL
+from ...support.mask_controlnet_files import SHAPE, WEIGHTS, content
+from ...support.pickles import Evil
 
 
 def same(one: Mapping[str, torch.Tensor] | None, other: Mapping[str, torch.Tensor] | None) -> bool:

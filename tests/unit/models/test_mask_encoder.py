@@ -25,17 +25,10 @@ from maskprompt.models.mcgm.mask_encoder import MaskEncoder
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from .test_files import Evil
+from ...support.mask_encoders import CAT, DOG, blobs
+from ...support.pickles import Evil
 
-CAT = Handle("fox-cat", "cat", "12ab")
-DOG = Handle("fox-dog", "striped dog", "34cd")
 ABOUT = About((CAT, DOG), "fox.safetensors", "SD 1.5")
-
-
-def blobs(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
-    """Binary masks [count, height, width] of large shapes, none empty and none alike."""
-    coarse = torch.rand(count, 1, 5, 5, generator=torch.Generator().manual_seed(seed))
-    return (torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear") > 0.5)[:, 0].float()
 
 
 def dense(encoder: MaskEncoder, mask: torch.Tensor, vector: torch.Tensor | None = None) -> np.ndarray[Any, Any]:

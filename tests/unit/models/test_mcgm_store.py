@@ -29,9 +29,9 @@ from torch import Tensor
 
 from demo import registration, tiny_model
 
-from ..training.test_learner import unet_of
-from ..training.test_text_learner import roughened, stock
-from .test_mask_encoder import blobs
+from ...support.learners import unet_of
+from ...support.mask_encoders import blobs
+from ...support.text_learners import roughened, stock
 
 WIDTH = 128
 WORDS = ("cat", "striped dog")

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...support import adapters
-from .test_mask_controlnet_file import WEIGHTS, content
-from .test_sam import small_sam
+from ...support.mask_controlnet_files import WEIGHTS, content
+from ...support.sam import small_sam
 
 
 def with_one(value: Tensor, number: float) -> Tensor:

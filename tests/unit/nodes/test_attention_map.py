@@ -25,9 +25,9 @@ from torch import Tensor
 
 from demo.painter import Painter
 
-from ..attention.test_masked_attention import split
-from ..conftest import random_model
-from ..training.test_learner import fingerprint, unchanged
+from ...support.attention import split
+from ...support.learners import fingerprint, unchanged
+from ...support.models import random_model
 
 PROMPT = "a red ball on grass, and a blue ball in the sky"
 

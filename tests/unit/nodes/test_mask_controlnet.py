@@ -20,12 +20,12 @@ from maskprompt.nodes import mask_controlnet as nodes
 from maskprompt.nodes.mask_controlnet import LoadMaskControlNet, MaskConcat, SaveMaskControlNet
 from torch import Tensor
 
-from ..conftest import Sample
-from ..models.test_mask_controlnet import control, control_of, depth, reference, untrained, vae
-from .test_masked_attention import confined, corner
-from .test_meca import adapter as meca_adapter
-from .test_meca import applied as with_meca
-from .test_nodes import explains_itself
+from ...support.mask_controlnet import control, control_of, depth, reference, untrained, vae
+from ...support.masked_sampling import confined, corner
+from ...support.meca import adapter as meca_adapter
+from ...support.meca import applied as with_meca
+from ...support.models import Sample
+from ...support.schemas import explains_itself
 
 FIXTURES = (control, depth, vae, meca_adapter)
 WEIGHTS = "diffusion_pytorch_model.safetensors"

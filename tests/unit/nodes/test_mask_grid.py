@@ -11,7 +11,7 @@ import torch
 from maskprompt.attention import grid, layers
 from maskprompt.nodes.mask_grid import INSIDE, NODES, PANEL, TITLE, MaskGrid
 
-from ..attention.test_layers import unet
+from ...support.unets import unet
 
 CPU = torch.device("cpu")
 

@@ -10,24 +10,10 @@ import torch
 from maskprompt.attention import chain, layers, masked_attention
 from maskprompt.images import crops
 from maskprompt.nodes.crop import CropAroundBox
-from maskprompt.nodes.dreamcom import MaskedAttention
 from maskprompt.nodes.paste_back import PasteBack
 
-from ..attention.test_layers import SDXL
-from ..conftest import Sample
-
-
-def corner(height: int = 128, width: int = 128) -> torch.Tensor:
-    """A mask [1, H, W] of the upper left quarter."""
-    mask = torch.zeros(1, height, width)
-    mask[:, : height // 2, : width // 2] = 1
-    return mask
-
-
-def confined(model: Any, mask: torch.Tensor, cross: bool = True, self_attention: str = "paper", which: str = "paper", **more: Any) -> Any:
-    """The MODEL that Masked Attention gives."""
-    (result,) = MaskedAttention.execute(model, mask, cross, self_attention, which, **more).args
-    return result
+from ...support.masked_sampling import confined, corner, small_sdxl
+from ...support.models import Sample
 
 
 def cropped(
@@ -189,22 +175,6 @@ def test_the_same_graph_gives_the_same_picture(model: Any, sample: Sample) -> No
     assert not torch.equal(sample(twice), first)
     assert torch.equal(sample(confined(model, corner())), first)
     assert torch.equal(sample(model), plain)
-
-
-def small_sdxl() -> Any:
-    """A MODEL with SDXL's blocks at 32 channels and two transformers where it has ten; random weights."""
-    import comfy.model_patcher
-    import comfy.supported_models
-
-    widths = {"model_channels": 32, "context_dim": 128, "adm_in_channels": 6 * 256 + 16, "transformer_depth": [0, 0, 2, 2, 2, 2]}
-    depths = {"transformer_depth_output": [0, 0, 0, 2, 2, 2, 2, 2, 2], "transformer_depth_middle": 2}
-    config = comfy.supported_models.SDXL({**SDXL, **widths, **depths})
-    config.set_inference_dtype(torch.float32, None)
-    base = config.get_model({}, device=torch.device("cpu"))
-    torch.manual_seed(0)
-    for parameter in base.diffusion_model.parameters():
-        parameter.data = torch.randn(parameter.shape) * 0.05
-    return comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
 
 
 def test_sdxls_blocks_are_served(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:

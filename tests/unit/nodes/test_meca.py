@@ -17,33 +17,18 @@ from maskprompt.models.ip_adapter import file as meca_file
 from maskprompt.models.ip_adapter import network as meca_network
 from maskprompt.nodes import depth_hint
 from maskprompt.nodes import meca as nodes
-from maskprompt.nodes.meca import ApplyMECA, LoadMECA
+from maskprompt.nodes.meca import LoadMECA
 from safetensors.torch import save_file
 
 from ...support import adapters
-from ..conftest import Sample, random_model
-from .test_masked_attention import corner, small_sdxl
-from .test_nodes import explains_itself
+from ...support.masked_sampling import corner, small_sdxl
+from ...support.meca import adapter, applied
+from ...support.models import Sample, random_model
+from ...support.schemas import explains_itself
+
+__all__ = ["adapter"]  # fixtures
 
 MODES: tuple[meca.Mode, ...] = ("region", "query", "global")
-
-
-@pytest.fixture(scope="session")
-def adapter(model: Any, tmp_path_factory: pytest.TempPathFactory) -> meca_adapter.LoadedAdapter:
-    """A base IP-Adapter for the small model."""
-    widths, context = ip_adapter_layers.widths(model.get_model_object("diffusion_model"))
-    path = tmp_path_factory.mktemp("ipadapter") / "base.safetensors"
-    save_file(adapters.base(widths, context), path)
-    return meca_adapter.load(str(path))
-
-
-def applied(
-    model: Any, adapter: Any, region: torch.Tensor | None = None, weight: float = 1.0, mode: str = "auto", output: Any = None, **more: Any
-) -> Any:
-    """The MODEL that Apply MECA gives."""
-    output = adapters.encoded() if output is None else output
-    (result,) = ApplyMECA.execute(model, adapter, output, weight, mode, region, **more).args
-    return result
 
 
 def patches_of(model: Any) -> tuple[chain.Patch, ...]:

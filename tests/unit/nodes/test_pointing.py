@@ -26,7 +26,7 @@ from PIL import Image
 
 from nodes import LoadImage
 
-from ..models.test_sam import Counter, mobile_sam_file, photo, small_sam
+from ...support.sam import Counter, mobile_sam_file, photo, small_sam
 
 MARKS = {"picture": "cup.png", "sam": "small.pth", "positive": "40,30"}
 

@@ -12,8 +12,8 @@ from maskprompt.nodes.dreamcom import MaskedAttention
 from maskprompt.nodes.prompt_region import EVERYWHERE, OUTSIDE, PromptRegionNode
 
 from ...support.dense import Area, blended, listed, mask_of, softmax_attention
+from ...support.models import Sample
 from ...support.tiny_transformers import TINIES
-from ..conftest import Sample
 
 WIDTH = 128
 

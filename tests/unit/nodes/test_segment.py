@@ -18,10 +18,9 @@ from maskprompt.models.sam import prompts as sam_prompts
 from maskprompt.nodes.segment import ADVICE, MaskPromptBoxMask, MaskPromptLoadSAM, MaskPromptSAMMask
 from scipy import ndimage
 
-from ..models.test_sam import ACCURACY, drawn, iou, loaded, mobile, mobile_sam_file, photo, small_sam
+from ...support.sam import ACCURACY, drawn, iou, loaded, mobile, mobile_sam_file, photo, small_sam
 
 __all__ = ["mobile"]  # the fixture
-
 distance_inside: Any = ndimage.distance_transform_edt
 NOTHING: Box = {"x": 0, "y": 0, "width": 0, "height": 0}
 

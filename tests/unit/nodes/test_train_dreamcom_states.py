@@ -28,8 +28,11 @@ from torch import Tensor
 
 from demo.painter import Painter
 
-from ..training.test_dreamcom_loss import forget, run_node, states
-from ..training.test_learner import conditioning, fingerprint, predicted, unchanged, unet_of, with_another_lora
+from ...support.dreamcom import forget, run_node, states
+from ...support.learners import conditioning, fingerprint, predicted, unchanged, unet_of, with_another_lora
+from ...support.training_nodes import Told, cancelled_at, told
+
+__all__ = ["told"]  # fixtures
 
 Happens = Callable[[pytest.MonkeyPatch, Painter], None]
 
@@ -51,16 +54,6 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """ComfyUI's output folder."""
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
     return tmp_path
-
-
-def cancelled_at(value: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The progress bar raises ComfyUI's interrupt when it has come so far."""
-
-    def told(self: Any, now: int, total: int | None = None, preview: Any = None) -> None:
-        if now == value:
-            raise InterruptProcessingException
-
-    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", told)
 
 
 def nothing(monkeypatch: pytest.MonkeyPatch, tiny: Painter) -> None: ...
@@ -175,19 +168,6 @@ def test_a_disk_that_is_full_is_a_warning_and_training_goes_on(
     with pytest.raises(InterruptProcessingException):
         run_node(tiny, model=model, steps=3)
     assert states(output) == []
-
-
-Told = list[tuple[int, Any]]
-
-
-@pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Told:
-    """What the bar was told: how far it is, and a preview or none."""
-    found: Told = []
-    monkeypatch.setattr(
-        comfy.utils.ProgressBar, "update_absolute", lambda self, value, total=None, preview=None: found.append((value, preview))
-    )
-    return found
 
 
 @pytest.fixture

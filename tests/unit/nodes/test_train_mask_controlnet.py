@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from demo.painter import Painter
 
-from ..conftest import Sample, random_model
-from ..training.test_dreamcom_loss import box_masks, kept_states, reference_pictures, states, stop_at
-from ..training.test_learner import same_bits, unet_of
-from ..training.test_mask_controlnet_loss import of_stable_diffusion
+from ...support.dreamcom import box_masks, kept_states, reference_pictures, states, stop_at
+from ...support.learners import same_bits, unet_of
+from ...support.mask_controlnet_training import of_stable_diffusion
+from ...support.models import Sample, random_model
 
 SIZE = 64
 Ran = tuple[MaskControl, Adapter, dict[str, list[float]]]
@@ -308,7 +308,7 @@ class Wide(nn.Module):
 
 
 def flux() -> Any:
-    from ..training.test_references import Flux
+    from ...support.vaes import Flux
 
     return Flux()
 

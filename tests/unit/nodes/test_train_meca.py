@@ -25,10 +25,10 @@ from torch import Tensor
 from demo.painter import Painter
 
 from ...support.adapters import small_clip_vision
-from ..conftest import Sample, random_model
-from ..training.test_dreamcom_loss import box_masks, kept_states, reference_pictures, states
-from ..training.test_learner import same_bits
-from .test_masked_attention import corner
+from ...support.dreamcom import box_masks, kept_states, reference_pictures, states
+from ...support.learners import same_bits
+from ...support.masked_sampling import corner
+from ...support.models import Sample, random_model
 
 SIZE = 64
 Ran = tuple[meca_adapter.LoadedAdapter, dict[str, list[float]]]
@@ -227,7 +227,7 @@ def test_a_preview_that_fails_is_no_reason_to_stop(
 def test_bad_input_is_refused_before_anything_is_encoded_or_trained(
     tiny: Painter, node: Node, monkeypatch: pytest.MonkeyPatch, inputs: dict[str, Any], message: str
 ) -> None:
-    from ..training.test_references import Flux
+    from ...support.vaes import Flux
 
     def fail(*given: Any, **more: Any) -> None:
         raise AssertionError("too early")

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from demo.painter import Painter
 
-from .test_dreamcom_loss import kept_states, run_node
-from .test_learner import conditioning, unet_of
+from ...support.dreamcom import kept_states, run_node
+from ...support.learners import conditioning, unet_of
 
 
 @pytest.fixture(scope="module")

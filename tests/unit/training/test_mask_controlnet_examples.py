@@ -17,7 +17,7 @@ from maskprompt.training.engine import loop
 from maskprompt.training.mask_controlnet.examples import Source, bucket, cropped
 from torch import Tensor
 
-from .test_mask_controlnet_loss import source_of, squares
+from ...support.mask_controlnet_training import source_of, squares
 
 
 def plans(source: Source, count: int) -> list[Any]:

@@ -13,7 +13,7 @@ from maskprompt.training.mask_controlnet.examples import Source, covering
 from maskprompt.training.mask_controlnet.options import Options, Pairs
 from torch import Tensor
 
-from .test_dreamcom_loss import box_masks
+from ...support.dreamcom import box_masks
 
 
 def grey(value: float, height: int = 64, width: int = 64) -> Tensor:

@@ -13,29 +13,8 @@ from maskprompt.training.mcgm.options import Options
 from maskprompt.training.mcgm.scene import Scene
 from torch import Tensor, nn
 
-from ..conftest import random_model
-
-
-class Words(nn.Module):
-    """As much of a text encoder as tells its width."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.table = nn.Embedding(4, width)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.table
-
-
-def clip_of(**widths: int) -> Any:
-    """A CLIP of text encoders of these widths, by their letters."""
-    encoders = nn.Module()
-    for letter, width in widths.items():
-        encoder = nn.Module()
-        encoder.transformer = Words(width)
-        encoders.add_module(f"clip_{letter}", encoder)
-    return SimpleNamespace(cond_stage_model=encoders)
-
+from ...support.clips import clip_of
+from ...support.models import random_model
 
 CLIP = clip_of(l=128)
 VAE = SimpleNamespace(latent_channels=4)

@@ -22,21 +22,10 @@ from PIL import Image
 from torch import Tensor
 
 from ...support.adapters import small_clip_vision
+from ...support.meca_samples import Vae, draw
 
 SIZE = 64
 WIDTH = 48
-
-
-class Vae:
-    """The mean of every 8 x 8 pixels, and their brightness."""
-
-    def __init__(self) -> None:
-        self.largest = 0
-
-    def encode(self, images: Tensor) -> Tensor:
-        self.largest = max(self.largest, len(images))
-        pixels = torch.cat([images, images.mean(-1, keepdim=True)], -1).movedim(-1, 1)
-        return F.avg_pool2d(pixels, 8)
 
 
 class Clip:
@@ -307,24 +296,6 @@ def test_pictures_captions_and_masks_are_paired(caplog: pytest.LogCaptureFixture
 def test_what_does_not_fit_is_refused_in_words(images: list[Tensor], texts: list[str], masks: list[Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         captions.pair(images, texts, masks)
-
-
-def draw(place: Path) -> Path:
-    """Three pictures with captions: one with a mask beside it, one cut out by its alpha channel, one lying on its side."""
-    place.mkdir(exist_ok=True)
-    for number in range(3):
-        image = Image.fromarray(np.full((40, 60, 3), 40 * number + 20, np.uint8))
-        mask = np.zeros((40, 60), np.uint8)
-        mask[:, :20] = 255
-        if number == 0:
-            Image.fromarray(mask).save(place / "0.mask.png")
-        if number == 1:
-            image.putalpha(Image.fromarray(mask))
-        tag = Image.Exif()
-        tag[0x0112] = 6 if number == 2 else 1
-        image.save(place / f"{number}.png", exif=tag)
-        (place / f"{number}.txt").write_text(f"\ufeffpicture  {number},\na thing\n", "utf-8")
-    return place
 
 
 def test_a_folder_of_captions(tmp_path: Path) -> None:

@@ -18,10 +18,8 @@ from maskprompt.training.engine.learner import Learner
 from demo.pack import ROOT
 
 GIB = memory.GIB
-
 CASES = [(48, True), (32, False)]
 """Side of the latents, and whether blocks are computed twice."""
-
 MEASURE = """
 import ctypes, gc, json, sys
 sys.path.insert(0, {root!r})
@@ -30,8 +28,12 @@ load_pack()
 sys.path.insert(0, {root!r})
 import tempfile, folder_paths, torch
 from demo.painter import Painter
-from tests.unit.training.test_dreamcom_loss import run_node
-from tests.unit.training.test_learner import Learner, Loss, Options, conditioning, examples, loop, unet_of
+from tests.support.dreamcom import run_node
+from maskprompt.training.engine.learner import Learner
+from maskprompt.training.dreamcom.loss import Loss
+from maskprompt.training.dreamcom.options import Options
+from tests.support.learners import conditioning, examples, unet_of
+from maskprompt.training.engine import loop
 from maskprompt.training.engine import memory
 torch.set_num_threads(1)
 model, steps, sizes = unet_of(64), [], []

@@ -12,7 +12,8 @@ from maskprompt.training.dreamcom.checks import check, check_words
 from maskprompt.training.dreamcom.options import Options
 from maskprompt.training.engine.checks import check_inpainting, check_size
 
-from ..conftest import random_model
+from ...support.models import random_model
+from ...support.vaes import Flux
 
 
 def pictures(count: int, height: int = 64, width: int = 80) -> torch.Tensor:
@@ -74,13 +75,6 @@ def test_the_fingerprint_tells_pictures_and_masks_apart() -> None:
     others = [of(pictures(2).flip(0), marks(2)), of(pictures(2), marks(2).flip(2)), of(pictures(1), marks(1)),
               of(pictures(2).transpose(1, 2), marks(2).transpose(1, 2))]  # fmt: skip
     assert len({first, *others}) == 5
-
-
-class Flux:
-    def get_model_object(self, name: str) -> torch.nn.Module:
-        unet = torch.nn.Linear(2, 2)
-        unet.in_channels = 9  # pyright: ignore[reportArgumentType]
-        return unet
 
 
 def test_only_inpainting_unets_are_taken(model: Any) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from demo.painter import Painter
 
-from .test_learner import same_bits
-from .test_mask_controlnet_loss import of_stable_diffusion
+from ...support.learners import same_bits
+from ...support.mask_controlnet_training import of_stable_diffusion
 
 
 def test_stable_diffusions_vae_keeps_as_much_as_is_reckoned() -> None:
