@@ -77,10 +77,10 @@ class Bench:
         self.eyes = sha(judge.FILE.read_bytes())
 
     def options(self, picture: tuple[Subject, ...], trained: Trained) -> Any:
-        from maskprompt.training.mcgm import options as module
+        from maskprompt.training.mcgm.options import Options
 
         words = tuple(subject.shape for subject in picture)
-        usual = module.Options(words, self.size.steps, self.size.weight_steps, rate=RATE, method="full", batch=BATCH, size=SIZE)
+        usual = Options(words, self.size.steps, self.size.weight_steps, rate=RATE, method="full", batch=BATCH, size=SIZE)
         weight = usual.mask_attention_weight if trained.mask_attention else 0.0
         return replace(usual, masks=trained.masks, mask_attention_weight=weight, average=AVERAGE, checkpointing=False)
 

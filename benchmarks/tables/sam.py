@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .. import figures as results
+from ..figures import mean, rate, size_of, write
 
 MASKS = Path(__file__).resolve().parents[2] / "tests" / "data" / "masks"
 LONGEST = 1024
@@ -53,7 +53,7 @@ def listed() -> list[dict[str, Any]]:
     return json.loads((MASKS / "objects" / "objects.json").read_text("utf-8"))
 
 
-def load(entry: dict[str, Any]) -> Object:
+def load_object(entry: dict[str, Any]) -> Object:
     """Read an object of the list; FileNotFoundError in words if its picture is not there as it was."""
     spec = importlib.util.find_spec(entry["package"])
     path = Path(*(spec.submodule_search_locations or [""])[:1]) / entry["file"] if spec else None
@@ -88,17 +88,17 @@ def overlap(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
-    size = results.size_of(Size(), command, __doc__, arguments)
-    from maskprompt.models.sam import model as models
+    size = size_of(Size(), command, __doc__, arguments)
     from maskprompt.models.sam import prompts
+    from maskprompt.models.sam.model import load
 
     from demo import setup
 
-    model = models.load(str(setup.get_mobile_sam()))
+    model = load(str(setup.get_mobile_sam()))
     clicked: dict[str, list[float]] = {prompts.WHOLE: [], prompts.BEST: [], prompts.LARGEST: []}
     anywhere: dict[str, list[float]] = {choice: [] for choice in clicked}
     for entry in listed()[: size.objects]:
-        one = load(entry)
+        one = load_object(entry)
         for choice in clicked:
             reached = []
             for point in (one.click, *places(one, size.clicks)):
@@ -111,11 +111,9 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     for choice, values in clicked.items():
         bar = BAR if choice == prompts.WHOLE else None
         right = [value >= ENOUGH for value in values]
-        figures.append(results.rate(f"one click by eye, *{choice}*: IoU of {ENOUGH:g} or more", right, bar))
+        figures.append(rate(f"one click by eye, *{choice}*: IoU of {ENOUGH:g} or more", right, bar))
         if choice == prompts.WHOLE:
-            figures.append(results.rate("the same, of the objects kept back", right[1::2], bar))
-        figures.append(results.mean(f"one click by eye, *{choice}*: IoU", values))
-        figures.append(
-            results.rate(f"a click anywhere on it, *{choice}*: IoU of {ENOUGH:g} or more", [v >= ENOUGH for v in anywhere[choice]])
-        )
-    results.write("sam", command, figures, {"model": "MobileSAM"}, whole=size == Size())
+            figures.append(rate("the same, of the objects kept back", right[1::2], bar))
+        figures.append(mean(f"one click by eye, *{choice}*: IoU", values))
+        figures.append(rate(f"a click anywhere on it, *{choice}*: IoU of {ENOUGH:g} or more", [v >= ENOUGH for v in anywhere[choice]]))
+    write("sam", command, figures, {"model": "MobileSAM"}, whole=size == Size())

@@ -18,7 +18,7 @@ from torch import Tensor
 from demo.tiny_edit import folders, grounds, judge, scenes, sentences, things, train, world
 from demo.tiny_edit.painter import CFG, STEPS, Painter, held_out_pairs, held_out_sentences
 
-from .. import figures as results
+from ..figures import Figure, rate, size_of, write
 
 SHEET = Path(__file__).resolve().parent.parent.parent / "demo" / "output" / "tiny-edit-table.png"
 
@@ -35,7 +35,7 @@ class Size:
     size: int = 256
 
 
-def judged(place: world.World, eye: judge.Judge, ground_eye: judge.GroundJudge, size: Size, seed: int = 900) -> list[results.Figure]:
+def judged(place: world.World, eye: judge.Judge, ground_eye: judge.GroundJudge, size: Size, seed: int = 900) -> list[Figure]:
     """How well the judge itself sees, on fresh renders."""
     rng = np.random.default_rng(seed)
     one: list[bool] = []
@@ -56,26 +56,26 @@ def judged(place: world.World, eye: judge.Judge, ground_eye: judge.GroundJudge, 
         _, picture = judge.random_picture(rng, place, [unseen], size.size)
         subject.append(eye.look(picture, things.HELD_OUT)[0].code == unseen)
     return [
-        results.rate("judge on fresh renders: thing right", one, 0.95),
-        results.rate("judge on fresh renders: within 8 % of its place", right_place, 0.95),
-        results.rate("judge on fresh renders: two things both right", both, 0.9),
-        results.rate("judge on fresh renders: ground right", ground, 0.95),
-        results.rate("judge on fresh renders: a thing that no training shows, most like itself", subject, 0.95),
+        rate("judge on fresh renders: thing right", one, 0.95),
+        rate("judge on fresh renders: within 8 % of its place", right_place, 0.95),
+        rate("judge on fresh renders: two things both right", both, 0.9),
+        rate("judge on fresh renders: ground right", ground, 0.95),
+        rate("judge on fresh renders: a thing that no training shows, most like itself", subject, 0.95),
     ]
 
 
 def captions(
     place: world.World, painter: Painter, eye: judge.Judge, ground_eye: judge.GroundJudge, size: Size
-) -> tuple[list[results.Figure], Tensor]:
+) -> tuple[list[Figure], Tensor]:
     """Held-out sentences of one thing; and the pictures."""
     chosen = held_out_sentences(place, size.captions)
     pictures = painter.paint([text for text, _, _ in chosen], seed=1, size=size.size)
     thing = [eye.things(picture, 1, things.NAMED)[0].code == code for picture, (_, code, _) in zip(pictures, chosen, strict=True)]
     ground = [ground_eye.name(picture) == name for picture, (_, _, name) in zip(pictures, chosen, strict=True)]
-    return [results.rate("thing right", thing, 0.85), results.rate("ground right", ground, 0.9)], pictures
+    return [rate("thing right", thing, 0.85), rate("ground right", ground, 0.9)], pictures
 
 
-def pairs(place: world.World, painter: Painter, eye: judge.Judge, size: Size, seed: int = 2) -> list[results.Figure]:
+def pairs(place: world.World, painter: Painter, eye: judge.Judge, size: Size, seed: int = 2) -> list[Figure]:
     """Two things on a ground, one of them held out with it."""
     rng = np.random.default_rng(seed)
     held = held_out_pairs(place)
@@ -87,7 +87,7 @@ def pairs(place: world.World, painter: Painter, eye: judge.Judge, size: Size, se
     right = []
     for picture, (code, _, other) in zip(painter.paint(texts, seed=seed, size=size.size), drawn, strict=True):
         right.append({one.code for one in eye.things(picture, 2, things.NAMED)} == {code, other})
-    return [results.rate("two things both right", right, 0.6)]
+    return [rate("two things both right", right, 0.6)]
 
 
 def photographs(place: world.World, rng: np.random.Generator, count: int, size: int) -> Tensor:
@@ -99,7 +99,7 @@ def photographs(place: world.World, rng: np.random.Generator, count: int, size: 
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
 
 
-def boxes(place: world.World, painter: Painter, eye: judge.Judge, size: Size, seed: int = 3) -> list[results.Figure]:
+def boxes(place: world.World, painter: Painter, eye: judge.Judge, size: Size, seed: int = 3) -> list[Figure]:
     """A thing painted into a grey box on a held-out photograph: whether it is inside, and the right one."""
     rng = np.random.default_rng(seed)
     pictures = photographs(place, rng, size.boxes, size.size)
@@ -121,7 +121,7 @@ def boxes(place: world.World, painter: Painter, eye: judge.Judge, size: Size, se
         cut = picture[:, top : top + height, left : left + width]
         inside.append(judge.overlap(eye.likeness(picture, code).box, box) > 0.9)
         right.append(eye.things(_squared(cut), 1, things.NAMED)[0].code == code)
-    return [results.rate("box: the thing inside it", inside, 0.95), results.rate("box: the right thing", right)]
+    return [rate("box: the thing inside it", inside, 0.95), rate("box: the right thing", right)]
 
 
 def _squared(picture: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def _squared(picture: Tensor) -> Tensor:
     return square
 
 
-def subjects(place: world.World, painter: Painter, eye: judge.Judge, size: Size, seed: int = 4) -> list[results.Figure]:
+def subjects(place: world.World, painter: Painter, eye: judge.Judge, size: Size, seed: int = 4) -> list[Figure]:
     """A thing that training never saw, from a portrait, on a held-out photograph: more like itself than like any other of the twelve."""
     rng = np.random.default_rng(seed)
     backgrounds = photographs(place, rng, size.subjects, size.size)
@@ -150,13 +150,13 @@ def subjects(place: world.World, painter: Painter, eye: judge.Judge, size: Size,
     first = [eye.look(picture, things.HELD_OUT)[0].code == code for picture, code in zip(painted, codes, strict=True)]
     by_chance = [eye.look(picture, things.HELD_OUT)[0].code == code for picture, code in zip(backgrounds, codes, strict=True)]
     return [
-        results.rate("subject never seen: most like itself", first, 0.85),
-        results.rate("subject never seen: the same of the photograph without it", by_chance),
+        rate("subject never seen: most like itself", first, 0.85),
+        rate("subject never seen: the same of the photograph without it", by_chance),
     ]
 
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
-    size = results.size_of(Size(), command, __doc__, arguments)
+    size = size_of(Size(), command, __doc__, arguments)
     if not (folders.DEFAULT / train.STATE).is_file():
         raise SystemExit(f"{command}: no training of tiny-edit here ({train.STATE}); `nox -s train_tiny -- edit` begins one")
     place = world.load(folders.world(folders.DEFAULT))
@@ -174,4 +174,4 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     across = [np.concatenate(list(tiles[row : row + 8]), 1) for row in range(0, len(tiles) - 7, 8)]
     Image.fromarray(np.concatenate(across)).save(SHEET)
     notes = {"settings": f"{STEPS} steps of Euler, CFG {CFG}, {size.size} pixels"}
-    results.write("tiny-edit", command, figures, notes, whole=size == Size())
+    write("tiny-edit", command, figures, notes, whole=size == Size())

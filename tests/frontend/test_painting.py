@@ -12,7 +12,7 @@ from playwright.sync_api import Page
 from demo import run
 from demo.server import Server
 
-from .test_workflows import ERRORS, NAMES, load, screenshot
+from ..support.frontend import ERRORS, NAMES, load, screenshot
 
 TRAININGS = {
     "MaskPromptTrainDreamCom": ("steps",),

@@ -15,7 +15,7 @@ from playwright.sync_api import Page
 
 from demo.server import ROOT, Server
 
-from .test_workflows import ERRORS, screenshot
+from ..support.frontend import ERRORS, screenshot
 
 ROUTE = "/maskprompt/point"
 SIZE = (600, 400)

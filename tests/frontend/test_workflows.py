@@ -4,39 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.sync_api import Page
 
 from demo import run
-from demo.server import ROOT
 
-NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-SCREENSHOTS = ROOT / "demo" / "output" / "screenshots"
+from ..support.frontend import ERRORS, NAMES, graph_of, load, screenshot
+
 TITLE_HEIGHT = 30
-
-LOAD = "async ([graph, name]) => { await window.app.loadGraphData(graph, true, true, name) }"
 NODES = """() => window.app.graph.nodes.map(n => ({
     id: n.id, type: n.type, known: n.type in LiteGraph.registered_node_types, errors: !!n.has_errors,
     box: [n.pos[0], n.pos[1], n.size[0], n.size[1]]}))"""
-ERRORS = """() => [...document.querySelectorAll('[data-testid=error-overlay], [role=dialog], .p-toast-message-error')]
-    .map(e => e.innerText)"""
-
-
-def graph_of(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
-
-
-def load(page: Page, name: str, graph: dict[str, Any] | None = None) -> None:
-    page.evaluate(LOAD, [graph or graph_of(name), name])
-    page.wait_for_timeout(1500)  # missing models and media are looked for after the graph is shown
-
-
-def screenshot(page: Page, name: str) -> Path:
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{name}.png")
-    return SCREENSHOTS / f"{name}.png"
 
 
 def test_every_workflow_has_both_forms() -> None:

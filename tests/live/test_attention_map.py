@@ -8,7 +8,7 @@ from PIL import Image
 from demo import run
 from demo.server import Server
 
-from .graphs import node
+from ..support.graphs import node
 
 
 def test_each_word_lights_up_on_its_thing_and_the_picture_stays(server: Server) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 import zipfile
 from collections.abc import Sequence
@@ -25,14 +24,12 @@ from safetensors.torch import load_file, save_file
 from demo import run, setup
 from demo.server import Prompt, Server, WorkflowError
 
-from .graphs import CHECKPOINT, PICTURES, node, solid, training
+from ..support.graphs import CHECKPOINT, PICTURES, node, solid, training
+from ..support.live_models import VIDEO_MODEL, Evil, video_model
 
 POINT = json.dumps([{"x": 300, "y": 150}])
 SAM_INPUTS: dict[str, Any] = {"sam": ["sam", 0], "image": ["photo", 0], "choice": "best score", "fill": "white"}
-
-
 PHOTO = node("LoadImage", image="coffee.png")
-VIDEO_MODEL = node("UNETLoader", unet_name="video.safetensors", weight_dtype="default")
 PLAIN_CHECKPOINT = node("CheckpointLoaderSimple", ckpt_name="plain.safetensors")
 MARKED = solid(1.0, 512, 512)
 
@@ -266,16 +263,6 @@ REFUSED: dict[str, tuple[Prompt, str]] = {
 }
 
 
-class Evil:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.marker),)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def broken_files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model files of REFUSED; returns the folder that the pickle would make."""
@@ -320,19 +307,6 @@ def without_inpainting() -> dict[str, torch.Tensor]:
     weights = load_file(run.TINY_MODEL)
     key = "model.diffusion_model.input_blocks.0.0.weight"
     return {**weights, key: weights[key][:, :4].contiguous()}
-
-
-def video_model() -> dict[str, torch.Tensor]:
-    """A transformer (Wan VACE's kind) of one narrow layer, which ComfyUI takes for a diffusion model and the pack does not know."""
-    import comfy.ops
-    from comfy.ldm.wan.model import VaceWanModel
-
-    operations = comfy.ops.disable_weight_init
-    model = VaceWanModel(
-        model_type="vace", dim=128, ffn_dim=128, num_heads=1, num_layers=1, vace_layers=1, vace_in_dim=96, operations=operations,
-        dtype=torch.float32, device="cpu",
-    )  # fmt: skip
-    return {key: torch.zeros_like(value) for key, value in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -18,9 +18,9 @@ from PIL import Image
 from demo import judge, run, scenes, subject_pictures, train_captioner
 from demo.server import Prompt, Server, WorkflowError
 
-from .graphs import CHECKPOINT, PICTURES, in_list, node, solid
-from .test_dreamcom import Shown, interrupt_and_go_on, latent
-from .test_meca_workflows import pictures, titled, with_inputs
+from ..support.graphs import CHECKPOINT, PICTURES, in_list, node, solid
+from ..support.live_training import Shown, interrupt_and_go_on, latent
+from ..support.live_workflows import pictures, titled, with_inputs
 
 TRAIN = "MaskPromptTrainMaskControlNet"
 ONE = "Painted anew"

@@ -14,8 +14,8 @@ from PIL import Image
 from demo import run
 from demo.server import Prompt, Result, Server
 
-from .graphs import CHECKPOINT, node, solid
-from .test_dreamcom import latent
+from ..support.graphs import CHECKPOINT, node, solid
+from ..support.live_training import latent
 
 NAME = "moved"
 SUBJECTS = f"embedding:{NAME}-ball and embedding:{NAME}-fish"
@@ -32,7 +32,6 @@ SAME = 1e-3
 SEEN = 1e-2
 """The largest difference of two latents that are the same picture, and the smallest that is a change of it."""
 LOAD = node("MaskPromptLoadMCGM", model=["checkpoint", 0], clip=["checkpoint", 1], mcgm_name=f"{NAME}.safetensors", lora_strength=1.0)
-
 Painted = tuple[torch.Tensor, np.ndarray]
 """The latent, and the picture as it was saved."""
 

@@ -16,8 +16,8 @@ from PIL import Image
 from demo import run, scenes, subject_pictures
 from demo.server import Prompt, Result, Server, WorkflowError
 
-from .graphs import node
-from .test_meca_workflows import pictures, titled, with_inputs
+from ..support.graphs import node
+from ..support.live_workflows import pictures, titled, with_inputs
 
 FEW = {"steps": 2, "weight_steps": 2, "batch_size": 1}
 WORDS = "embedding:scene-ball and embedding:scene-fish"

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from demo import run, tiny_model
 from demo.server import Prompt, Server, WorkflowError
 
-from ..unit import adapters
-from .test_bad_input import CHECKPOINT, VIDEO_MODEL, Evil, node, solid, video_model
+from ..support import adapters
+from ..support.graphs import CHECKPOINT, node, solid
+from ..support.live_models import VIDEO_MODEL, Evil, video_model
 
 PHOTO = node("LoadImage", image="coffee.png")
 SAMPLER: dict[str, Any] = {"steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "seed": 1}

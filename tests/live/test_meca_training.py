@@ -10,8 +10,8 @@ import pytest
 from demo import run, vision
 from demo.server import Prompt, Server, WorkflowError
 
-from .graphs import CHECKPOINT, PICTURES, in_list, node
-from .test_dreamcom import Shown, interrupt_and_go_on, latent
+from ..support.graphs import CHECKPOINT, PICTURES, in_list, node
+from ..support.live_training import Shown, interrupt_and_go_on, latent
 
 TRAIN = "MaskPromptTrainMECA"
 SMALL: dict[str, Any] = {

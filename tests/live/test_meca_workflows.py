@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +9,8 @@ from PIL import Image
 from demo import photos, run
 from demo.server import Prompt, Server
 
-from .graphs import node
+from ..support.graphs import node
+from ..support.live_workflows import pictures, titled, with_inputs
 
 STEPS = 8
 GREEN = 0x20F020
@@ -39,29 +37,6 @@ def background(server: Server) -> Prompt:
 @pytest.fixture(scope="module")
 def regions(server: Server) -> Prompt:
     return bundled(server, "meca_regions")
-
-
-def titled(prompt: Prompt, title: str) -> str:
-    """The node of that title."""
-    (found,) = (name for name, entry in prompt.items() if entry.get("_meta", {}).get("title") == title)
-    return found
-
-
-def with_inputs(prompt: Prompt, title: str, **inputs: Any) -> Prompt:
-    """A copy in which a node has other inputs."""
-    copy: Prompt = json.loads(json.dumps(prompt))
-    copy[titled(copy, title)]["inputs"] |= inputs
-    return copy
-
-
-def pictures(server: Server, prompt: Prompt) -> dict[str, np.ndarray]:
-    """What the nodes save or preview, by their titles, or names where they have none."""
-    outputs = server.run(prompt).outputs
-    return {
-        prompt[name].get("_meta", {}).get("title", name): np.asarray(Image.open(server.file_of(output["images"][0])).convert("RGB"))
-        for name, output in outputs.items()
-        if "images" in output
-    }
 
 
 def change(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:

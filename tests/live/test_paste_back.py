@@ -11,7 +11,7 @@ from PIL import Image
 from demo import photos, run
 from demo.server import Prompt, Server
 
-from .graphs import node, solid
+from ..support.graphs import node, solid
 
 BOX = {"x": 250, "y": 150, "width": 100, "height": 80}
 """What is to be painted of the coffee cup, 600 x 400 pixels; with half of its size around it, it is cut out at (200, 90), 200 x 200."""

@@ -12,8 +12,8 @@ from PIL import Image
 from demo import run
 from demo.server import Prompt, Server, WorkflowError
 
+from ..support.graphs import node
 from ..support.score_models import alexnet_file, clip_folder, dino_folder
-from .graphs import node
 
 
 def mean(table: str, score: str) -> float:

@@ -1,4 +1,4 @@
-"""The table of families and what was shown of them, `docs/families.md`: written by a whole run of tests/unit/test_transformers.py."""
+"""The table of families, `docs/families.md`: written by a whole run of tests/unit/attention/test_transformers.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROPERTIES = {
 HEADER = """# Families of transformers
 
 What the tests have shown of each family, on tiny models of random weights that are ComfyUI's own classes, in its own sampler. A run of
-`tests/unit/test_transformers.py` writes this table.
+`tests/unit/attention/test_transformers.py` writes this table.
 
 - **Prompt Region = dense mask**: two overlapping regions, odd sizes, four settings; equal to a softmax with a dense mask that the test
   writes out, to 1e-5 of the largest value.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from ..support.families_table import Table
-
-Sample = Callable[..., torch.Tensor]
+from ..support.models import Sample, random_model
 
 TABLE = Table()
 
@@ -24,22 +23,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 
 def pytest_sessionfinish() -> None:
     TABLE.write()
-
-
-def random_model(seed: int = 0, dtype: torch.dtype = torch.float32, in_channels: int = 9) -> Any:
-    """A MODEL with SD 1.5's blocks at 32 channels; no layer is zero."""
-    import comfy.sd
-
-    from demo import registration, tiny_model
-
-    registration.register()
-    torch.manual_seed(seed)
-    unet = tiny_model.build_unet(in_channels)
-    state = {f"model.diffusion_model.{key}": value for key, value in unet.state_dict().items()}
-    for key, value in state.items():
-        if value.abs().max() == 0 and key.endswith("weight"):
-            state[key] = torch.randn_like(value) * 0.05
-    return comfy.sd.load_diffusion_model_state_dict({key: value.to(dtype) for key, value in state.items()})
 
 
 @pytest.fixture(scope="session")

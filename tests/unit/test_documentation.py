@@ -89,3 +89,17 @@ def test_messages_are_quoted_as_they_are_written() -> None:
     for message in quoted:
         for fragment in message.split("…"):
             assert any(fragment.strip() in text for text in known), fragment
+
+
+def test_contributing_names_files_that_are_there() -> None:
+    """The walks, and where a new thing goes: every path of ours stands in the repository, a bare name in the folder of the one before."""
+    text = re.sub(r"```.*?```", "", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), flags=re.S)
+    methods = [path.name for path in (ROOT / "training").iterdir() if (path / "loss.py").is_file()]
+    named = re.findall(r"`([\w<>/]+/[\w<>.]*)`", text)
+    assert len(named) > 25
+    for name in named:
+        files = [name.replace("<method>", method) for method in methods] if "<method>" in name else [name]
+        assert any((ROOT / file).exists() for file in files), name
+    assert len(methods) == 4
+    for method in methods:
+        assert all((ROOT / "training" / method / f"{part}.py").is_file() for part in ("options", "examples", "loss", "job")), method

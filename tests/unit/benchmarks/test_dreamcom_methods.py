@@ -12,7 +12,7 @@ from benchmarks.tables import dreamcom, dreamcom_methods
 from benchmarks.tables.dreamcom_methods import CAUSES, NEITHER, NO_SELF, WHOLE, Method, patched
 from benchmarks.tables.settings import beside_defaults
 
-from ..conftest import Sample
+from ...support.models import Sample
 
 EMPTY = torch.randn(1, 77, 128, generator=torch.Generator().manual_seed(7))
 SPOKEN = replace(NO_SELF, name="", outside="empty words")

@@ -1,0 +1,108 @@
+"""Regions on transformers beside what else stands in a graph: areas, context windows, core's attention masks, other packs' wrappers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from maskprompt.attention import chain, prompt_regions
+from maskprompt.attention.grid import RegionMask
+
+from ...support.tiny_transformers import TINIES, Tiny
+from ...support.transformer_texts import close, masks, regions, sample, text_of
+
+FLUX = next(tiny for tiny in TINIES if tiny.name == "Flux.1")
+WAN = next(tiny for tiny in TINIES if tiny.name == "Wan text to video")
+ANIMA = next(tiny for tiny in TINIES if tiny.name == "Anima")
+
+
+def everywhere(tiny: Tiny) -> prompt_regions.PromptRegion:
+    return prompt_regions.PromptRegion(tiny.words(5, 20), RegionMask(torch.ones(1, 128, 128)))
+
+
+def test_in_an_area_the_regions_part_inside_it_acts() -> None:
+    """A left region over an area in the left half is there everywhere; over one in the right half nowhere."""
+    model, size = FLUX.model(), (16, 16)
+    left = prompt_regions.PromptRegion(FLUX.words(5, 20), RegionMask(masks(size)[0]))
+    here = {"area": (16, 8, 0, 0), "strength": 1.0}
+    there = {"area": (16, 8, 0, 8), "strength": 1.0}
+    patched = chain.install(model, left)
+    whole = chain.install(model, everywhere(FLUX))
+    close(sample(patched, FLUX, size, text_of(FLUX), **here), sample(whole, FLUX, size, text_of(FLUX), **here))
+    close(sample(patched, FLUX, size, text_of(FLUX), **there), sample(model, FLUX, size, text_of(FLUX), **there))
+
+
+def test_masks_follow_context_windows_in_time() -> None:
+    """A mask for each of six frames, shown two frames at a time: as if each window had been given its own masks."""
+    from comfy.context_windows import IndexListContextWindow
+
+    model = WAN.model()
+    each = torch.zeros(6, 128, 128)
+    for frame in range(6):
+        each[frame, :, frame * 20 : frame * 20 + 40] = 1
+    noise = WAN.latent((16, 16), frames=2)
+
+    def run(given: torch.Tensor, window: Any) -> torch.Tensor:
+        clone = chain.install(model, prompt_regions.PromptRegion(WAN.words(5, 20), RegionMask(given)))
+        if window is not None:
+            clone.model_options["transformer_options"]["context_window"] = window
+        import comfy.sample
+
+        positive = [[text_of(WAN), {}]]
+        return comfy.sample.sample(
+            clone, noise, 1, 1.0, "euler", "simple", positive, positive, torch.zeros_like(noise), seed=3, disable_pbar=True
+        )  # fmt: skip
+
+    window = IndexListContextWindow([3, 4], dim=2, total_frames=6)
+    assert torch.equal(run(each, window), run(each[[3, 4]], None))
+    assert not torch.allclose(run(each, window), run(each[[0, 1]], None))
+
+
+def test_an_attention_mask_of_cores_own_is_refused_in_words() -> None:
+    model, size = FLUX.model(), (8, 8)
+    patched = chain.install(model, *regions(FLUX, size))
+    whole = torch.ones(1, 23, 23)
+    with pytest.raises(ValueError, match="cannot be joined with Prompt Region"):
+        sample(patched, FLUX, size, text_of(FLUX), attention_mask=whole, attention_mask_img_shape=(4, 4))
+
+
+def test_an_override_that_pushes_ours_out_while_sampling_is_noticed() -> None:
+    """Set inside our wrapper, where it cannot be wrapped: the region would be lost in silence."""
+    from comfy.patcher_extension import WrappersMP
+
+    def pushing(executor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, dict) and "optimized_attention_override" in value:
+                value["optimized_attention_override"] = lambda func, *given, **more: func(*given, **more)
+        return executor(*args, **kwargs)
+
+    patched = chain.install(FLUX.model(), *regions(FLUX, (8, 8)))
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "another", pushing)
+    with pytest.raises(RuntimeError, match="never came by MaskPrompt"):
+        sample(patched, FLUX, (8, 8), text_of(FLUX))
+
+
+def test_a_mask_of_another_shape_is_refused_in_words() -> None:
+    wide = prompt_regions.PromptRegion(FLUX.words(5, 20), RegionMask(torch.ones(1, 64, 256)))
+    with pytest.raises(ValueError, match="their shapes differ"):
+        sample(chain.install(FLUX.model(), wide), FLUX, (16, 16), text_of(FLUX))
+
+
+def test_animas_texts_go_through_its_own_adapter() -> None:
+    """The region's text with its T5 ids is what the model makes of the prompt with the same text and ids."""
+    model, size = ANIMA.model(), (8, 8)
+    ids: dict[str, Any] = {"t5xxl_ids": torch.arange(6), "t5xxl_weights": torch.linspace(0.5, 1.0, 6)}
+    words = ANIMA.words(4, 50)
+    region = prompt_regions.PromptRegion(words, RegionMask(torch.ones(1, 64, 64)), replaces=True, options=ids)
+    result = sample(chain.install(model, region), ANIMA, size, text_of(ANIMA))
+    close(result, sample(model, ANIMA, size, words, **ids))
+
+
+def test_a_prompt_replaced_everywhere_is_the_regions_prompt() -> None:
+    """With `replaces` and a full mask the region's text is the only one that the cells read."""
+    for tiny in (WAN, FLUX):
+        model, size = tiny.model(), (8, 8)
+        words = tiny.words(5, 20)
+        region = prompt_regions.PromptRegion(words, RegionMask(torch.ones(1, 64, 64)), replaces=True)
+        close(sample(chain.install(model, region), tiny, size, text_of(tiny)), sample(model, tiny, size, words))

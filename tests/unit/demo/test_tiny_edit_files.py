@@ -1,0 +1,137 @@
+"""tiny-edit's files in ComfyUI's own loaders and its own sampler, of random weights."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from demo import registration, tiny_model
+from demo.tiny_edit import files, latents, text
+from demo.tiny_edit.transformer import Flux
+
+from ...support import tiny_edit_world
+
+tiny_model.comfyui_on_path()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training folder whose weights are random everywhere, and its files in half precision (`fp16`) and with fp8 (`fp8`)."""
+    folder = tmp_path_factory.mktemp("training")
+    run = tiny_edit_world.random_weights(folder)
+    files.write(folder, folder / "fp8")
+    for file in (folder / "fp8").iterdir():
+        (folder / "fp16").mkdir(exist_ok=True)
+        (folder / "fp16" / file.name).symlink_to(file)
+    (folder / "fp16" / files.TRANSFORMER).unlink()
+    save_file(files.transformer_state(run.average, fp8=False), folder / "fp16" / files.TRANSFORMER)
+    return folder
+
+
+def load_model(file: Path) -> Any:
+    import comfy.sd
+
+    registration.register()
+    return comfy.sd.load_diffusion_model(str(file), model_options={"dtype": torch.float32})
+
+
+def load_clip(file: Path) -> Any:
+    import comfy.sd
+
+    registration.register()
+    return comfy.sd.load_clip([str(file)], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION)
+
+
+def test_the_files_are_small(folder: Path) -> None:
+    written = sorted((folder / "fp8").iterdir())
+    assert [file.name for file in written] == sorted([files.TRANSFORMER, files.TEXT, files.AUTOENCODER])
+    assert sum(file.stat().st_size for file in written) < files.LIMIT
+
+
+def test_load_clip_reads_the_words_as_the_training_does(folder: Path) -> None:
+    clip = load_clip(folder / "fp8" / files.TEXT)
+    sentence = "a photo of a fox and an umbrella on rippling water"
+    words, extra = clip.encode_from_tokens_scheduled(clip.tokenize(sentence))[0]
+    vocabulary = text.Vocabulary.load(folder)
+    encoder = tiny_edit_world.text_of(folder / "fp8" / files.TEXT, folder)
+    with torch.no_grad():
+        expected, pooled = encoder(vocabulary.batch([sentence]))
+    assert words.shape == (1, 24, 128)
+    torch.testing.assert_close(words.float(), expected, atol=2e-3, rtol=1e-2)
+    torch.testing.assert_close(extra["pooled_output"].float(), pooled, atol=2e-3, rtol=1e-2)
+
+
+def test_load_vae_encodes_and_decodes_as_the_training_does(folder: Path) -> None:
+    import comfy.sd
+    import comfy.utils
+
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(folder / "fp8" / files.AUTOENCODER)))
+    held = latents.Latents.load(folder)
+    pictures = torch.rand(1, 64, 48, 3, generator=torch.Generator().manual_seed(0))
+    found = vae.encode(pictures)
+    expected = held.encode(pictures.movedim(-1, 1))
+    assert found.shape == (1, 8, 8, 6)
+    torch.testing.assert_close(found.float().cpu(), expected, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(vae.decode(found).float().cpu().movedim(-1, 1), held.decode(expected), atol=2e-2, rtol=2e-2)
+
+
+def euler(network: Flux, noise: Tensor, conditions: list[tuple[Tensor, Tensor, list[Tensor]]], cfg: float, sigmas: Tensor) -> Tensor:
+    """Flow matching's Euler steps with classifier-free guidance, written plainly."""
+    x = noise * sigmas[0]
+    for now, then in itertools.pairwise(sigmas):
+        positive, negative = (network(x, now.expand(len(x)), *one) for one in conditions)
+        x = x + (then - now) * (negative + cfg * (positive - negative))
+    return x
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+def test_comfyuis_sampler_paints_what_ours_does(folder: Path, count: int, precision: str) -> None:
+    """From the stock loader, with as many reference latents, of another size than what is painted."""
+    import comfy.sample
+    import comfy.samplers
+
+    file = folder / precision / files.TRANSFORMER
+    model = load_model(file)
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(1, 8, 12, 16, generator=generator)
+    words = torch.randn(2, 24, 128, generator=generator)
+    pooled = torch.randn(2, 128, generator=generator)
+    references = [torch.randn(1, 8, 12, 16, generator=generator), torch.randn(1, 8, 8, 20, generator=generator)][:count]
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 4)
+    extra = {"reference_latents": references} if references else {}
+    positive, negative = ([[words[half : half + 1], {"pooled_output": pooled[half : half + 1], **extra}]] for half in (0, 1))
+    found = comfy.sample.sample(
+        model, noise, 4, 3.0, "euler", "simple", positive, negative, torch.zeros_like(noise), seed=1, disable_pbar=True
+    )
+    with torch.no_grad():
+        own = [(words[half : half + 1], pooled[half : half + 1], references) for half in (0, 1)]
+        expected = euler(tiny_edit_world.flux_of(file), noise, own, 3.0, sigmas)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found.float().cpu(), expected, atol=2e-3 * float(expected.std()), rtol=1e-2)
+
+
+def test_an_empty_latent_of_four_channels_serves(folder: Path) -> None:
+    """Empty Latent Image makes four channels; ComfyUI gives them the eight of the model."""
+    import comfy.sample
+
+    model = load_model(folder / "fp8" / files.TRANSFORMER)
+    assert comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, 8, 8)).shape == (1, 8, 8, 8)
+
+
+def test_other_models_load_as_before(model: Any) -> None:
+    """The tiny UNet beside it, and a Flux of other sizes."""
+    import comfy.supported_models
+
+    assert type(model.model.model_config).__name__ == "TinySD"
+    names = [one.__name__ for one in comfy.supported_models.models]
+    config = {"image_model": "flux", "guidance_embed": False, "hidden_size": 3072, "context_in_dim": 4096}
+    matching = next(one for one in comfy.supported_models.models if one.matches(config))
+    assert matching.__name__ == "FluxSchnell"
+    assert names.count("TinyEdit") == 1

@@ -1,0 +1,188 @@
+"""tiny-edit's trainer: an interrupted run ends as one that was not; what travels to a GPU comes back whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from demo.autoencoder import NarrowAutoencoder
+from demo.tiny_edit import bank, folders, latents, pack, records, tasks, text, train
+
+from ...support import tiny_edit_world
+
+STAGES = "32:4:6,64:2"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training folder with records of 32 and 64 pixels."""
+    folder = tmp_path_factory.mktemp("training")
+    tiny_edit_world.prepare(folder)
+    for size in (32, 64):
+        list(records.make(folder, size, records.SHARD, device=torch.device("cpu")))
+    return folder
+
+
+def training(folder: Path, seed: int = 0) -> train.Training:
+    return train.Training(folder, train.stages_of(STAGES), 1e-3, seed, records.SHARD, make=True)
+
+
+def copy(folder: Path, target: Path) -> Path:
+    target.mkdir()
+    for name in ("world", "shards", text.FILE, latents.FILE):
+        (target / name).symlink_to(folder / name)
+    return target
+
+
+def advance(run: train.Training, steps: int) -> list[float]:
+    return [run.advance(train.rate_of(run, 1e9, 0))[1] for _ in range(steps)]
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
+    """Across a change of stage, too: the last four steps are of the second."""
+    whole = training(copy(folder, tmp_path / "whole"))
+    losses = advance(whole, 10)
+    place = copy(folder, tmp_path / "parts")
+    first = training(place)
+    begun = advance(first, 5)
+    first.save()
+    second = training(place)
+    assert second.resume()
+    assert second.step == 5
+    assert begun + advance(second, 5) == losses
+    assert whole.samples == second.samples
+    for name, value in whole.networks.state_dict().items():
+        assert torch.equal(value, second.networks.state_dict()[name]), name
+        assert torch.equal(whole.average[name], second.average[name]), name
+
+
+def test_it_learns(folder: Path, tmp_path: Path) -> None:
+    run = train.Training(copy(folder, tmp_path / "learns"), train.stages_of("32:8"), 2e-3, 0, records.SHARD, make=True)
+    before = np.mean(advance(run, 6))
+    advance(run, 24)
+    after = np.mean(advance(run, 6))
+    assert after < 0.9 * before
+
+
+def test_another_seed_is_another_run(folder: Path, tmp_path: Path) -> None:
+    one = advance(training(copy(folder, tmp_path / "one")), 2)
+    other = advance(training(copy(folder, tmp_path / "other"), seed=1), 2)
+    assert one != other
+
+
+def test_run_stops_at_its_step_and_saves(folder: Path, tmp_path: Path) -> None:
+    place = copy(folder, tmp_path / "run")
+    lines: list[str] = []
+    run = training(place)
+    train.run(run, 1e9, 3, 0, lines.append)  # pyright: ignore[reportArgumentType]
+    state = torch.load(place / train.STATE, weights_only=True)
+    assert state["step"] == 3
+    assert not list(place.glob("*.partial"))
+    assert lines[-1].startswith("stopped at step 3")
+
+
+def test_the_rate_rises_and_cools(folder: Path, tmp_path: Path) -> None:
+    run = training(copy(folder, tmp_path / "rate"))
+    assert train.rate_of(run, 100, 0) == pytest.approx(1e-3 / 300)
+    run.step = 5000
+    assert train.rate_of(run, 100, 10) == pytest.approx(1e-3)
+    run.spent = 95
+    assert train.rate_of(run, 100, 10) == pytest.approx(5e-4)
+
+
+def test_a_batch_shows_the_pictures_that_its_tasks_name(folder: Path) -> None:
+    """With one task of two references allowed, target and references are the record's very latents."""
+    held = bank.Bank(folder, 64, records.SHARD, torch.device("cpu"))
+    held.fill(1)
+    compose = next(task for task in tasks.TASKS if task.name == "compose")
+    number = next(one for one in held.suiting["compose"] if 0 < held.cells[one, 0].sum() < 16)
+    held.suiting = {task.name: [] for task in tasks.TASKS} | {"compose": [number]}
+    batch = held.batch(np.random.default_rng(0), 2, 3, text.Vocabulary.load(folder))
+    assert len(held.about[number]["codes"]) == 1
+    for sample in range(3):
+        assert torch.equal(batch.target[sample], held.latents[number, compose.target].float())
+        for place, slot in enumerate(compose.references):
+            assert torch.equal(batch.references[place][sample], held.latents[number, slot].float())
+    weights = batch.weights[0, 0]
+    cells = held.cells[number, records.WEIGHTS[records.FULL]].bool()
+    assert weights[cells].min() > 3 * weights.min()
+    torch.testing.assert_close(batch.weights.mean((1, 2, 3)), torch.ones(3))
+
+
+def test_cells_come_back_from_their_bits(folder: Path) -> None:
+    held = bank.Bank(folder, 64, records.SHARD, torch.device("cpu"))
+    held.fill(1)
+    for number in (0, 17, 63):
+        one = records.numbered(folder, 64, 0, number)
+        assert np.array_equal(held.cells[number].numpy().astype(bool), one.cells)
+        assert held.about[number] == one.about
+
+
+def test_latents_are_normalised_in_the_weights() -> None:
+    """The encoder exactly; the decoder's first layer nearly, away from the edge, for latents that its soft bound leaves alone."""
+    torch.manual_seed(0)
+    network = NarrowAutoencoder(latents.CHANNELS)
+    mean = torch.linspace(-0.02, 0.02, latents.CHANNELS)
+    deviation = torch.linspace(0.5, 1.5, latents.CHANNELS)
+    same = latents.normalised(network, mean, deviation)
+    pictures = torch.rand(1, 3, 32, 32)
+    small = 0.02 * torch.randn(1, latents.CHANNELS, 8, 8)
+    with torch.no_grad():
+        expected = (network.encode(pictures) - mean[:, None, None]) / deviation[:, None, None]
+        torch.testing.assert_close(same.encode(pictures), expected, atol=1e-4, rtol=1e-4)
+        first = network.decoder[:2](small * deviation[:, None, None] + mean[:, None, None])
+        torch.testing.assert_close(same.decoder[:2](small)[..., 1:-1, 1:-1], first[..., 1:-1, 1:-1], atol=1e-4, rtol=1e-3)
+
+
+def test_stages_that_cannot_be_are_refused() -> None:
+    assert train.stages_of("128:24:100,256:8")[1] == train.Stage(256, 8, 100, None)
+    assert train.stages_of("128:24:100,256:8")[0].spacing == 2
+    with pytest.raises(ValueError, match="multiple of 16"):
+        train.stages_of("100:4")
+
+
+def test_it_says_which_records_are_missing(folder: Path, tmp_path: Path) -> None:
+    place = copy(folder, tmp_path / "none")
+    (place / "shards").unlink()
+    run = train.Training(place, train.stages_of("32:4"), 1e-3, 0, records.SHARD, make=False)
+    with pytest.raises(FileNotFoundError, match=r"demo\.tiny_edit\.records --size 32"):
+        run.advance(1e-3)
+
+
+def test_what_travels_comes_back_whole(folder: Path, tmp_path: Path) -> None:
+    """Gathered, trained for some steps by the folder's own code alone, cut into pieces, joined."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("world", text.FILE, latents.FILE):
+        (source / name).symlink_to(folder / name)
+    target = tmp_path / "travels"
+    assert pack.gather(source, target) < pack.LIMIT
+    command = [sys.executable, "-m", "demo.tiny_edit.pack", "work", "out", "--minutes", "10", "--records", "64", "--workers", "1"]
+    code = "import sys; sys.modules['diffusers'] = sys.modules['transformers'] = sys.modules['comfy'] = None"
+    (target / "sitecustomize.py").write_text(code, "utf-8")
+    subprocess.run(
+        [*command, "--stages", "32:4", "--train", "--steps 3 --threads 1"], cwd=target, check=True, env={"PYTHONPATH": str(target)}
+    )
+    pieces = sorted((target / "out").glob("piece-*.bin"))
+    assert all(piece.stat().st_size < 16 * 2**20 for piece in pieces)
+    assert sum(piece.stat().st_size for piece in pieces) < 64 * 2**20
+    home = tmp_path / "home"
+    pack.join(target / "out", home)
+    trained = torch.load(target / "training" / train.STATE, weights_only=True)
+    joined = torch.load(home / train.STATE, weights_only=True)
+    assert joined["step"] == trained["step"] == 3
+    for name, value in trained["average"].items():
+        torch.testing.assert_close(joined["average"][name].float(), value, atol=1e-3, rtol=1e-3)
+    copy_of = copy(folder, tmp_path / "goes-on")
+    folders.save(joined, copy_of / train.STATE)
+    again = training(copy_of)
+    assert again.resume()
+    assert np.isfinite(advance(again, 1)).all()
+    (target / "out" / pieces[-1].name).write_bytes(b"broken")
+    with pytest.raises(ValueError, match="not whole"):
+        pack.join(target / "out", home)

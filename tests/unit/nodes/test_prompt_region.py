@@ -1,0 +1,241 @@
+"""Prompt Region as a node: on a UNet in one pass against a dense mask, beside other nodes, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from maskprompt.attention import chain, layers
+from maskprompt.nodes.dreamcom import MaskedAttention
+from maskprompt.nodes.prompt_region import EVERYWHERE, OUTSIDE, PromptRegionNode
+
+from ...support.dense import Area, blended, listed, mask_of, softmax_attention
+from ...support.models import Sample
+from ...support.tiny_transformers import TINIES
+
+WIDTH = 128
+
+
+def words(count: int, seed: int) -> torch.Tensor:
+    return torch.randn(1, count, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def masks() -> list[torch.Tensor]:
+    left, lower = torch.zeros(1, 128, 128), torch.zeros(1, 128, 128)
+    left[:, :, :64] = 1
+    lower[:, 64:, 48:] = 1
+    return [left, lower]
+
+
+def with_regions(model: Any, **inputs: Any) -> Any:
+    for number, mask in enumerate(masks()):
+        (model,) = PromptRegionNode.execute(model=model, text=[[words(77, 40 + number), {}]], mask=mask, **inputs).args
+    return model
+
+
+def joined_by_hand(model: Any, areas_of: Any, own: int = 77) -> Any:
+    """The UNet with a dense mask in each cross-attention, for a text of three times 77 words; other texts see as ever."""
+    clone = model.clone()
+    text = listed(("words", own, 0), ("words", 77, 1), ("words", 77, 2))
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
+        height, width = extra_options["activations_shape"][2:4]
+        if k.shape[1] != len(text):
+            return chain.attention(q, k, v, extra_options)
+        cells = listed(("cells", height * width))
+        heads = [x.unflatten(2, (extra_options["n_heads"], -1)).transpose(1, 2) for x in (q, k, v)]
+        areas = areas_of(height)
+        found = [
+            weight * softmax_attention(heads[0], heads[1], heads[2], mask_of(cells, text, areas, there)) for weight, there in blended(areas)
+        ]
+        return torch.stack(found).sum(0).transpose(1, 2).flatten(2)
+
+    for name, block, index in layers.layers_of(model.get_model_object("diffusion_model")):
+        clone.set_model_attn2_replace(attend, name, block, index)
+    return clone
+
+
+def areas(height: int, strength: float = 1.0, replaces: bool = False) -> list[Area]:
+    inside = [F.avg_pool2d(mask[None], 128 // height)[0, 0].flatten() >= 0.5 for mask in masks()]
+    return [Area(place, strength, replaces) for place in inside]
+
+
+def run(model: Any, text: torch.Tensor, negative: torch.Tensor, cfg: float = 1.0, batch: int = 1, steps: int = 2, **options: Any) -> Any:
+    import comfy.sample
+
+    noise = torch.randn(batch, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    return comfy.sample.sample(
+        model, noise, steps, cfg, "euler", "normal", [[text, options]], [[negative, {}]], torch.zeros_like(noise), seed=1,
+        disable_pbar=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("strength", "base"), [(1.0, EVERYWHERE), (0.5, EVERYWHERE), (1.0, OUTSIDE)])
+def test_a_unet_equals_a_dense_mask(model: Any, strength: float, base: str) -> None:
+    own, negative = words(77, 7), words(77, 8)
+    result = run(with_regions(model, strength=strength, base=base), own, negative, 4.0, 2)
+    whole = torch.cat([own, words(77, 40), words(77, 41)], 1)
+    wanted = run(joined_by_hand(model, lambda height: areas(height, strength, base == OUTSIDE)), whole, negative, 4.0, 2)
+    scale = float(wanted.abs().max())
+    torch.testing.assert_close(result / scale, wanted / scale, atol=1e-5, rtol=0)
+
+
+def test_a_short_prompt_beside_a_long_negative_weighs_what_it_weighs_alone(model: Any) -> None:
+    """ComfyUI repeats the shorter text; the region's words must not lose against the repeats. Still one pass."""
+    passes: list[int] = []
+
+    def counted(apply: Any, arguments: dict[str, Any]) -> torch.Tensor:
+        passes.append(len(arguments["input"]))
+        return apply(arguments["input"], arguments["timestep"], **arguments["c"])
+
+    own, negative = words(77, 7), words(77, 8)
+    patched = with_regions(model)
+    patched.set_model_unet_function_wrapper(counted)
+    # A text said twice is the same text.
+    result = run(patched, own, negative.repeat(1, 2, 1), 4.0)
+    assert passes == [2, 2]
+    wanted = run(patched, own, negative, 4.0)
+    scale = float(wanted.abs().max())
+    torch.testing.assert_close(result / scale, wanted / scale, atol=1e-5, rtol=0)
+
+
+def test_kept_apart_a_region_does_not_see_the_other(model: Any, sample: Sample) -> None:
+    """With `apart` at 1 nothing of one region reaches the other's exclusive cells through self-attention: seen in one layer."""
+    patched = with_regions(model, apart=1.0)
+    (whole,) = patched.get_wrappers("diffusion_model", chain.KEY)
+    assert len(whole.patches) == 2
+    assert not torch.equal(sample(patched), sample(with_regions(model)))
+
+
+def test_strength_zero_hands_on_the_very_model(model: Any) -> None:
+    (result,) = PromptRegionNode.execute(model=model, text=[[words(77, 1), {}]], mask=masks()[0], strength=0.0).args
+    assert result is model
+
+
+def test_after_its_part_of_the_sampling_the_model_is_untouched(model: Any) -> None:
+    own, negative = words(77, 7), words(77, 8)
+    (late,) = PromptRegionNode.execute(
+        model=model, text=[[words(77, 40), {}]], mask=masks()[0], start_percent=1.0, end_percent=1.0
+    ).args  # fmt: skip
+    assert torch.equal(run(late, own, negative, 4.0), run(model, own, negative, 4.0))
+    (first,) = PromptRegionNode.execute(model=model, text=[[words(77, 40), {}]], mask=masks()[0], end_percent=0.3).args
+    assert not torch.equal(run(first, own, negative, 4.0), run(model, own, negative, 4.0))
+
+
+def test_the_negative_half_is_what_it_was(model: Any) -> None:
+    """At CFG 0 the picture is the negative's alone."""
+    own, negative = words(77, 7), words(77, 8)
+    result = run(with_regions(model), own, negative, 0.0)
+    torch.testing.assert_close(result, run(model, own, negative, 0.0), atol=1e-4, rtol=1e-4)
+
+
+def test_beside_masked_attention_in_any_order(model: Any) -> None:
+    """The prompt's own mask and the regions hold both: order changes nothing."""
+    inputs: dict[str, Any] = {"mask": 1 - masks()[1], "cross_attention": True, "self_attention": "off", "layers": "all"}
+    (first,) = MaskedAttention.execute(model=model, **inputs).args
+    (second,) = MaskedAttention.execute(model=with_regions(model), **inputs).args
+    own, negative = words(77, 7), words(77, 8)
+    result = run(with_regions(first), own, negative, 4.0)
+    torch.testing.assert_close(run(second, own, negative, 4.0), result, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(result, run(with_regions(model), own, negative, 4.0))
+
+
+def test_another_packs_replacement_serves_beneath(model: Any) -> None:
+    def theirs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
+        height, width = extra_options["activations_shape"][2:4]
+        assert q.shape[1] == height * width
+        return 0.5 * chain.attention(q, k, v, extra_options)
+
+    def add(to: Any) -> Any:
+        clone = to.clone()
+        for name, block, index in layers.layers_of(model.get_model_object("diffusion_model")):
+            clone.set_model_attn2_replace(theirs, name, block, index)
+        return clone
+
+    own, negative = words(77, 7), words(77, 8)
+    result = run(with_regions(add(model)), own, negative)
+    assert torch.equal(run(add(with_regions(model)), own, negative), result)
+    assert not torch.allclose(result, run(with_regions(model), own, negative))
+
+
+def test_in_an_area_the_regions_part_inside_it_acts(model: Any) -> None:
+    """The lower right quarter is all inside the lower mask and all outside the left one."""
+    own, negative = words(77, 7), words(77, 8)
+    area = {"area": (8, 8, 8, 8), "strength": 1.0}
+    result = run(with_regions(model), own, negative, **area)
+    (lower,) = PromptRegionNode.execute(model=model, text=[[words(77, 41), {}]], mask=torch.ones(1, 128, 128)).args
+    torch.testing.assert_close(result, run(lower, own, negative, **area), atol=1e-4, rtol=1e-4)
+
+
+def test_bad_input_is_refused_in_words(model: Any) -> None:
+    own, negative = words(77, 7), words(77, 8)
+    given: dict[str, Any] = {"model": model, "text": [[words(77, 1), {}]], "mask": masks()[0]}
+    with pytest.raises(ValueError, match="mask of this region is empty"):
+        PromptRegionNode.execute(**{**given, "mask": torch.zeros(1, 8, 8)})
+    with pytest.raises(ValueError, match="the region has no text"):
+        PromptRegionNode.execute(**{**given, "text": []})
+    with pytest.raises(ValueError, match="start_percent"):
+        PromptRegionNode.execute(**given, start_percent=0.6, end_percent=0.2)
+    (wide,) = PromptRegionNode.execute(**{**given, "mask": torch.ones(1, 64, 256)}).args
+    with pytest.raises(ValueError, match="shapes differ"):
+        run(wide, own, negative)
+    (other,) = PromptRegionNode.execute(**{**given, "text": [[torch.randn(1, 9, 40), {}]]}).args
+    with pytest.raises(ValueError, match="another text encoder"):
+        run(other, own, negative)
+    merged = with_regions(model).clone()
+    merged.set_model_attn2_patch(lambda q, k, v, extra_options: (q[:, ::2], k, v))
+    with pytest.raises(RuntimeError, match="merges or tiles tokens"):
+        run(merged, own, negative)
+    full = model
+    for _ in range(48):
+        (full,) = PromptRegionNode.execute(**{**given, "model": full}).args
+    with pytest.raises(ValueError, match="48 regions"):
+        PromptRegionNode.execute(**{**given, "model": full})
+
+
+def test_an_unknown_transformer_is_refused_before_sampling() -> None:
+    """ERNIE-Image hands no options to its attention, so nothing could act there."""
+
+    class ErnieImageModel(torch.nn.Module):
+        pass
+
+    class Patcher:
+        def get_model_object(self, name: str) -> Any:
+            return ErnieImageModel()
+
+    with pytest.raises(ValueError, match=r"ErnieImageModel\) is neither a UNet nor a transformer"):
+        PromptRegionNode.execute(model=Patcher(), text=[[words(77, 1), {}]], mask=masks()[0])
+
+
+def test_a_flux_samples_through_the_node() -> None:
+    """Two regions, a reference and CFG, in ComfyUI's sampler; a token that another node adds is refused in words."""
+    import comfy.sample
+
+    tiny = TINIES[0]
+    model = tiny.model()
+    patched = model
+    for number, mask in enumerate(masks()):
+        entry = [[tiny.words(6, 50 + number), {"pooled_output": None, "guidance": 3.5}]]
+        (patched,) = PromptRegionNode.execute(model=patched, text=entry, mask=mask, apart=0.5).args
+    noise = tiny.latent((16, 16))
+    prompt = [[tiny.words(9, 1), {**tiny.options, "reference_latents": [tiny.latent((6, 6))]}]]
+    arguments = (2, 3.0, "euler", "simple", prompt, [[tiny.words(9, 2), {**tiny.options}]], torch.zeros_like(noise))
+    plain = comfy.sample.sample(model, noise, *arguments, seed=1, disable_pbar=True)
+    result = comfy.sample.sample(patched, noise, *arguments, seed=1, disable_pbar=True)
+    assert torch.isfinite(result).all()
+    assert not torch.allclose(result, plain)
+    longer = patched.clone()
+    longer.set_model_patch(lambda values: {**values, "txt": torch.cat([values["txt"], values["txt"][:, :1]], 1)}, "post_input")
+    with pytest.raises(Exception, match=r"does not know what the \d+ tokens"):
+        comfy.sample.sample(
+            longer_positions(longer), noise, *arguments, seed=1, disable_pbar=True
+        )  # fmt: skip
+
+
+def longer_positions(model: Any) -> Any:
+    """The words' places for one more word, so that the model itself could run."""
+    clone = model.clone()
+    clone.set_model_patch(lambda values: {**values, "txt_ids": torch.cat([values["txt_ids"], values["txt_ids"][:, :1]], 1)}, "post_input")
+    return clone
