@@ -93,7 +93,9 @@ def there(root: Path) -> list[str]:
 def test_it_learns_what_the_node_learns(
     command: Command, tmp_path: Path, picture: Path, folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """To the bit, with a preview and from its own states' names."""
+    """To the bit, with previews."""
+    for kind in ("embeddings", "loras"):
+        files.register_folder(kind)
     assert train.main(command("own", preview=tmp_path / "seen", preview_every=2)) == 0
     assert "Prompt: a photo of embedding:fox-ball and embedding:fox-star" in capsys.readouterr().out
     assert there(tmp_path / "own") == sorted(FILES)
@@ -102,8 +104,6 @@ def test_it_learns_what_the_node_learns(
         assert "tiny-sd-inpaint.safetensors" in str(opened.metadata())
 
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
-    for kind in ("embeddings", "loras"):
-        files.register_folder(kind)
     model, clip, vae = comfyui.load_checkpoint(str(tiny_model.CHECKPOINT))
     image, masks = mcgm.marked(picture)
     node: Any = TrainMCGM.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "7"}})  # pyright: ignore[reportArgumentType]
