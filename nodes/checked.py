@@ -12,26 +12,29 @@ from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, TypeVar, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import checks
 
 Execute = TypeVar("Execute", bound=Callable[..., Any])
 
-NEEDED: dict[str, tuple[str, tuple[str, ...]]] = {
-    "MODEL": ("a model", ("get_model_object",)),
-    "CLIP": ("a text encoder (CLIP)", ("tokenize", "encode_from_tokens_scheduled", "cond_stage_model")),
-    "VAE": ("a VAE", ("encode",)),
-    "CLIP_VISION": ("a CLIP vision model", ("model",)),
-    "CLIP_VISION_OUTPUT": ("an encoded picture (CLIP_VISION_OUTPUT)", ()),
-    "CONTROL_NET": ("a control network", ("set_cond_hint",)),
-    "MASKPROMPT_CROP": ("the crop of Crop Around Box", ("height", "width")),
-    "MASKPROMPT_SAM": ("a SAM model", ("ask", "full_size")),
-    "MASKPROMPT_MASK_ADAPTER": ("the adapter of a Mask-ControlNet", ("hint", "layer")),
-    "MASKPROMPT_MASK_ENCODER": ("a mask encoder", ("network", "about")),
-    "MASKPROMPT_MECA": ("a MECA adapter", ("pairs", "about", "context")),
+NEEDED: dict[str, str] = {
+    "MODEL": "a model",
+    "CLIP": "a text encoder (CLIP)",
+    "VAE": "a VAE",
+    "CLIP_VISION": "a CLIP vision model",
+    "CONTROL_NET": "a control network",
+    "MASKPROMPT_CROP": "the crop of Crop Around Box",
+    "MASKPROMPT_SAM": "a SAM model",
+    "MASKPROMPT_MASK_ADAPTER": "the adapter of a Mask-ControlNet",
+    "MASKPROMPT_MASK_ENCODER": "a mask encoder",
+    "MASKPROMPT_MECA": "a MECA adapter",
 }
-"""What an input of each type needs, in words, and what such an object has: one that has not is of another type."""
+"""What an input of each type needs, in words."""
+PLAIN = (str, bytes, int, float, complex, list, tuple, dict, type, Tensor, nn.Module)
+"""What is certainly no such object."""
+BEYOND = 1e30
+"""No number is larger; how far it may go beyond what its widget offers, the node itself says."""
 NOTHING: dict[str, str] = {
     "CLIP": "no text encoder was given (the checkpoint holds none): wire the CLIP of the checkpoint, or Load CLIP.",
     "VAE": "no VAE was given (the checkpoint holds none): wire Load VAE.",
@@ -39,6 +42,8 @@ NOTHING: dict[str, str] = {
     "bypass this node.",
 }
 """What is said where a link of a type brings nothing, and why it may."""
+OWN_WORDS = frozenset({"CONTROL_NET"})
+"""Types of which the nodes say themselves what nothing means."""
 BARE = re.compile(r"embedding:\s*(?=$|[()])")
 FILES = "_name"
 """Choices of files are checked by the nodes, which say where the files belong."""
@@ -84,24 +89,26 @@ def _declared(cls: Any) -> tuple[str, bool, dict[str, Any]]:
 
 def _each(value: Any, declared: Any, node: str, lists: bool) -> Any:
     if not lists:
-        return _one(value, declared, node)
-    return [_one(one, declared, node) for one in value] if isinstance(value, (list, tuple)) else value
+        return _one(value, declared, node, lists)
+    return [_one(one, declared, node, lists) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def _one(value: Any, declared: Any, node: str) -> Any:
-    """One value by its declaration; None only where the input is optional."""
+def _one(value: Any, declared: Any, node: str, lists: bool) -> Any:
+    """One value by its declaration; None only where the input is optional. Which picture of a list is broken, the node says."""
     name = declared.id
     kind = declared.get_io_type()
     if value is None and declared.optional:
         return None
     if kind == "IMAGE":
-        return checks.image(value, name, node)
+        return checks.image(value, name, node, finite=not lists)
     if kind == "MASK":
-        return checks.mask(value, name, node)
+        # Of no masks at all an optional input says what it means.
+        none = declared.optional and isinstance(value, Tensor) and len(value.shape) > 0 and len(value) == 0
+        return value if none else checks.mask(value, name, node)
     if kind == "INT":
         return checks.whole(value, name, node, *_range(declared))
     if kind == "FLOAT":
-        return checks.number(value, name, node, *_range(declared))
+        return checks.number(value, name, node, -BEYOND, BEYOND)
     if kind == "STRING":
         return _text(value, name, node)
     if kind == "BOOLEAN":
@@ -112,12 +119,13 @@ def _one(value: Any, declared: Any, node: str) -> Any:
         return _latent(value, name, node)
     if kind == "CONDITIONING":
         return _conditioning(value, name, node)
-    if value is None and kind in NOTHING:
-        raise ValueError(NOTHING[kind])
-    what, has = NEEDED.get(kind, (f"something of the type {kind}", ()))
-    if value is None or not all(hasattr(value, one) for one in has):
+    if kind in NEEDED and (value is None or isinstance(value, PLAIN) or type(value) is object):
+        if value is None and kind in OWN_WORDS:
+            return None
+        if value is None and kind in NOTHING:
+            raise ValueError(NOTHING[kind])
         found = "nothing" if value is None else type(value).__name__
-        raise ValueError(f"{name}: {found} was given, but {node} needs {what}. Wire an output of the type {kind} to it.")
+        raise ValueError(f"{name}: {found} was given, but {node} needs {NEEDED[kind]}. Wire an output of the type {kind} to it.")
     return value
 
 

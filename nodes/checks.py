@@ -44,7 +44,10 @@ def image(value: Any, name: str, node: str, finite: bool = True) -> Tensor:
         raise ValueError(f"{where} holds numbers of the kind {str(value.dtype).removeprefix('torch.')}; a picture's are from 0.0 to 1.0.")
     if finite and not bool(torch.isfinite(value).all()):
         broken = int((~torch.isfinite(value)).any(-1).sum())
-        raise ValueError(f"{where}: {broken} of its {value[..., 0].numel()} pixels are no numbers (NaN) or infinite. {REPAIR}")
+        raise ValueError(
+            f"{where}: {broken} of its {value[..., 0].numel()} pixels are no numbers (NaN) or infinite; it holds values that are no "
+            f"numbers (NaN) where colours belong. {REPAIR}"
+        )
     return value.expand(-1, -1, -1, 3) if given[3] == 1 else value
 
 
@@ -82,7 +85,7 @@ def whole(value: Any, name: str, node: str, least: int, most: int) -> int:
 def choice(value: Any, name: str, node: str, options: Sequence[str]) -> str:
     """One of the options."""
     if value not in options:
-        raise ValueError(f"{node}: {name} must be one of {', '.join(options)}, got {_short(value)}.")
+        raise ValueError(f"{node}: {name} must be one of {', '.join(options)}, got {_short(value)}: there is no {name} {_short(value)}.")
     return value
 
 

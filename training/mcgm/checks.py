@@ -75,10 +75,10 @@ def fitted(scene: Scene, options: Options) -> Scene:
 
 def check(model: Any, clip: Any, vae: Any, options: Options, scene: Scene) -> None:
     """ValueError, in the artist's words, for what cannot be trained; to be asked before anything is encoded."""
+    check_size(options.size, [], NODE)
     check_numbers(options, NODE)
     check_unet(model)
     check_parts(model, clip, vae)
-    check_size(options.size, [], NODE)
     _check_area(options.size, scene.masks.shape[1], scene.masks.shape[2])
     if options.masks and options.mask_attention_weight > 0 and options.attention_weight == 0:
         log.warning("Train MCGM: with attention_weight 0 mask_attention_weight has no effect: it is a part of it.")

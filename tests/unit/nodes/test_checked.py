@@ -81,7 +81,7 @@ def test_grey_pictures_get_their_colours() -> None:
         ({"mask": torch.zeros(0, 3, 3)}, "a batch of no masks"), ({"mask": "white"}, "a mask was expected"),
         ({"count": math.nan}, "count must be from 0 to 9"), ({"count": 2.5}, "whole number"), 
         ({"count": 10**400}, "more than 20 digits"),
-        ({"part": math.inf}, "part must be from 0 to 1"), ({"part": "a"}, "must be a number"),
+        ({"part": math.inf}, "part must be from -1e"), ({"part": math.nan}, "part must be from -1e"), ({"part": "a"}, "must be a number"),
         ({"text": 3}, "text must be a text, got int"),
         ({"text": "a embedding:"}, "embedding: without a name"), ({"text": "(embedding:) b"}, "embedding: without a name"),
         ({"text": "a\0"}, "a character that is none"), ({"flag": "yes"}, "is a switch"), ({"mode": "three"}, "must be one of one, two"),
