@@ -7,6 +7,7 @@ more here. What an input must be beyond its declaration, the node asks itself (`
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable
 from functools import cache, wraps
@@ -34,7 +35,7 @@ NEEDED: dict[str, str] = {
 PLAIN = (str, bytes, int, float, complex, list, tuple, dict, type, Tensor, nn.Module)
 """What is certainly no such object."""
 BEYOND = 1e30
-"""No number is larger; how far it may go beyond what its widget offers, the node itself says."""
+"""No number is larger."""
 NOTHING: dict[str, str] = {
     "CLIP": "no text encoder was given (the checkpoint holds none): wire the CLIP of the checkpoint, or Load CLIP.",
     "VAE": "no VAE was given (the checkpoint holds none): wire Load VAE.",
@@ -42,7 +43,7 @@ NOTHING: dict[str, str] = {
     "bypass this node.",
 }
 """What is said where a link of a type brings nothing, and why it may."""
-OWN_WORDS = frozenset({"CONTROL_NET"})
+OWN_WORDS = frozenset({"CLIP_VISION", "CONTROL_NET"})
 """Types of which the nodes say themselves what nothing means."""
 BARE = re.compile(r"embedding:\s*(?=$|[()])")
 FILES = "_name"
@@ -108,7 +109,7 @@ def _one(value: Any, declared: Any, node: str, lists: bool) -> Any:
     if kind == "INT":
         return checks.whole(value, name, node, *_range(declared))
     if kind == "FLOAT":
-        return checks.number(value, name, node, -BEYOND, BEYOND)
+        return _number(value, declared, node)
     if kind == "STRING":
         return _text(value, name, node)
     if kind == "BOOLEAN":
@@ -133,6 +134,15 @@ def _range(declared: Any) -> tuple[Any, Any]:
     lowest = -(2**63) if declared.min is None else declared.min
     highest = 2**64 if declared.max is None else declared.max
     return lowest, highest
+
+
+def _number(value: Any, declared: Any, node: str) -> float:
+    """A finite number, not below what the widget offers; how far it may go above, the node itself says."""
+    lowest, highest = _range(declared)
+    found = float(value) if isinstance(value, float) else checks.number(value, declared.id, node, -BEYOND, BEYOND)
+    if not math.isfinite(found) or not lowest <= found <= BEYOND:
+        raise ValueError(f"{node}: {declared.id} is {value}. A number from {lowest:g} to {highest:g} is needed.")
+    return found
 
 
 def _text(value: Any, name: str, node: str) -> str:
