@@ -97,6 +97,22 @@ export class PictureView {
         this.element.remove()
     }
 
+    /** Stop, but stay in the page as what a removed node left. @param {number | string} id The node's. */
+    leave(id) {
+        this.observer.disconnect()
+        this.say("")
+        this.element.dataset.left = String(id)
+    }
+
+    /**
+     * Take the place of the picture that a removed node of the same id left. When a workflow is loaded again or an edit undone, Nodes 2.0
+     * keeps the frames of the nodes whose ids come again, and does not put the new nodes' elements into them.
+     * @param {number | string} id The node's.
+     */
+    settle(id) {
+        if (!this.element.isConnected) document.querySelector(`.maskprompt-picture[data-left="${CSS.escape(String(id))}"]`)?.replaceWith(this.element)
+    }
+
     listen() {
         const canvas = this.canvas
         canvas.addEventListener("contextmenu", (event) => {
