@@ -35,7 +35,7 @@ BUILD = """async () => {
     const loader = add('MaskPromptLoadSAM', 100, 560)
     loader.widgets[0].value = 'mobile_sam.pt'
     const sam = add('MaskPromptSAMMask', 520, 120)
-    // The frontend keeps values by node ids, and after clear() the same ids come again.
+    // Nodes 2.0 keeps values by node ids, and after clear() the same ids come again.
     for (const name of ['positive_coords', 'negative_coords', 'box']) sam.widgets.find(w => w.name === name).value = ''
     const box = add('MaskPromptBoxMask', 1050, 120)
     const crop = add('MaskPromptCropAroundBox', 1050, 520)
@@ -44,6 +44,7 @@ BUILD = """async () => {
     window.app.canvas.ds.reset()
     window.app.canvas.setDirty(true, true)
 }"""
+AGAIN = "async () => { await window.app.loadGraphData(window.app.graph.serialize(), true, false) }"
 VALUES = """(type) => Object.fromEntries(window.app.graph.nodes.find(n => n.type === type).widgets.map(w => [w.name, w.value]))"""
 SET = """([type, name, value]) => {
     const widget = window.app.graph.nodes.find(n => n.type === type).widgets.find(w => w.name === name)
@@ -100,6 +101,11 @@ def mask_of(told: dict[str, Any]) -> np.ndarray:
         return np.asarray(image.getchannel("A")) > 0
 
 
+def press(page: Page, label: str) -> None:
+    """Press a button below the picture; the frontend has buttons of like names, such as Fit View."""
+    page.locator(".maskprompt-picture").get_by_role("button", name=label, exact=True).click()
+
+
 def drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
     page.mouse.move(*start)
     page.mouse.down()
@@ -132,9 +138,9 @@ def test_clicks_make_a_mask_before_any_run(fresh: Page, server: Server, request:
     assert near(values["negative_coords"], 280, 150)
     fresh.wait_for_timeout(500)
     screenshot(fresh, f"pointing-right-click-{request.node.callspec.id}")
-    again = mask_of(answer(fresh, lambda: fresh.get_by_role("button", name="Undo").first.click()))
+    again = mask_of(answer(fresh, lambda: press(fresh, "Undo")))
     assert np.array_equal(again, whole)
-    fresh.get_by_role("button", name="Clear").first.click()
+    press(fresh, "Clear")
     assert fresh.evaluate(VALUES, SAM)["positive_coords"] == ""
     fresh.keyboard.down("Alt")
     fresh.mouse.click(*place(fresh, 10, 10))
@@ -166,9 +172,19 @@ def test_after_the_wheel_a_click_means_the_pixel_below_it(fresh: Page) -> None:
     answer(fresh, lambda: fresh.mouse.click(*spot))
     assert near(fresh.evaluate(VALUES, SAM)["positive_coords"], 200, 300)
     assert fresh.evaluate("() => window.app.canvas.ds.scale") == zoom
-    fresh.get_by_role("button", name="Fit").first.click()
+    press(fresh, "Fit")
     answer(fresh, lambda: fresh.mouse.click(*place(fresh, 400, 200)))
     assert near(fresh.evaluate(VALUES, SAM)["positive_coords"], 200, 300, 400, 200)
+
+
+def test_a_workflow_loaded_again_keeps_its_marks_and_takes_more(fresh: Page) -> None:
+    answer(fresh, lambda: fresh.mouse.click(*place(fresh, 300, 350)))
+    answer(fresh, lambda: fresh.evaluate(AGAIN))
+    fresh.wait_for_function("() => document.querySelector('.maskprompt-picture [role=status]')?.textContent.startsWith('Found')")
+    answer(fresh, lambda: fresh.mouse.click(*place(fresh, 280, 150), button="right"))
+    values = fresh.evaluate(VALUES, SAM)
+    assert near(values["positive_coords"], 300, 350)
+    assert near(values["negative_coords"], 280, 150)
 
 
 def test_typed_points_show_too_and_the_api_graph_has_texts_only(fresh: Page) -> None:

@@ -55,9 +55,11 @@ class Pointing {
         view.remove()
     }
 
+    /** End with the node. The frontend owns the frame around the picture, so the picture stays there for a node of the same id to replace. */
     stop() {
         clearInterval(this.timer)
-        for (const view of this.views) view.remove()
+        for (const view of this.views) view.leave(this.node.id)
+        this.views.clear()
     }
 
     /** @param {string} name @returns {any} */
@@ -126,6 +128,7 @@ class Pointing {
     /** Notice what changed: picture, marks, model. Called now and then, and after every mark. */
     look() {
         if (!this.views.size) return
+        for (const view of this.views) view.settle(this.node.id)
         const marks = this.read()
         if (!same(marks, this.marks)) {
             this.marks = marks

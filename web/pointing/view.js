@@ -1,4 +1,5 @@
 // @ts-check
+import { drawMarks, drawMask } from "./drawing.js"
 import { boxBetween, noMarks } from "./marks.js"
 
 /**
@@ -7,9 +8,6 @@ import { boxBetween, noMarks } from "./marks.js"
  * @typedef {import("./marks.js").Point} Point
  */
 
-const ON = "#35d07f"
-const OFF = "#ff5a5f"
-const TINT = "#4aa3ff"
 const DRAG = 4
 const NEAR = 8
 const MOST_ZOOM = 32
@@ -32,7 +30,6 @@ export class PictureView {
             "display:flex;flex-direction:column;gap:4px;width:100%;height:100%;min-height:0;box-sizing:border-box;" +
             "font:12px sans-serif;color:#ddd;overflow:hidden"
         this.canvas = document.createElement("canvas")
-        this.canvas.dataset.captureWheel = "true"
         this.canvas.style.cssText =
             "flex:1 1 0;min-height:0;width:100%;background:#181818;border-radius:4px;cursor:crosshair;touch-action:none;display:block"
         this.words = document.createElement("div")
@@ -92,9 +89,32 @@ export class PictureView {
         this.draw()
     }
 
-    remove() {
+    /** Notice nothing more. */
+    stop() {
         this.observer.disconnect()
+        window.removeEventListener("wheel", this.zoom, { capture: true })
+    }
+
+    remove() {
+        this.stop()
         this.element.remove()
+    }
+
+    /** Stop, but stay in the page as what a removed node left. @param {number | string} id The node's. */
+    leave(id) {
+        this.stop()
+        this.say("")
+        this.element.dataset.left = String(id)
+    }
+
+    /**
+     * Take the place of the picture that a removed node of the same id left. When a workflow is loaded again or an edit undone, Nodes 2.0
+     * keeps the frames of the nodes whose ids come again, and does not put the new nodes' elements into them.
+     * @param {number | string} id The node's.
+     */
+    settle(id) {
+        if (this.element.isConnected) return
+        document.querySelector(`.maskprompt-picture[data-left="${CSS.escape(String(id))}"]`)?.replaceWith(this.element)
     }
 
     listen() {
@@ -138,26 +158,23 @@ export class PictureView {
             this.drag = null
             this.draw()
         })
-        canvas.addEventListener(
-            "wheel",
-            (event) => {
-                if (!this.picture) return
-                event.preventDefault()
-                event.stopPropagation()
-                const ratio = this.ratio()
-                const frame = canvas.getBoundingClientRect()
-                const x = (event.clientX - frame.left) * ratio
-                const y = (event.clientY - frame.top) * ratio
-                const least = this.fitting()
-                const scale = Math.min(least * MOST_ZOOM, Math.max(least, this.shown.scale * Math.exp(-event.deltaY / 400)))
-                this.shown.x = x - ((x - this.shown.x) * scale) / this.shown.scale
-                this.shown.y = y - ((y - this.shown.y) * scale) / this.shown.scale
-                this.shown.scale = scale
-                this.shown.fitted = scale <= least * 1.001
-                this.draw()
-            },
-            { passive: false },
-        )
+        // Nodes 2.0 takes the wheel for the graph before any element below sees it; the window is asked before Nodes 2.0.
+        window.addEventListener("wheel", this.zoom, { capture: true, passive: false })
+    }
+
+    /** Zoom about the pixel below the pointer. @param {WheelEvent} event */
+    zoom = (event) => {
+        if (event.target !== this.canvas || !this.picture) return
+        event.preventDefault()
+        event.stopPropagation()
+        const at = this.at(event)
+        const least = this.fitting()
+        const scale = Math.min(least * MOST_ZOOM, Math.max(least, this.shown.scale * Math.exp(-event.deltaY / 400)))
+        this.shown.x = at.x - ((at.x - this.shown.x) * scale) / this.shown.scale
+        this.shown.y = at.y - ((at.y - this.shown.y) * scale) / this.shown.scale
+        this.shown.scale = scale
+        this.shown.fitted = scale <= least * 1.001
+        this.draw()
     }
 
     /** Turn a finished click or drag into a mark. @param {{from: Point, at: Point, moved: boolean, off: boolean}} drag */
@@ -195,14 +212,17 @@ export class PictureView {
         return width > 0 ? this.canvas.width / width : 1
     }
 
-    /** Where in the picture, in its pixels, an event is. @param {PointerEvent} event @returns {Point} */
-    point(event) {
+    /** Where on the canvas, in its pixels, an event is. @param {MouseEvent} event @returns {Point} */
+    at(event) {
         const frame = this.canvas.getBoundingClientRect()
         const ratio = this.ratio()
-        return {
-            x: ((event.clientX - frame.left) * ratio - this.shown.x) / this.shown.scale,
-            y: ((event.clientY - frame.top) * ratio - this.shown.y) / this.shown.scale,
-        }
+        return { x: (event.clientX - frame.left) * ratio, y: (event.clientY - frame.top) * ratio }
+    }
+
+    /** Where in the picture, in its pixels, an event is. @param {MouseEvent} event @returns {Point} */
+    point(event) {
+        const at = this.at(event)
+        return { x: (at.x - this.shown.x) / this.shown.scale, y: (at.y - this.shown.y) / this.shown.scale }
     }
 
     /** The scale at which the whole picture is seen. @returns {number} */
@@ -235,69 +255,14 @@ export class PictureView {
         context.setTransform(shown.scale, 0, 0, shown.scale, shown.x, shown.y)
         context.imageSmoothingEnabled = shown.scale < 4
         context.drawImage(picture, 0, 0)
-        if (this.mask) this.drawMask(context, picture.naturalWidth, picture.naturalHeight)
-        this.drawMarks(context, density / shown.scale)
+        if (this.mask) drawMask(context, this.mask, picture.naturalWidth, picture.naturalHeight)
+        drawMarks(context, { ...this.marks, boxes: this.boxes(picture) }, density / shown.scale)
     }
 
-    /** The object in a tint, the rest darkened. @param {CanvasRenderingContext2D} context @param {number} width @param {number} height */
-    drawMask(context, width, height) {
-        const mask = /** @type {HTMLImageElement} */ (this.mask)
-        const layer = document.createElement("canvas")
-        layer.width = mask.naturalWidth
-        layer.height = mask.naturalHeight
-        const inner = /** @type {CanvasRenderingContext2D} */ (layer.getContext("2d"))
-        /** @type {[GlobalCompositeOperation, string, number][]} */
-        const passes = [
-            ["source-in", TINT, 0.4],
-            ["source-out", "#000", 0.5],
-        ]
-        for (const [operation, colour, strength] of passes) {
-            inner.globalCompositeOperation = "copy"
-            inner.drawImage(mask, 0, 0)
-            inner.globalCompositeOperation = operation
-            inner.fillStyle = colour
-            inner.fillRect(0, 0, layer.width, layer.height)
-            context.globalAlpha = strength
-            context.drawImage(layer, 0, 0, width, height)
-        }
-        context.globalAlpha = 1
-    }
-
-    /** @param {CanvasRenderingContext2D} context @param {number} unit A pixel of the page in pixels of the picture. */
-    drawMarks(context, unit) {
-        const boxes = [...this.marks.boxes]
-        if (this.drag?.moved && !this.drag.off && !this.drag.pan && this.picture) {
-            const growing = boxBetween(this.drag.from, this.drag.at, this.picture.naturalWidth, this.picture.naturalHeight)
-            if (growing) boxes.splice(0, boxes.length, growing)
-        }
-        for (const box of boxes) {
-            context.lineWidth = 3.5 * unit
-            context.strokeStyle = "#000a"
-            context.strokeRect(box.x, box.y, box.width, box.height)
-            context.lineWidth = 1.5 * unit
-            context.strokeStyle = ON
-            context.strokeRect(box.x, box.y, box.width, box.height)
-        }
-        const draw = (/** @type {Point} */ point, /** @type {string} */ colour, /** @type {boolean} */ upright) => {
-            const x = point.x + 0.5
-            const y = point.y + 0.5
-            context.beginPath()
-            context.arc(x, y, 5.5 * unit, 0, 2 * Math.PI)
-            context.fillStyle = colour
-            context.fill()
-            context.lineWidth = 1.5 * unit
-            context.strokeStyle = "#fff"
-            context.stroke()
-            context.beginPath()
-            context.moveTo(x - 3 * unit, y)
-            context.lineTo(x + 3 * unit, y)
-            if (upright) {
-                context.moveTo(x, y - 3 * unit)
-                context.lineTo(x, y + 3 * unit)
-            }
-            context.stroke()
-        }
-        for (const point of this.marks.positive) draw(point, ON, true)
-        for (const point of this.marks.negative) draw(point, OFF, false)
+    /** The boxes to draw: the one that is being dragged instead of those there are. @param {HTMLImageElement} picture */
+    boxes(picture) {
+        const drag = this.drag
+        const growing = drag?.moved && !drag.off && !drag.pan && boxBetween(drag.from, drag.at, picture.naturalWidth, picture.naturalHeight)
+        return growing ? [growing] : this.marks.boxes
     }
 }
