@@ -39,11 +39,9 @@ BEYOND = 1e30
 NOTHING: dict[str, str] = {
     "CLIP": "no text encoder was given (the checkpoint holds none): wire the CLIP of the checkpoint, or Load CLIP.",
     "VAE": "no VAE was given (the checkpoint holds none): wire Load VAE.",
-    "MASKPROMPT_MASK_ENCODER": "no mask encoder was given: Train MCGM makes none where its mask_tokens is off. Train with mask tokens, or "
-    "bypass this node.",
 }
 """What is said where a link of a type brings nothing, and why it may."""
-OWN_WORDS = frozenset({"CLIP_VISION", "CONTROL_NET"})
+OWN_WORDS = frozenset({"CLIP_VISION", "CONTROL_NET", "MASKPROMPT_MASK_ENCODER"})
 """Types of which the nodes say themselves what nothing means."""
 BARE = re.compile(r"embedding:\s*(?=$|[()])")
 FILES = "_name"

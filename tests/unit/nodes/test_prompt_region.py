@@ -174,7 +174,7 @@ def test_bad_input_is_refused_in_words(model: Any) -> None:
     given: dict[str, Any] = {"model": model, "text": [[words(77, 1), {}]], "mask": masks()[0]}
     with pytest.raises(ValueError, match="mask of this region is empty"):
         PromptRegionNode.execute(**{**given, "mask": torch.zeros(1, 8, 8)})
-    with pytest.raises(ValueError, match="the region has no text"):
+    with pytest.raises(ValueError, match="text must be a prompt, got an empty one"):
         PromptRegionNode.execute(**{**given, "text": []})
     with pytest.raises(ValueError, match="start_percent"):
         PromptRegionNode.execute(**given, start_percent=0.6, end_percent=0.2)
