@@ -33,7 +33,9 @@ def image(value: Any, name: str, node: str, finite: bool = True) -> Tensor:
         extra = " It looks like a mask: put Convert Mask to Image between." if value.ndim == 3 else ""
         raise ValueError(f"{where} must be pictures of the shape [batch, height, width, colours], this one is {given}.{extra}")
     if given[0] == 0:
-        raise ValueError(f"{where} is a batch of no pictures: the node before it found or chose nothing. Wire at least one picture.")
+        raise ValueError(
+            f"{where} is a batch of no pictures, no picture was given: the node before it found or chose nothing. Wire at least one picture."
+        )
     if 0 in given:
         raise ValueError(f"{where} has no pixels: it is {given[2]} pixels wide and {given[1]} high. Wire a picture of at least one pixel.")
     if given[3] not in (1, 3, 4):
