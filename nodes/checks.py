@@ -34,7 +34,7 @@ def image(value: Any, name: str, node: str, finite: bool = True) -> Tensor:
         raise ValueError(f"{where} must be pictures of the shape [batch, height, width, colours], this one is {given}.{extra}")
     if given[0] == 0:
         raise ValueError(
-            f"{where} is a batch of no pictures, no picture was given: the node before it found or chose nothing. Wire at least one picture."
+            f"{where} is a batch of no pictures, no picture was given: the node before it found nothing. Wire at least one picture."
         )
     if 0 in given:
         raise ValueError(f"{where} has no pixels: it is {given[2]} pixels wide and {given[1]} high. Wire a picture of at least one pixel.")
