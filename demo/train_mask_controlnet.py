@@ -3,9 +3,9 @@
     python -m demo.train_mask_controlnet
 
 A reference shows one to three objects, plain or patterned, on a ground or a photograph; what is painted is one of them, in its place, on
-another ground. `--bare` trains without the mask prompt (the paper's ablation); `--pairs none` as the paper does, with the painted
-picture as its own reference, `--pairs grounds` with its object on the ground of another one. Each has a file of its own. Resumes from `--work`; leaves the file there, to be
-copied over the one in demo/ if it is better.
+another ground. `--bare` trains without the mask prompt (the paper's ablation); `--pairs none` as the paper does, with the painted picture
+as its own reference, `--pairs grounds` with its object on the ground of another one. Each has a file of its own. Resumes from `--work`;
+leaves the file there, to be copied over the one in demo/ if it is better.
 """
 
 from __future__ import annotations
