@@ -3,8 +3,8 @@
 python -m demo.train_meca --steps 2000
 
 Regions are random, or the box around a scene's objects, or all but that box. Resumes from `--work`; leaves tiny-meca.safetensors
-there, to be copied over the one in demo/ if it is better. `--mode query` trains one for the paper's equation 6 to the letter, in a file
-of its own, for the table.
+there, to be copied over the one in demo/ if it is better. `--mode query` trains one for the paper's equation 6 to the letter,
+`--visibility paper` one whose hidden patches are those of equation 1, each in a file of its own, for the table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from .trainer import Log
 
 FILE = Path(__file__).resolve().parent / "tiny-meca.safetensors"
 Mode = Literal["region", "query", "global"]
-"""As `maskprompt.attention.meca.Mode`, which the command line names before the pack is loaded."""
+Visibility = Literal["hide", "paper"]
+"""As in `maskprompt.training.meca.options`, which the command line names before the pack is loaded."""
 TOKENS = 8
 RATE = 1e-3
 """The paper's 1e-4 is for layers ten times as wide; Adam's best rate goes with one over the width."""
@@ -86,12 +87,15 @@ def boxed(rendered: scenes.Rendered, margin: int = 4) -> Tensor:
     return mask
 
 
-def file_of(mode: Mode) -> str:
-    """The name of the file of an adapter that learned in a mode; that of `region` is the demo's."""
-    return FILE.name if mode == "region" else f"{FILE.stem}-{mode}.safetensors"
+def file_of(mode: Mode, visibility: Visibility = "hide") -> str:
+    """The name of the file of an adapter that learned so; that of `region` and `hide` is the demo's."""
+    parts = [FILE.stem, *([mode] if mode != "region" else []), *([visibility] if visibility != "hide" else [])]
+    return f"{'-'.join(parts)}.safetensors"
 
 
-def train(work: Path, steps: int, seed: int, count: int, batch: int, rate: float, mode: Mode = "region") -> None:
+def train(
+    work: Path, steps: int, seed: int, count: int, batch: int, rate: float, mode: Mode = "region", visibility: Visibility = "hide"
+) -> None:
     """Train an adapter, or go on. All of the samples are encoded once and stay in memory: `count` of them, 200 kB each."""
     import comfy.clip_vision
     from maskprompt.models.ip_adapter import file as files
@@ -102,13 +106,13 @@ def train(work: Path, steps: int, seed: int, count: int, batch: int, rate: float
     from . import vision
 
     work.mkdir(parents=True, exist_ok=True)
-    name = file_of(mode)
+    name = file_of(mode, visibility)
     log = Log(work / Path(name).with_suffix(".log"))
     painter = Painter()
     clip_vision: Any = comfy.clip_vision.load(str(vision.FILE))
     options = Options(
         steps=steps, rate=rate, batch=batch, size=128, tokens=TOKENS, mode=mode, masked=0.6, blank=0.1, seed=seed, average=0.998,
-        checkpointing=False,
+        checkpointing=False, visibility=visibility,
     )  # fmt: skip
     rounds = max(1, count // (options.steps_per_chunk * batch))
     job = prepare(
@@ -135,12 +139,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--mode", choices=get_args(Mode), default="region", help="how text and image share a picture with a region")
+    parser.add_argument("--visibility", choices=get_args(Visibility), default="hide", help="how hidden patches are kept from being seen")
     parser.add_argument("--work", type=Path, default=tiny_model.ROOT / "demo" / "work")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     load_pack()
-    train(options.work, options.steps, options.seed, options.count, options.batch, options.rate, options.mode)
+    train(options.work, options.steps, options.seed, options.count, options.batch, options.rate, options.mode, options.visibility)
 
 
 if __name__ == "__main__":
