@@ -72,8 +72,8 @@ def encode(
 ) -> Examples:
     """The samples through the VAE and the vision model, which of a sample with a region sees only the patches inside it.
 
-    `texts` must know their texts. `visibility`: as in `Options`. `on_group` is told how many are done; what it raises interrupts. ValueError where the VAE gives no
-    numbers.
+    `texts` must know their texts. `visibility`: as in `Options`. `on_group` is told how many are done; what it raises interrupts.
+    ValueError where the VAE gives no numbers.
     """
     latents: list[Tensor] = []
     features: list[Tensor] = []

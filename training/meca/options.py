@@ -45,8 +45,8 @@ class Options:
     )
     visibility: Visibility = option(
         "hide",
-        "How the vision model is kept from seeing hidden patches; choose the same in Patch Visibility later. hide: they are left out. paper: "
-        "equation 1, they are empty and keep their places.",
+        "How the vision model is kept from seeing hidden patches; choose the same in Patch Visibility later. hide: they are left out. "
+        "paper: equation 1, they are empty and keep their places.",
         choices=get_args(Visibility),
         advanced=True,
     )
