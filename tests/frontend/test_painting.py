@@ -20,7 +20,8 @@ TRAININGS = {
     "MaskPromptTrainMCGM": ("steps", "weight_steps"),
     "MaskPromptTrainMaskControlNet": ("steps",),
 }
-CHANGES = {**run.CHANGES, **{(node, field): 3 for node, fields in TRAININGS.items() for field in fields}}
+SHORT = {(node, field): 3 for node, fields in TRAININGS.items() for field in fields} | {("MaskPromptTrainMCGM", "variations"): 8}
+CHANGES = {**run.CHANGES, **SHORT}
 CHANGE = """(changes) => {
     for (const node of window.app.graph.nodes)
         for (const [type, field, value] of changes)

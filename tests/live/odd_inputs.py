@@ -26,6 +26,7 @@ from . import odd_pack
 SMALL: dict[str, Any] = {
     "steps": 1, "weight_steps": 1, "size": 64, "batch_size": 1, "rank": 1, "width": 64, "height": 64, "resolution": 64, "noun": "ball",
     "words": "ball", "token": "sks", "text": "a red ball on grass", "preview_every": 0, "prior_pictures": 1, "max_tokens": 6, "beams": 1,
+    "variations": 2,
 }  # fmt: skip
 """Settings under which a node's valid call is quick."""
 SOURCES: dict[str, tuple[str, dict[str, Any], int]] = {

@@ -18,7 +18,7 @@ from demo.pack import ROOT
 KNOWN: dict[str, Any] = json.loads((ROOT / "tests" / "data" / "train_schemas.json").read_text("utf-8"))
 """As they were before options stood once."""
 ADDED = {
-    "MaskPromptTrainMCGM": ["preset"],
+    "MaskPromptTrainMCGM": ["preset", "variations"],
     "MaskPromptTrainMECA": ["visibility"],
     "MaskPromptTrainMaskControlNet": ["pairs", "references"],
 }
