@@ -60,16 +60,16 @@ class MaskedAttention(io.ComfyNode):
                     options=["paper", "renormalised", "off"],
                     default="paper",
                     tooltip="Keeps the surroundings' colours and patterns out of the object, and the object's out of them. paper: "
-                    "softly, so that "
-                    "it blends in (equation 2 of DreamCom). renormalised: wholly, as two pictures; faster. off: they mix as ever.",
+                    "softly, so that it blends in (equation 2 of DreamCom). renormalised: wholly, as two pictures; faster. off: they "
+                    "mix as ever.",
                 ),
                 io.Combo.Input(
                     "layers",
                     options=[*layers.PRESETS, LIST, *layers.THIRDS],
                     default="paper",
                     tooltip="Where object and surroundings are kept apart. paper: all but the last, fine layers, which blend the object "
-                    "in. "
-                    "reference code: only those, as DreamCom's own code does. all: the hardest cut. Thirds: by depth. list: named below.",
+                    "in. reference code: only those, as DreamCom's own code does. all: the hardest cut. Thirds: by depth. list: named "
+                    "below.",
                 ),
                 inputs.layer_list("middle 0, output 3, output 4, output 5"),
                 *inputs.part_of_sampling("mask"),
