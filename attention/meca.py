@@ -125,7 +125,7 @@ class ImagePrompt:
         if len(q) != len(call.rows):
             raise RuntimeError(
                 f"another node runs this layer on {len(q)} rows where the batch has {len(call.rows)} (attention couple and the like), so "
-                "it is not known which of them see the image. Bypass that node, or Apply MECA."
+                "it is not known which of them see the image. Bypass that node, or Image Prompt Region."
             )
         result = inner(q, k, v)
         parts = [part for part in parts_of(self.region, call, q.device) if self._acts(part, call)]

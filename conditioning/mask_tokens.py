@@ -108,4 +108,4 @@ def _check_fits(rows: float, columns: float, top: float, left: float, height: in
             f"the positive prompt has {what}, which does not fit into the masks ({width} x {height}). Give masks of the painted picture's "
             "own size, or set the area with Conditioning (Set Area with Percentage)."
         )
-    log.warning("Encode Masks: a prompt has %s; the masks (%d x %d) are taken to have the picture's own size.", what, width, height)
+    log.warning("Pose by Masks: a prompt has %s; the masks (%d x %d) are taken to have the picture's own size.", what, width, height)

@@ -132,7 +132,7 @@ def find_mask(options: Mapping[str, Any], number: int) -> Group:
             return tuple(first + copy * count + number - before - 1 for copy in range(copies))
         before += count
     if before == 0:
-        raise ValueError(f"'mask:{number}': the positive prompt has no mask tokens. Wire the positive of Encode Masks to `positive`.")
+        raise ValueError(f"'mask:{number}': the positive prompt has no mask tokens. Wire the positive of Pose by Masks to `positive`.")
     raise ValueError(f"'mask:{number}': the positive prompt has {before} mask token{'s' * (before > 1)}. They are numbered from 1.")
 
 

@@ -1,7 +1,8 @@
 """Paints every bundled workflow in a real ComfyUI, with the tiny model and real photographs.
 
 `python -m demo.run [workflow ...]` posts workflows/api/*.json to a headless server and leaves pictures
-in demo/output/<workflow>/ and one page of all of them in demo/output/contact-sheet.png.
+in demo/output/<workflow>/ and one page of all of them in demo/output/contact-sheet.png. A workflow is
+named by its number or by words of its title: `python -m demo.run 2`, `python -m demo.run cut_out`.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ CHANGES: dict[tuple[str, str], Any] = {
 MADE_FILES: dict[str, str] = {"lora_name": "loras", "mcgm_name": "mcgm"}
 """The inputs of loaders that name files which other bundled workflows make: the folder below models/."""
 MADE_BY: dict[tuple[str, str], str] = {
-    ("loras", "dreamcom_subject.safetensors"): "dreamcom_train",
-    ("mcgm", "scene.safetensors"): "mcgm_train",
+    ("loras", "dreamcom_subject.safetensors"): "18 Teach your subject",
+    ("mcgm", "scene.safetensors"): "20 Learn the subjects of one picture",
 }
 """These files, by their folder and the name that they have in the workflows which load them: the workflow that makes each."""
 LONGEST = 1800
@@ -121,13 +122,31 @@ def stage(folder: Path, *arguments: str, more: Mapping[str, Path] | None = None)
     return server
 
 
+def matching(wanted: str, titles: Iterable[str]) -> list[str]:
+    """The titles that `wanted` means: the title itself, the one of that number, or all that have its words. ValueError if there is none."""
+    titles = list(titles)
+    if wanted in titles:
+        return [wanted]
+    words = {word.lstrip("0") for word in re.findall(r"[a-z0-9]+", wanted.lower())}
+    found = [title for title in titles if words and words <= {word.lstrip("0") for word in re.findall(r"[a-z0-9]+", title.lower())}]
+    if not found:
+        raise ValueError(f"no workflow {wanted}; there are {'; '.join(titles)}")
+    return found
+
+
 def workflows(names: Iterable[str] = ()) -> dict[str, Prompt]:
-    """The bundled workflows in API form by name, all of them or those of `names`."""
+    """The bundled workflows in API form by title, in their order: all of them, or those that `names` mean, as in `matching`."""
     files = {path.stem: path for path in sorted((WORKFLOWS / "api").glob("*.json"))}
-    unknown = set(names) - files.keys()
-    if unknown:
-        raise ValueError(f"no workflow {', '.join(sorted(unknown))}; there are {', '.join(files)}")
-    return {name: json.loads(path.read_text("utf-8")) for name, path in files.items() if not names or name in names}
+    chosen = {title for name in names for title in matching(name, files)}
+    return {title: json.loads(path.read_text("utf-8")) for title, path in files.items() if not chosen or title in chosen}
+
+
+def workflow(name: str) -> Prompt:
+    """The one bundled workflow in API form that `name` means, as in `matching`; ValueError if it means several."""
+    found = workflows([name])
+    if len(found) > 1:
+        raise ValueError(f"{name} may mean each of {'; '.join(found)}: write its number")
+    return next(iter(found.values()))
 
 
 def in_order(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
@@ -143,8 +162,8 @@ def in_order(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
 def hand_on(server: Server, workflow: str) -> None:
     """Sees to it that what a workflow has just made lies where the next one looks for it; RuntimeError if it made nothing.
 
-    Train MCGM puts its files there itself, under the name that it was given. What a Save node left in the output folder, with the time in
-    its name, is put there, as an artist would.
+    Train Poseable Subjects puts its files there itself, under the name that it was given. What a Save node left in the output folder, with
+    the time in its name, is put there, as an artist would.
     """
     for folder, name in (file for file, maker in MADE_BY.items() if maker == workflow):
         saved = sorted((server.output / folder).glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
@@ -225,7 +244,7 @@ def demo(names: Iterable[str], thumbnails: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.run", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("workflows", nargs="*", help="names of bundled workflows; all of them if none is given")
+    parser.add_argument("workflows", nargs="*", help="numbers, or words of the titles, of bundled workflows; all of them if none is given")
     parser.add_argument("--thumbnails", action="store_true", help="also renew workflows/<name>.jpg from what was painted")
     options = parser.parse_args(arguments)
     try:

@@ -21,7 +21,7 @@ DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Vision(nn.Module):
-    """`transformers`' CLIP vision model, in which patches can be hidden as Patch Visibility's `hide` does."""
+    """`transformers`' CLIP vision model, in which patches can be hidden as Hide in Reference's `hide` does."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ class AttentionMap(io.ComfyNode):
         return io.Schema(
             node_id="MaskPromptAttentionMap",
             display_name="Attention Map",
-            category="MaskPrompt/Seeing",
+            category="MaskPrompt/See and measure",
             description="Shows where in the picture the model looks at a word: a heat map for each word, learned handle or mask token, "
             "from one denoising step at a noise level of your choice. For any SD 1.5, SD 2.1 or SDXL model and prompt.",
             search_aliases=["cross attention", "heat map", "heatmap", "daam", "explain prompt", "word map", "attribution"],

@@ -33,10 +33,10 @@ class MaskPromptBoxMask(io.ComfyNode):
         return io.Schema(
             node_id="MaskPromptBoxMask",
             display_name="Box Mask",
-            category="MaskPrompt/Segment",
+            category="MaskPrompt/Cut out",
             description="A mask that is 1 inside a box and 0 outside. Drag the box over the picture (Draw the box in the picture), type "
             "its numbers, or wire boxes.",
-            search_aliases=["rectangle mask", "bounding box to mask", "bbox mask", "square mask"],
+            search_aliases=["mask", "inpaint", "rectangle mask", "bounding box to mask", "bbox mask", "square mask"],
             inputs=[
                 _pixels("x", 128, -MAX_SIZE, "The box's left edge in pixels."),
                 _pixels("y", 128, -MAX_SIZE, "The box's upper edge in pixels."),

@@ -19,7 +19,7 @@ from .progress import TrainingProgress
 
 log = logging.getLogger(__name__)
 
-CATEGORY = "MaskPrompt/Mask-ControlNet"
+CATEGORY = "MaskPrompt/See and measure"
 NO_FOLDERS = "no BLIP folder found: put one into models/blip"
 NO_WORDS = "a picture"
 

@@ -17,7 +17,7 @@ from ..images.typed_coordinates import parse_boxes
 from . import checks
 from .shown_picture import received
 
-CATEGORY = "MaskPrompt/DreamCom"
+CATEGORY = "MaskPrompt/Cut out"
 CropType = io.Custom("MASKPROMPT_CROP")
 ALWAYS = "always"
 SMALL = "small boxes only"
@@ -45,7 +45,7 @@ class CropAroundBox(io.ComfyNode):
             category=CATEGORY,
             description="Cuts out a box with its surroundings and scales it to the size the model paints at, so that a small object "
             "gets all of the model's detail. Paste Back puts the painted piece into the picture again.",
-            search_aliases=["inpaint crop", "crop and stitch", "crop around mask", "detailer", "zoom in"],
+            search_aliases=["inpaint", "inpaint crop", "outpaint", "crop and stitch", "crop around mask", "detailer", "zoom in"],
             inputs=[
                 io.Image.Input("image", tooltip="The whole picture, of any size."),
                 io.Mask.Input("mask", tooltip="What is to be painted. The crop is made around it, unless a box is given."),

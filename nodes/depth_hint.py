@@ -44,7 +44,7 @@ class DepthHint(io.ComfyNode):
                 io.Mask.Input(
                     "reference_mask",
                     optional=True,
-                    tooltip="White is what counts of the reference, as in Patch Visibility: black out the reference's own product.",
+                    tooltip="White is what counts of the reference, as in Hide in Reference: black out the reference's own product.",
                 ),
                 io.Combo.Input(
                     "hidden",

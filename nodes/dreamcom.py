@@ -23,7 +23,7 @@ from .inputs import LIST
 
 log = logging.getLogger(__name__)
 
-CATEGORY = "MaskPrompt/DreamCom"
+CATEGORY = "MaskPrompt/Regions"
 
 
 class MaskedAttention(io.ComfyNode):
@@ -38,7 +38,10 @@ class MaskedAttention(io.ComfyNode):
             category=CATEGORY,
             description="Confines the prompt to a mask and keeps the background's colours out of the object (DreamCom's masked "
             "attention). Put it between the checkpoint and the sampler; best with an inpainting checkpoint.",
-            search_aliases=["dreamcom", "regional prompt", "attention mask", "inpaint into box", "colour bleeding", "mask prompt"],
+            search_aliases=[
+                "inpaint", "regional", "mask", "dreamcom", "regional prompt", "attention mask", "inpaint into box", "colour bleeding",
+                "mask prompt",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="SD 1.5, SD 2.1, SDXL, best an inpainting one; or a transformer: FLUX, Qwen-Image, ..."),
                 io.Mask.Input(
@@ -56,15 +59,17 @@ class MaskedAttention(io.ComfyNode):
                     "self_attention",
                     options=["paper", "renormalised", "off"],
                     default="paper",
-                    tooltip="Keep inside and outside from seeing each other. paper: the formula of the paper. renormalised: each side "
-                    "as if the other were not there; faster. off: leave it.",
+                    tooltip="Keeps the surroundings' colours and patterns out of the object, and the object's out of them. paper: "
+                    "softly, so that it blends in (equation 2 of DreamCom). renormalised: wholly, as two pictures; faster. off: they "
+                    "mix as ever.",
                 ),
                 io.Combo.Input(
                     "layers",
                     options=[*layers.PRESETS, LIST, *layers.THIRDS],
                     default="paper",
-                    tooltip="Where self-attention is masked. paper: all but the decoder's outer layers (of a transformer the last third), "
-                    "which blend the object in. reference code: only those. all: everywhere. list: those named below. Thirds: by depth.",
+                    tooltip="Where object and surroundings are kept apart. paper: all but the last, fine layers, which blend the object "
+                    "in. reference code: only those, as DreamCom's own code does. all: the hardest cut. Thirds: by depth. list: named "
+                    "below.",
                 ),
                 inputs.layer_list("middle 0, output 3, output 4, output 5"),
                 *inputs.part_of_sampling("mask"),

@@ -1,4 +1,4 @@
-"""Mask-ControlNet: an object of one picture, unchanged in new surroundings. Load Mask-ControlNet, Mask Concat, Save Mask-ControlNet."""
+"""Mask-ControlNet: an object of one picture, unchanged in new surroundings. Load Mask-ControlNet, Object Hint, Save Mask-ControlNet."""
 
 # A node's execute takes its own inputs by name, which differs from the base class by design.
 # pyright: reportIncompatibleMethodOverride=false
@@ -19,7 +19,7 @@ from .saving import free_path
 
 log = logging.getLogger(__name__)
 
-CATEGORY = "MaskPrompt/Mask-ControlNet"
+CATEGORY = "MaskPrompt/Keep a product"
 FOLDER = "controlnet"
 SUFFIXES = frozenset({".safetensors", ".sft"})
 NO_FILES = "no control network found: put one into models/controlnet"
@@ -44,7 +44,7 @@ class LoadMaskControlNet(io.ComfyNode):
             category=CATEGORY,
             description="Loads a control network that keeps an object of a picture while everything else is painted anew, and the adapter "
             "that makes its hint. For SD 1.5, SD 2.1 and SDXL, whichever the file was trained on.",
-            search_aliases=["mask controlnet", "controlnet", "keep product", "product photography", "object preservation"],
+            search_aliases=["mask controlnet", "controlnet", "product", "keep product", "product photography", "object preservation"],
             inputs=[
                 io.Combo.Input(
                     "mask_controlnet_name", options=files.list_files(FOLDER, SUFFIXES) or [NO_FILES],
@@ -53,7 +53,7 @@ class LoadMaskControlNet(io.ComfyNode):
             ],
             outputs=[
                 io.ControlNet.Output("control_net", display_name="control_net", tooltip="For Apply ControlNet, with its vae connected."),
-                AdapterType.Output("adapter", display_name="adapter", tooltip="For Mask Concat, which makes the hint."),
+                AdapterType.Output("adapter", display_name="adapter", tooltip="For Object Hint, which makes the hint."),
             ],
         )  # fmt: skip
 
@@ -84,11 +84,14 @@ class MaskConcat(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="MaskPromptMaskConcat",
-            display_name="Mask Concat",
+            display_name="Object Hint",
             category=CATEGORY,
             description="Puts the object, cut out by its mask, beside the picture it is from, and makes of both the hint for a "
             "Mask-ControlNet. The mask chooses: of several objects, the one that it marks is kept.",
-            search_aliases=["mask controlnet hint", "object prompt", "mask prompt", "controlnet preprocessor", "keep object"],
+            search_aliases=[
+                "mask concat", "mask controlnet hint", "product", "mask", "object prompt", "mask prompt", "controlnet preprocessor",
+                "keep object",
+            ],
             inputs=[
                 AdapterType.Input("adapter", tooltip="From Load Mask-ControlNet, or Train Mask-ControlNet."),
                 io.Image.Input("image", tooltip="The reference: the picture with the object, or a batch of them."),
@@ -182,7 +185,7 @@ def fitting(mask: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     empty = [number for number, one in enumerate(marked, 1) if not bool((one > 0.5).any())]
     if empty:
         log.warning(
-            "Mask Concat: the mask of picture %s marks nothing, so no object is kept: point SAM Mask at it, or paint it white.",
+            "Object Hint: the mask of picture %s marks nothing, so no object is kept: point SAM Mask at it, or paint it white.",
             ", ".join(map(str, empty)),
         )
     return marked

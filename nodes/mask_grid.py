@@ -35,7 +35,7 @@ class MaskGrid(io.ComfyNode):
         return io.Schema(
             node_id="MaskPromptMaskGrid",
             display_name="Mask Grid",
-            category="MaskPrompt/Seeing",
+            category="MaskPrompt/See and measure",
             description="Shows a mask on the grid of every attention layer: white cells count as inside, blue ones are partly covered "
             "and count as outside. Fine details of a mask are lost where the cells are large.",
             search_aliases=["mask preview", "attention mask", "latent mask", "mask resolution", "debug mask"],

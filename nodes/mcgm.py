@@ -1,4 +1,4 @@
-"""MCGM: a mask says where a learned subject stands and how it is posed. Encode Masks, Load MCGM."""
+"""MCGM: a mask says where a learned subject stands and how it is posed. Pose by Masks, Load Poseable Subjects."""
 
 # A node's execute takes its own inputs by name, which differs from the base class by design.
 # pyright: reportIncompatibleMethodOverride=false
@@ -23,11 +23,11 @@ from .inputs import layers_of
 
 log = logging.getLogger(__name__)
 
-CATEGORY = "MaskPrompt/MCGM"
+CATEGORY = "MaskPrompt/Subjects"
 NO_FILES = "no mask encoder found: put one into models/mcgm"
 ADVICE = (
-    "Train MCGM writes such files. Put one from elsewhere into ComfyUI/models/mcgm, its embeddings into models/embeddings and its LoRA "
-    "into models/loras, and press R in the browser to refresh the list."
+    "Train Poseable Subjects writes such files. Put one from elsewhere into ComfyUI/models/mcgm, its embeddings into models/embeddings "
+    "and its LoRA into models/loras, and press R in the browser to refresh the list."
 )
 MaskEncoderType = io.Custom("MASKPROMPT_MASK_ENCODER")
 
@@ -40,11 +40,11 @@ class LoadMCGM(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="MaskPromptLoadMCGM",
-            display_name="Load MCGM",
+            display_name="Load Poseable Subjects",
             category=CATEGORY,
-            description="Loads subjects that Train MCGM has learned from a picture: puts its LoRA onto the model, looks whether the text "
-            "encoder finds its handles, and hands on the mask encoder that poses them.",
-            search_aliases=["break-a-scene", "mcgm", "mask encoder", "textual inversion", "load subject", "personalised subject"],
+            description="Loads subjects that Train Poseable Subjects has learned from a picture: puts its LoRA onto the model, looks "
+            "whether the text encoder finds its handles, and hands on the mask encoder that poses them.",
+            search_aliases=["load mcgm", "break-a-scene", "mcgm", "mask encoder", "textual inversion", "load subject", "pose"],
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint that the subjects were learned on, or one of its family."),
                 io.Clip.Input("clip", tooltip="The checkpoint's text encoder."),
@@ -62,7 +62,7 @@ class LoadMCGM(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA; the given one if there is none."),
                 io.Clip.Output(display_name="clip", tooltip="The text encoder with the LoRA, for the text nodes: it finds the handles."),
-                MaskEncoderType.Output("mask_encoder", display_name="mask_encoder", tooltip="For Encode Masks."),
+                MaskEncoderType.Output("mask_encoder", display_name="mask_encoder", tooltip="For Pose by Masks."),
                 io.String.Output(display_name="words", tooltip="The subjects' handles as a prompt names them: embedding:fox-cat and ..."),
             ],
         )  # fmt: skip
@@ -105,15 +105,15 @@ class EncodeMasks(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="MaskPromptEncodeMasks",
-            display_name="Encode Masks",
+            display_name="Pose by Masks",
             category=CATEGORY,
             description="Poses learned subjects: each mask becomes a token beside the words of the prompt. The negative gets as many empty "
             "ones, so that sampling takes no longer.",
-            search_aliases=["mcgm", "pose mask", "shape mask", "mask token", "mask conditioning", "pose subject"],
+            search_aliases=["mcgm", "encode masks", "pose", "pose mask", "shape mask", "mask token", "mask conditioning", "pose subject"],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The prompt that names the subjects, from any text node."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt."),
-                MaskEncoderType.Input("mask_encoder", tooltip="From Load MCGM or Train MCGM."),
+                MaskEncoderType.Input("mask_encoder", tooltip="From Load Poseable Subjects or Train Poseable Subjects."),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=3.0, step=0.05,
                     tooltip="How strongly the masks act. 0 switches the node off.",
@@ -151,8 +151,8 @@ class EncodeMasks(io.ComfyNode):
             return io.NodeOutput(positive, negative)
         if mask_encoder is None:
             raise ValueError(
-                "no mask encoder was given: Train MCGM makes none where its mask_tokens is off. Train with mask tokens, or bypass this "
-                "node."
+                "no mask encoder was given: Train Poseable Subjects makes none where its mask_tokens is off. Train with mask tokens, or "
+                "bypass this node."
             )
         drawn = to_mask(masks, "masks").cpu()
         owners = bundle.owners(mask_encoder, len(drawn), prompt)

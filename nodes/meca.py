@@ -1,4 +1,4 @@
-"""Mask encoder cross attention: text drives here, an image there. Load MECA Adapter, Apply MECA."""
+"""Mask encoder cross attention: text drives here, an image there. Load Image Prompt Adapter, Image Prompt Region."""
 
 # A node's execute takes its own inputs by name, which differs from the base class by design.
 # pyright: reportIncompatibleMethodOverride=false
@@ -24,12 +24,12 @@ from .inputs import LIST, layers_of
 
 log = logging.getLogger(__name__)
 
-CATEGORY = "MaskPrompt/MEPA"
+CATEGORY = "MaskPrompt/Reference pictures"
 FOLDER = "ipadapter"
 NO_FILES = "no adapter file found: put one into models/ipadapter"
 ADVICE = (
     "Put an IP-Adapter file into ComfyUI/models/ipadapter, for example ip-adapter_sd15.safetensors, ip-adapter-plus_sd15.safetensors or "
-    "ip-adapter-plus_sdxl_vit-h.safetensors, or one from Train MECA Adapter, and press R in the browser to refresh the list."
+    "ip-adapter-plus_sdxl_vit-h.safetensors, or one from Train Image Prompt Adapter, and press R in the browser to refresh the list."
 )
 AUTO = "auto"
 ALL = "all"
@@ -46,24 +46,24 @@ class LoadMECA(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="MaskPromptLoadMECA",
-            display_name="Load MECA Adapter",
+            display_name="Load Image Prompt Adapter",
             category=CATEGORY,
             description="Loads what lets an image be a prompt: an IP-Adapter or IP-Adapter plus file for SD 1.5 or SDXL, or one that was "
-            "trained with Train MECA Adapter. Which one a file holds is read from the file itself.",
-            search_aliases=["ip-adapter", "ipadapter", "ip adapter plus", "image prompt", "meca", "style reference"],
+            "trained with Train Image Prompt Adapter. Which one a file holds is read from the file itself.",
+            search_aliases=["load meca", "meca", "ip-adapter", "ipadapter", "ip adapter plus", "image prompt", "style reference"],
             inputs=[
                 io.Combo.Input(
                     "adapter_name",
                     options=files.list_files(FOLDER, meca_file.SUFFIXES) or [NO_FILES],
                     tooltip="A .safetensors or .bin file in ComfyUI/models/ipadapter, an `ipadapter` folder of extra_model_paths.yaml, or "
-                    "output/ipadapter, where Save MECA Adapter saves.",
+                    "output/ipadapter, where Save Image Prompt Adapter saves.",
                 )
             ],
             outputs=[
                 AdapterType.Output(
                     "adapter",
                     display_name="adapter",
-                    tooltip="The adapter for Apply MECA. It takes no GPU memory while pictures are painted.",
+                    tooltip="The adapter for Image Prompt Region. It takes no GPU memory while pictures are painted.",
                 )
             ],
         )
@@ -92,17 +92,20 @@ class ApplyMECA(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="MaskPromptApplyMECA",
-            display_name="Apply MECA",
+            display_name="Image Prompt Region",
             category=CATEGORY,
             description="Lets an image drive a region of the picture and the text the rest of it. Chain several for several regions and "
             "images; what no region covers follows the text. Without a region it is a plain IP-Adapter.",
-            search_aliases=["ip-adapter", "ipadapter apply", "image prompt", "regional ip-adapter", "attention mask", "style transfer"],
+            search_aliases=[
+                "apply meca", "meca", "ip-adapter", "ipadapter apply", "image prompt", "regional", "regional ip-adapter", "attention mask",
+                "style transfer", "reference", "product",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="A UNet model that the adapter is made for: SD 1.5 or SDXL, with LoRAs if you like."),
-                AdapterType.Input("adapter", tooltip="From Load MECA Adapter, or Train MECA Adapter."),
+                AdapterType.Input("adapter", tooltip="From Load Image Prompt Adapter, or Train Image Prompt Adapter."),
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",
-                    tooltip="The encoded image, from Patch Visibility or CLIP Vision Encode. One for all pictures of a batch, or one for "
+                    tooltip="The encoded image, from Hide in Reference or CLIP Vision Encode. One for all pictures of a batch, or one for "
                     "each of them.",
                 ),
                 io.Float.Input(
@@ -113,8 +116,9 @@ class ApplyMECA(io.ComfyNode):
                     "mode",
                     options=[AUTO, *get_args(meca.Mode)],
                     default=AUTO,
-                    tooltip="auto: what the adapter was trained for (region for IP-Adapter files); global if no region is wired. region: "
-                    "text outside, image inside. query: the paper's equation 6 to the letter. global: text everywhere, plus the image.",
+                    tooltip="Who paints where. region: the image inside, the text outside, nothing of the one in the other. query: "
+                    "nearly so, softer (equation 6 to the letter). global: the text everywhere, the image on top. auto: as the "
+                    "adapter was trained.",
                 ),
                 io.Mask.Input(
                     "region",
@@ -200,7 +204,7 @@ def _region(mask: torch.Tensor | None) -> RegionMask | None:
     masks = to_mask(mask, "region").cpu()
     empty = int((masks < 0.5).flatten(1).all(1).sum())
     if empty:
-        log.warning("Apply MECA: %d of %d regions are empty; there the text drives alone.", empty, len(masks))
+        log.warning("Image Prompt Region: %d of %d regions are empty; there the text drives alone.", empty, len(masks))
     return RegionMask(masks)
 
 

@@ -31,7 +31,7 @@ class PasteBack(io.ComfyNode):
             display_name="Paste Back",
             category=CATEGORY,
             description="Puts a painted crop back into its picture. Every pixel outside the mask stays exactly as it was.",
-            search_aliases=["stitch", "inpaint stitch", "uncrop", "composite", "crop and stitch"],
+            search_aliases=["inpaint", "stitch", "inpaint stitch", "uncrop", "composite", "crop and stitch"],
             inputs=[
                 io.Image.Input("image", tooltip="The whole picture that Crop Around Box was given."),
                 io.Image.Input("painted", tooltip="The painted piece, of any size."),

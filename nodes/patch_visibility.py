@@ -14,7 +14,7 @@ from typing_extensions import override
 from ..models.clip_vision import patch_grid, patch_visibility
 from .checked import checked
 
-CATEGORY = "MaskPrompt/MEPA"
+CATEGORY = "MaskPrompt/Reference pictures"
 
 
 class PatchVisibility(io.ComfyNode):
@@ -25,11 +25,14 @@ class PatchVisibility(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="MaskPromptPatchVisibility",
-            display_name="Patch Visibility",
+            display_name="Hide in Reference",
             category=CATEGORY,
             description="Encodes a reference picture so that the vision model sees only the patches that a mask shows: a product without "
             "its shop, a style without the people in it. Use it in place of CLIP Vision Encode.",
-            search_aliases=["clip vision encode", "masked image prompt", "mask reference", "clip vision mask", "patch flexible visibility"],
+            search_aliases=[
+                "patch visibility", "patch flexible visibility", "clip vision encode", "clip vision mask", "masked image prompt",
+                "mask reference", "reference", "mask",
+            ],
             inputs=[
                 io.ClipVision.Input("clip_vision", tooltip="From Load CLIP Vision: the model that your adapter was made for."),
                 io.Image.Input("image", tooltip="The reference picture, or a batch of them, of any size."),
@@ -45,8 +48,8 @@ class PatchVisibility(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "mode", options=list(patch_visibility.MODES), default=patch_visibility.HIDE,
-                    tooltip="hide: hidden patches are taken out of the model's sequence, which is also faster. paper: they are blanked "
-                    "(the formula of the paper), and the model still sees that there is something blank.",
+                    tooltip="What happens to the hidden part. hide: it is gone, as if it had never been in the picture; faster too. "
+                    "paper: it is blanked, and the model still sees that something blank is there (equation 1 of the paper).",
                 ),
                 io.Combo.Input(
                     "fit", options=list(patch_grid.FITS), default=patch_grid.CROP,
@@ -57,7 +60,8 @@ class PatchVisibility(io.ComfyNode):
             outputs=[
                 io.ClipVisionOutput.Output(
                     display_name="clip_vision_output",
-                    tooltip="For Apply MECA, unCLIP Conditioning, Apply Style Model and other nodes that come after CLIP Vision Encode.",
+                    tooltip="For Image Prompt Region, unCLIP Conditioning, Apply Style Model and others that come after "
+                    "CLIP Vision Encode.",
                 ),
                 io.Image.Output(display_name="preview", tooltip="What the model saw, at its own resolution; hidden patches are grey."),
                 io.Mask.Output(display_name="visible", tooltip="White where the preview is not grey: the patches that were seen."),

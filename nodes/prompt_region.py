@@ -40,8 +40,8 @@ class PromptRegionNode(io.ComfyNode):
             "many as you like on the model's line; regions may overlap. One pass, at the speed of the plain model. For SD 1.5, SD 2.1, "
             "SDXL, and transformers such as FLUX, Qwen-Image, Z-Image, SD 3, Krea 2, Anima and Wan.",
             search_aliases=[
-                "regional prompt", "regional conditioning", "attention couple", "area prompt", "conditioning mask", "latent couple",
-                "mask prompt", "prompt by region",
+                "regional", "regional prompt", "regional conditioning", "attention couple", "area prompt", "conditioning mask",
+                "latent couple", "mask prompt", "prompt by region",
             ],
             inputs=[
                 io.Model.Input("model", tooltip="The model on its way to the sampler, also from another Prompt Region."),

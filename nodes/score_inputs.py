@@ -10,7 +10,7 @@ from typing import Any
 from ..models import files
 from .progress import TrainingProgress
 
-CATEGORY = "MaskPrompt/Scores"
+CATEGORY = "MaskPrompt/See and measure"
 NONE = "none"
 """The choice of no model: its scores are left out."""
 

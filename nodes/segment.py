@@ -22,7 +22,7 @@ from .shown_picture import received
 
 log = logging.getLogger(__name__)
 
-CATEGORY = "MaskPrompt/Segment"
+CATEGORY = "MaskPrompt/Cut out"
 SAM_FOLDER = "sams"
 NO_FILES = "no SAM file found: put one into models/sams"
 ADVICE = (
@@ -50,7 +50,7 @@ class MaskPromptLoadSAM(io.ComfyNode):
             display_name="Load SAM Model",
             category=CATEGORY,
             description="Loads Segment Anything: ViT-B, ViT-L, ViT-H or MobileSAM. Which one a file holds is read from the file itself.",
-            search_aliases=["segment anything", "sam loader", "mobilesam", "mobile sam", "vit_h", "vit_b"],
+            search_aliases=["sam", "segment anything", "sam loader", "mobilesam", "mobile sam", "vit_h", "vit_b"],
             inputs=[
                 io.Combo.Input(
                     "sam_name",
@@ -86,7 +86,18 @@ class MaskPromptSAMMask(io.ComfyNode):
             category=CATEGORY,
             description="Cuts out an object that you point at: with points, with boxes, or with a rough painting of it. The first prompt "
             "on a picture takes longest; further ones on the same picture are quick.",
-            search_aliases=["segment anything", "cut out", "select object", "points to mask", "box to mask", "remove background"],
+            search_aliases=[
+                "sam",
+                "mask",
+                "segment anything",
+                "segment",
+                "cut out",
+                "click",
+                "select object",
+                "points to mask",
+                "box to mask",
+                "remove background",
+            ],
             inputs=[
                 SamType.Input("sam", tooltip="From Load SAM Model."),
                 io.Image.Input("image", tooltip="The picture, or a batch of pictures."),

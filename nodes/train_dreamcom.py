@@ -1,4 +1,4 @@
-"""Train DreamCom: three to five pictures of a subject tuned into an inpainting model."""
+"""Train a Subject: three to five pictures of a subject tuned into an inpainting model."""
 
 # A node's execute takes its own inputs by name, which differs from the base class by design.
 # pyright: reportIncompatibleMethodOverride=false
@@ -17,7 +17,7 @@ from ..training.dreamcom.options import Options
 from ..training.engine.options import AUTO, from_inputs
 from . import progress, train_inputs
 from .checked import checked
-from .dreamcom import CATEGORY
+from .mcgm import CATEGORY
 from .train_inputs import LoraModel, widget, widgets
 
 if TYPE_CHECKING:
@@ -34,11 +34,14 @@ class TrainDreamCom(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="MaskPromptTrainDreamCom",
-            display_name="Train DreamCom",
+            display_name="Train a Subject",
             category=CATEGORY,
             description="Teaches an inpainting model one subject of yours from three to five pictures in which it is marked. Afterwards "
             "the prompt paints that subject into any box of any picture.",
-            search_aliases=["dreambooth", "train lora", "personalise", "personalize", "subject", "custom object", "fine-tune", "inpaint"],
+            search_aliases=[
+                "train dreamcom", "dreamcom", "dreambooth", "train lora", "personalise", "personalize", "subject", "product",
+                "custom object", "fine-tune", "inpaint",
+            ],
             is_input_list=True,
             inputs=[
                 io.Model.Input("model", tooltip="An inpainting checkpoint (9 input channels). It is copied, never changed."),

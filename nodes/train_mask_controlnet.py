@@ -67,7 +67,7 @@ class TrainMaskControlNet(io.ComfyNode):
             ],
             outputs=[
                 io.ControlNet.Output("control_net", display_name="control_net", tooltip="For Apply ControlNet and Save Mask-ControlNet."),
-                AdapterType.Output("adapter", display_name="adapter", tooltip="For Mask Concat and Save Mask-ControlNet."),
+                AdapterType.Output("adapter", display_name="adapter", tooltip="For Object Hint and Save Mask-ControlNet."),
                 train_inputs.LossMap.Output(display_name="loss", tooltip="For Plot Loss Graph."),
             ],
             hidden=[io.Hidden.unique_id],

@@ -1,4 +1,4 @@
-"""Train MCGM: the subjects of one picture, each with its mask, as handles that prompts name and masks pose."""
+"""Train Poseable Subjects: the subjects of one picture, each with its mask, as handles that prompts name and masks pose."""
 
 # A node's execute takes its own inputs by name, which differs from the base class by design.
 # pyright: reportIncompatibleMethodOverride=false
@@ -35,11 +35,14 @@ class TrainMCGM(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="MaskPromptTrainMCGM",
-            display_name="Train MCGM",
+            display_name="Train Poseable Subjects",
             category=CATEGORY,
             description="Learns one or more subjects from a single picture in which each is marked. Afterwards prompts name them, and "
             "masks say where they stand and in which pose.",
-            search_aliases=["break-a-scene", "textual inversion", "train embedding", "train lora", "single image", "personalise", "pose"],
+            search_aliases=[
+                "train mcgm", "mcgm", "break-a-scene", "textual inversion", "train embedding", "train lora", "single image",
+                "personalise", "pose",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="An SD 1.5, SD 2.1 or SDXL model. It is copied, never changed."),
                 io.Clip.Input("clip", tooltip="The checkpoint's text encoder. It is copied, never changed."),
@@ -72,7 +75,7 @@ class TrainMCGM(io.ComfyNode):
                     display_name="clip", tooltip="The text encoder with what it learned, for the text nodes; it finds the handles."
                 ),
                 MaskEncoderType.Output(
-                    "mask_encoder", display_name="mask_encoder", tooltip="For Encode Masks; none if mask_tokens is off."
+                    "mask_encoder", display_name="mask_encoder", tooltip="For Pose by Masks; none if mask_tokens is off."
                 ),
                 io.String.Output(display_name="words", tooltip="The handles as a prompt names them: embedding:scene-cat and ..."),
                 LoraModel.Output(display_name="lora", tooltip="What was learned, also saved in models/loras, for any LoRA node."),
@@ -133,7 +136,7 @@ class TrainMCGM(io.ComfyNode):
                 f"what was learned could not be saved as '{free}': {error}. Is the disk full? Free some space and press Run: the "
                 "training's state is kept, and only the saving is repeated."
             ) from error
-        log.info("Train MCGM saved '%s': %s.", free, ", ".join(handle.text for handle in about.handles))
+        log.info("Train Poseable Subjects saved '%s': %s.", free, ", ".join(handle.text for handle in about.handles))
         return about, encoder
 
 

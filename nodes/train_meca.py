@@ -1,4 +1,4 @@
-"""Train MECA Adapter and Save MECA Adapter: pictures with captions to an adapter that lets an image drive a region."""
+"""Train Image Prompt Adapter and Save Image Prompt Adapter: pictures with captions to an adapter that lets an image drive a region."""
 
 # A node's execute takes its own inputs by name, which differs from the base class by design.
 # pyright: reportIncompatibleMethodOverride=false
@@ -32,18 +32,18 @@ log = logging.getLogger(__name__)
 
 
 class TrainMECA(io.ComfyNode):
-    """Pictures, captions and masks to an adapter for Apply MECA."""
+    """Pictures, captions and masks to an adapter for Image Prompt Region."""
 
     @classmethod
     @override
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="MaskPromptTrainMECA",
-            display_name="Train MECA Adapter",
+            display_name="Train Image Prompt Adapter",
             category=CATEGORY,
             description="Trains an adapter that lets an image be a prompt, in a region or everywhere, from pictures with captions. The "
             "model itself, its text encoder and the vision model stay as they are.",
-            search_aliases=["train ip-adapter", "ipadapter training", "image prompt training", "meca", "fine-tune"],
+            search_aliases=["train meca", "train ip-adapter", "ipadapter training", "image prompt training", "meca", "fine-tune"],
             is_input_list=True,
             inputs=[
                 io.Model.Input("model", tooltip="An SD 1.5, SD 2.1 or SDXL model, inpainting ones too. It is copied, never changed."),
@@ -67,7 +67,7 @@ class TrainMECA(io.ComfyNode):
                 *widgets(Options, "threshold", "masked", "text_only", "text_dropout", "checkpointing", "average", "visibility"),
             ],
             outputs=[
-                AdapterType.Output("adapter", display_name="adapter", tooltip="What was learned, for Apply MECA and Save MECA Adapter."),
+                AdapterType.Output("adapter", display_name="adapter", tooltip="What was learned, for Image Prompt Region, and for saving."),
                 train_inputs.LossMap.Output(display_name="loss", tooltip="For Plot Loss Graph."),
             ],
             hidden=[io.Hidden.unique_id],
@@ -97,23 +97,25 @@ class TrainMECA(io.ComfyNode):
 
 
 class SaveMECA(io.ComfyNode):
-    """An adapter to a file that Load MECA Adapter lists."""
+    """An adapter to a file that Load Image Prompt Adapter lists."""
 
     @classmethod
     @override
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="MaskPromptSaveMECA",
-            display_name="Save MECA Adapter",
+            display_name="Save Image Prompt Adapter",
             category=CATEGORY,
-            description="Saves a trained adapter into ComfyUI's output folder, where Load MECA Adapter finds it. No file is overwritten.",
-            search_aliases=["save ip-adapter", "export adapter", "ipadapter save"],
+            description="Saves a trained adapter into ComfyUI's output folder, where Load Image Prompt Adapter finds it. "
+            "Nothing is overwritten.",
+            search_aliases=["save meca", "meca", "save ip-adapter", "export adapter", "ipadapter save"],
             is_output_node=True,
             inputs=[
-                AdapterType.Input("adapter", tooltip="From Train MECA Adapter."),
+                AdapterType.Input("adapter", tooltip="From Train Image Prompt Adapter."),
                 io.String.Input(
                     "filename_prefix", default=f"{FOLDER}/meca",
-                    tooltip="The file's name; a number is added. Keep `ipadapter/` before it, or Load MECA Adapter will not list the file.",
+                    tooltip="The file's name; a number is added. Keep `ipadapter/` before it: there Load Image Prompt Adapter "
+                    "looks for it.",
                 ),
             ],
             outputs=[],

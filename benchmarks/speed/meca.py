@@ -1,4 +1,4 @@
-"""Apply MECA with regions against the same IP-Adapter without, as ratios of time and memory.
+"""Image Prompt Region with regions against the same IP-Adapter without, as ratios of time and memory.
 
 Both sides in one run on the same machine, taken in turns; with two regions against two adapters without regions too.
 """

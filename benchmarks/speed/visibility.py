@@ -1,4 +1,4 @@
-"""Patch Visibility against ComfyUI's own CLIP Vision Encode, as ratios of time and memory.
+"""Hide in Reference against ComfyUI's own CLIP Vision Encode, as ratios of time and memory.
 
 A ViT-L/14 of random weights in the precision that ComfyUI loads it in; both sides in one run on the same machine, taken in turns.
 """
@@ -47,7 +47,7 @@ def visibility(rounds: int = 7) -> list[Figure]:
                 encode(model, image, mask, 0.5, mode)
 
         times = in_turns(ours, stock, rounds)
-        figures.append(ratio(f"Patch Visibility, {mode}, {share:.0%} of the patches hidden: time", *times, at_most=bar))
+        figures.append(ratio(f"Hide in Reference, {mode}, {share:.0%} of the patches hidden: time", *times, at_most=bar))
         held = [peak(ours) / peak(stock)]
-        figures.append(ratio(f"Patch Visibility, {mode}, {share:.0%} of the patches hidden: peak memory", held, [1.0]))
+        figures.append(ratio(f"Hide in Reference, {mode}, {share:.0%} of the patches hidden: peak memory", held, [1.0]))
     return figures

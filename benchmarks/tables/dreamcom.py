@@ -40,7 +40,7 @@ STEPS = 15
 FEWER_SUBJECTS = 2
 """Of the table over the number of references, for which every subject is trained four times more."""
 PAPER = {"steps": 400, "method": "full", "batch_size": 1, "size": 512, "masked_attention": True, "average": 0.0, "box_margin": 0.0}
-"""Of Train DreamCom's inputs, as sections 4 and 6 of the paper have them."""
+"""Of Train a Subject's inputs, as sections 4 and 6 of the paper have them."""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class Bench:
         return self.under_control(captions, self.networks[method.kind], references, masks, seed)
 
     def under_control(self, captions: list[str], network: tuple[Any, Any], references: Tensor, masks: Tensor, seed: int) -> Tensor:
-        """As Mask Concat, Apply ControlNet and KSampler do. Trained without masks, the reference is its own object."""
+        """As Object Hint, Apply ControlNet and KSampler do. Trained without masks, the reference is its own object."""
         import comfy.sample
 
         control, adapter = network

@@ -49,7 +49,7 @@ PAPER = {
     "move_subjects": False, "attention_weight": 0.01, "mask_attention_weight": 0.3, "background_weight": 0.0, "mask_tokens": "paper",
     "average": 0.0,
 }  # fmt: skip
-"""Of Train MCGM's inputs, as sections 3 and 4 of the paper have them."""
+"""Of Train Poseable Subjects' inputs, as sections 3 and 4 of the paper have them."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Bench:
 
     @torch.no_grad()
     def paint(self, picture: tuple[Subject, ...], method: Method, seed: int, readings: Any = None) -> Tensor:
-        """As Load MCGM, Encode Masks and KSampler do. `readings`, if given, get the attention to the mask tokens."""
+        """As Load Poseable Subjects, Pose by Masks and KSampler do. `readings`, if given, get the attention to the mask tokens."""
         import comfy.sample
         from comfy.sd import load_lora_for_models
         from maskprompt.conditioning import mask_tokens
@@ -256,7 +256,10 @@ def sheet(bench: Bench) -> None:
 
 
 def settings(options: Any) -> str:
-    """What `bench.options` sets that Train MCGM has another default for, or the paper another value. A rate of 0 is the usual one."""
+    """What `bench.options` sets that Train Poseable Subjects has another default for, or the paper another value.
+
+    A rate of 0 is the usual one.
+    """
     from maskprompt.nodes.train_mcgm import TrainMCGM
 
     measured = {

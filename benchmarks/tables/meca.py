@@ -112,7 +112,7 @@ class Bench:
         return self.painter.paint([case.text if method.text else "" for case in page], seed=noise, model=model)
 
     def encoded(self, page: Sequence[Case], method: Method) -> tuple[Any, Tensor]:
-        """What CLIP Vision Encode or Patch Visibility gives for the references, and what the encoder saw of them [B, 128, 128, 3]."""
+        """What CLIP Vision Encode or Hide in Reference gives for the references, and what the encoder saw of them [B, 128, 128, 3]."""
         images, masks = (torch.stack(parts) for parts in zip(*(shown(case.reference) for case in page), strict=True))
         if method.seen == WHOLE:
             return self.clip_vision.encode_image(images), images

@@ -1,4 +1,4 @@
-"""How MECA's table paints: Apply MECA's modes, and what the vision model sees of the reference."""
+"""How MECA's table paints: Image Prompt Region's modes, and what the vision model sees of the reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SEEN = {WHOLE: "whole reference", HIDE: "object hidden", PAPER: "object hidden a
 
 @dataclass(frozen=True)
 class Method:
-    """How a picture is painted. `mode`: Apply MECA's ("": the text alone; `render`: not painted at all, but the render of what was
+    """How a picture is painted. `mode`: Image Prompt Region's ("": the text alone; `render`: not painted at all, but the render of what was
     asked through the autoencoder). `seen`: what the vision model sees of the reference."""
 
     way: str

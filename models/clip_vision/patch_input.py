@@ -1,4 +1,4 @@
-"""What Patch Visibility is given, checked and brought to the vision model's square."""
+"""What Hide in Reference is given, checked and brought to the vision model's square."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def describe(clip_vision: Any) -> Encoder:
     if kind not in _KINDS or not isinstance(getattr(embeddings, "patch_embedding", None), torch.nn.Conv2d):
         given = "nothing" if clip_vision is None else f"a {_OTHERS.get(str(kind), 'model of another kind')}"
         raise ValueError(
-            f"clip_vision: {given} was given, but Patch Visibility needs a CLIP vision model (ViT-L/14, ViT-H/14, ViT-bigG/14) or a SigLIP "
-            "one of a fixed size: these see a picture as a fixed grid of patches. Wire Load CLIP Vision with such a file."
+            f"clip_vision: {given} was given, but Hide in Reference needs a CLIP vision model (ViT-L/14, ViT-H/14, ViT-bigG/14) or a "
+            "SigLIP one of a fixed size: these see a picture as a fixed grid of patches. Wire Load CLIP Vision with such a file."
         )
     size = int(clip_vision.image_size)
     patch = int(embeddings.patch_embedding.kernel_size[0])
@@ -88,10 +88,10 @@ def tell(inside: Tensor, patches: Tensor, where: patch_grid.Place, encoder: Enco
             why = "no patch has enough of its mask: raise threshold, or crop the picture and the mask around the object"
         if not may_be_empty:
             raise ValueError(f"mask: nothing of {which} is visible, and a SigLIP model has no class token to encode instead: {why}.")
-        log.warning("Patch Visibility: nothing of %s is visible: %s", which, why)
+        log.warning("Hide in Reference: nothing of %s is visible: %s", which, why)
     cut = float(lost.max())
     if cut > LOST:
-        log.warning("Patch Visibility: the crop cuts off %.0f %% of a mask; fit letterbox keeps the whole picture", cut * 100)
+        log.warning("Hide in Reference: the crop cuts off %.0f %% of a mask; fit letterbox keeps the whole picture", cut * 100)
 
 
 def pixels_of(clip_vision: ClipVisionModel, image: Tensor, where: patch_grid.Place, fit: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Patch Visibility: a CLIP vision model that sees only the patches of a picture that a mask shows.
+"""Hide in Reference: a CLIP vision model that sees only the patches of a picture that a mask shows.
 
 From "Patch-enhanced Mask Encoder Prompt Image Generation", section 3.2. The model is ComfyUI's own; its parts are called one by one.
 """

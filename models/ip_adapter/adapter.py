@@ -82,7 +82,7 @@ class LoadedAdapter:
         """What the projection takes of each picture: [features], or [M, features]."""
         found = getattr(output, self.source, None)
         if not isinstance(found, Tensor):
-            raise ValueError("clip_vision_output: wire a CLIP_VISION_OUTPUT, from CLIP Vision Encode or Patch Visibility.")
+            raise ValueError("clip_vision_output: wire a CLIP_VISION_OUTPUT, from CLIP Vision Encode or Hide in Reference.")
         self._check_width(found.shape[-1], "clip_vision_output")
         return list(found.reshape(len(found), -1)) if self.source == POOLED else own_tokens(output, self.source)
 

@@ -126,7 +126,7 @@ def _refuse_others(weights: Mapping[str, Tensor], title: str) -> None:
     if what:
         raise ValueError(
             f"'{title}' cannot be used here: it is {what}. Take an IP-Adapter or IP-Adapter plus file for SD 1.5 or SDXL, such as "
-            "ip-adapter_sd15.safetensors or ip-adapter-plus_sdxl_vit-h.safetensors, or one from Train MECA Adapter."
+            "ip-adapter_sd15.safetensors or ip-adapter-plus_sdxl_vit-h.safetensors, or one from Train Image Prompt Adapter."
         )
 
 

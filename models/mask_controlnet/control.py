@@ -70,7 +70,7 @@ class MaskControl(ControlNet):
 
 @dataclass(frozen=True)
 class Adapter:
-    """What Mask Concat needs: the adapter layer, in float32 on the CPU, and whether it was trained with masks.
+    """What Object Hint needs: the adapter layer, in float32 on the CPU, and whether it was trained with masks.
 
     One that was not reads the reference as its own object, as it did in training.
     """

@@ -61,7 +61,7 @@ def check_handles(encoder: LoadedEncoder, clip: Any) -> None:
                 )
         if handle.fingerprint and handles.fingerprint(vectors) != handle.fingerprint:
             log.warning(
-                "Load MCGM: the embedding '%s' is not the one that was trained with '%s'; its masks may pose nothing.",
+                "Load Poseable Subjects: the embedding '%s' is not the one that was trained with '%s'; its masks may pose nothing.",
                 handle.name, encoder.name,
             )  # fmt: skip
 
@@ -122,12 +122,12 @@ def warn_of(masks: Tensor) -> None:
     for number, (mask, area) in enumerate(zip(masks, areas, strict=True), 1):
         if area == 0:
             why = "nothing in it" if bool((mask < 0.5).all()) else "shapes too thin for 64 x 64 cells"
-            log.warning("Encode Masks: mask %d has %s; its token is zero, and the text alone poses the subject.", number, why)
+            log.warning("Pose by Masks: mask %d has %s; its token is zero, and the text alone poses the subject.", number, why)
     for (first, one), (second, other) in itertools.combinations(enumerate(small, 1), 2):
         shared = float((one * other).sum() / torch.minimum(one.sum(), other.sum()).clamp(min=1))
         if shared > OVERLAP:
             log.warning(
-                "Encode Masks: masks %d and %d share %.0f %% of the smaller one; there subjects may mix.", first, second, 100 * shared
+                "Pose by Masks: masks %d and %d share %.0f %% of the smaller one; there subjects may mix.", first, second, 100 * shared
             )
 
 
@@ -136,7 +136,7 @@ def length(text: Tensor, encoder: LoadedEncoder) -> int:
     if text.shape[-1] != encoder.network.width:
         raise ValueError(
             f"'{encoder.name}' was trained for text of {text_width(encoder.network.width)}, but the prompt was encoded with "
-            f"{text_width(text.shape[-1])}. Take model, text encoder and mask encoder from one Load MCGM."
+            f"{text_width(text.shape[-1])}. Take model, text encoder and mask encoder from one Load Poseable Subjects."
         )
     return text.shape[1]
 

@@ -109,8 +109,9 @@ def _about(metadata: Mapping[str, str], title: str) -> About:
     if metadata.get("format") != FORMAT:
         kind = f"'{metadata['format']}'" if metadata.get("format", "pt") != "pt" else "without a format"
         raise ValueError(
-            f"'{title}' is no mask encoder but another kind of file ({kind}). Take one that Train MCGM has written. A LoRA goes into "
-            "models/loras, an embedding into models/embeddings."
+            f"'{title}' is no mask encoder but another kind of file ({kind}). Take one that Train Poseable Subjects has written. A LoRA "
+            f"goes "
+            "into models/loras, an embedding into models/embeddings."
         )
     version = metadata.get("format_version", "")
     if version != str(VERSION):

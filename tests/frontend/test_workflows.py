@@ -36,7 +36,7 @@ def test_a_workflow_loads_whole(page: Page, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_graph_is_its_api_form(page: Page, name: str) -> None:
     load(page, name)
-    assert page.evaluate("async () => (await window.app.graphToPrompt()).output") == run.workflows([name])[name]
+    assert page.evaluate("async () => (await window.app.graphToPrompt()).output") == run.workflow(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,7 +56,7 @@ def test_no_node_covers_another(page: Page, name: str) -> None:
 def test_missing_models_are_offered(page: Page, model_inputs: dict[str, tuple[str, Path]], name: str) -> None:
     graph = graph_of(name)
     loaders = [node for node in graph["nodes"] if node.get("properties", {}).get("models")]
-    prompt = run.workflows([name])[name]
+    prompt = run.workflow(name)
     needed = sorted(node["inputs"][field] for node in prompt.values() for field in model_inputs if field in node["inputs"])
     offered = [model for node in loaders for model in node["properties"]["models"]]
     assert sorted(model["name"] for model in offered) == needed

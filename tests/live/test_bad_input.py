@@ -129,7 +129,7 @@ def batch(boxes: Sequence[Box | None], side: int = 128) -> Prompt:
 
 
 def posed(boxes: Sequence[Box | None], text: str = SUBJECTS, file: str = "live.safetensors", told: bool = False) -> Prompt:
-    """Three steps of a prompt with masks that Encode Masks encodes; `told`: it is given the prompt's text as well."""
+    """Three steps of a prompt with masks that Pose by Masks encodes; `told`: it is given the prompt's text as well."""
     sampler = {"steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "seed": 1}
     return {
         **batch(boxes),
@@ -151,7 +151,7 @@ def posed(boxes: Sequence[Box | None], text: str = SUBJECTS, file: str = "live.s
 
 
 def learned(boxes: Sequence[Box | None], model: dict[str, Any] = CHECKPOINT, side: int = 512, **settings: Any) -> Prompt:
-    """Train MCGM on a picture of 512 x 512 pixels, if it comes so far."""
+    """Train Poseable Subjects on a picture of 512 x 512 pixels, if it comes so far."""
     given = {
         "model": ["model", 0], "clip": ["clip", 1], "vae": ["clip", 2], "image": ["picture", 0], "masks": ["masks", 0],
         "words": "ball, star", "name": "live", "steps": 1, "weight_steps": 1, "method": "lora", "variations": 2,

@@ -1,4 +1,4 @@
-"""Train DreamCom in a real server: what it shows, what it leaves behind, and what an interrupt or a full disk costs."""
+"""Train a Subject in a real server: what it shows, what it leaves behind, and what an interrupt or a full disk costs."""
 
 from __future__ import annotations
 
@@ -144,14 +144,14 @@ def test_pictures_of_different_sizes_are_learned_together(server: Server) -> Non
 
 
 def test_a_lora_is_found_for_the_workflow_that_loads_it(server: Server) -> None:
-    """The demo runs dreamcom_train before dreamcom_insert, and the file that it saved then has the name that the workflow loads."""
+    """The demo teaches the subject before it paints it, and the file that it saved then has the name that the workflow loads."""
     everything = run.in_order(run.workflows())
     assert sorted(everything) == sorted(run.workflows())
-    assert list(run.in_order(run.workflows(["dreamcom_insert"]))) == ["dreamcom_train", "dreamcom_insert"]
-    assert list(everything).index("dreamcom_train") < list(everything).index("dreamcom_insert")
-    ((folder, name),) = (file for file, maker in run.MADE_BY.items() if maker == "dreamcom_train")
+    assert list(run.in_order(run.workflows(["19"]))) == ["18 Teach your subject", "19 Paint your subject into a box"]
+    assert list(everything).index("18 Teach your subject") < list(everything).index("19 Paint your subject into a box")
+    ((folder, name),) = (file for file, maker in run.MADE_BY.items() if maker == "18 Teach your subject")
     server.run(training(seed=18))
-    run.hand_on(server, "dreamcom_train")
+    run.hand_on(server, "18 Teach your subject")
     newest = max(lora_files(server), key=lambda file: file.stat().st_mtime)
     assert (server.folder / "models" / folder / name).read_bytes() == newest.read_bytes()
     loader = node("LoraLoaderModelOnly", model=["clip", 0], lora_name=name, strength_model=1.0)

@@ -35,19 +35,19 @@ SMALL: dict[str, Any] = {
 
 def bundled(server: Server, name: str) -> Prompt:
     """A bundled workflow with the tiny model, and its pictures on the server."""
-    prompt = run.changed(run.workflows([name])[name])
+    prompt = run.changed(run.workflow(name))
     run.add_photographs(server, run.photographs(prompt))
     return prompt
 
 
 @pytest.fixture(scope="module")
 def product(server: Server) -> Prompt:
-    return bundled(server, "mask_controlnet")
+    return bundled(server, "14 Keep an object, paint its surroundings")
 
 
 @pytest.fixture(scope="module")
 def two(server: Server) -> Prompt:
-    return bundled(server, "mask_controlnet_two_objects")
+    return bundled(server, "15 Keep one of two objects")
 
 
 @pytest.fixture(scope="module")

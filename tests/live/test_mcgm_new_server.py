@@ -1,4 +1,4 @@
-"""What Train MCGM leaves on disk is all that it learned: a server that never trained paints the same picture from the files."""
+"""What Train Poseable Subjects leaves on disk is all that it learned: a server that never trained paints the same from the files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Painted = tuple[torch.Tensor, np.ndarray]
 
 
 def painting(learned: dict[str, Any], **others: dict[str, Any]) -> Prompt:
-    """Paints both subjects, each posed by its mask, with what Train MCGM or Load MCGM gives; `others` replace nodes by their names."""
+    """Paints both subjects, each posed by its mask, with what was trained or loaded; `others` replace nodes by their names."""
     sampler = {"steps": 4, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "seed": 1}
     graph: Prompt = {
         "checkpoint": CHECKPOINT,
@@ -65,7 +65,7 @@ def painting(learned: dict[str, Any], **others: dict[str, Any]) -> Prompt:
 
 
 def training() -> Prompt:
-    """Train MCGM for a few small steps, and the painting with what it hands on."""
+    """Train Poseable Subjects for a few small steps, and the painting with what it hands on."""
     train = node(
         "MaskPromptTrainMCGM", model=["checkpoint", 0], clip=["checkpoint", 1], vae=["checkpoint", 2], image=["scene", 0],
         masks=["marked", 0],
@@ -163,7 +163,7 @@ def test_each_file_is_part_of_the_picture(other: Server, again: Painted, others:
 
 
 def test_the_lora_is_an_ordinary_one(other: Server, again: Painted) -> None:
-    """Through the stock loader it paints the same to the bit; Load MCGM then gives the mask encoder alone."""
+    """Through the stock loader it paints the same to the bit; Load Poseable Subjects then gives the mask encoder alone."""
     lora = node(
         "LoraLoader", model=["checkpoint", 0], clip=["checkpoint", 1], lora_name=f"{NAME}.safetensors", strength_model=1.0,
         strength_clip=1.0,

@@ -1,4 +1,4 @@
-"""The bundled mcgm_train, mcgm_pose and mcgm_scene through a real server: what the first leaves the others paint with, and each mask acts
+"""The bundled workflows of MCGM, 20 to 22, through a real server: what the first leaves the others paint with, and each mask acts
 where it should.
 """
 
@@ -30,7 +30,7 @@ ONE = "One mask"
 
 def bundled(server: Server, name: str) -> Prompt:
     """A bundled workflow with the tiny model, in a few steps, and its pictures on the server."""
-    prompt = run.changed(run.workflows([name])[name])
+    prompt = run.changed(run.workflow(name))
     run.add_photographs(server, [*run.photographs(prompt), "place-ball.png", "pose-fish.png"])
     for entry in prompt.values():
         entry["inputs"] |= {"KSampler": {"steps": 4}, "MaskPromptTrainMCGM": FEW}.get(entry["class_type"], {})
@@ -55,8 +55,8 @@ def models(server: Server) -> dict[Path, bytes]:
 
 @pytest.fixture(scope="module")
 def training(server: Server) -> Prompt:
-    """mcgm_train, which also shows the sentence that it paints."""
-    prompt = bundled(server, "mcgm_train")
+    """The training, which also shows the sentence that it paints."""
+    prompt = bundled(server, "20 Learn the subjects of one picture")
     return {**prompt, "sentence": node("PreviewAny", source=[titled(prompt, "A new place"), 0])}
 
 
@@ -64,7 +64,7 @@ def training(server: Server) -> Prompt:
 def trained(server: Server, training: Prompt) -> Result:
     """Also leaves a copy of the mask encoder in which it matters much whose mask it is."""
     result = server.run(training)
-    run.hand_on(server, "mcgm_train")
+    run.hand_on(server, "20 Learn the subjects of one picture")
     folder = server.folder / "models" / "mcgm"
     encoder = mask_encoder_file.load(str(folder / "scene.safetensors"))
     assert encoder.network.subjects is not None
@@ -75,12 +75,12 @@ def trained(server: Server, training: Prompt) -> Result:
 
 @pytest.fixture(scope="module")
 def pose(server: Server, trained: Result) -> Prompt:
-    return bundled(server, "mcgm_pose")
+    return bundled(server, "21 Pose a subject by its mask")
 
 
 @pytest.fixture(scope="module")
 def scene(server: Server, trained: Result) -> Prompt:
-    return bundled(server, "mcgm_scene")
+    return bundled(server, "22 Pose several subjects by masks")
 
 
 def rewired(prompt: Prompt, title: str, field: str, source: str) -> Prompt:
@@ -96,7 +96,7 @@ def changed(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> set[str
 def test_each_subject_is_marked_in_the_order_of_the_words(server: Server, training: Prompt, trained: Result) -> None:
     found = white(server, trained, titled(training, "Marked"))
     wanted = scenes.render(subject_pictures.SCENE, subject_pictures.SIZE).masks > 0.5
-    words = training[titled(training, "Train MCGM")]["inputs"]["words"]
+    words = training[titled(training, "Train Poseable Subjects")]["inputs"]["words"]
     assert words.split(", ") == [thing.shape for thing in subject_pictures.SCENE.things]
     assert len(found) == len(wanted)
     for mask, subject in zip(found, wanted, strict=True):
@@ -107,7 +107,7 @@ def test_a_second_training_keeps_the_first_and_paints_its_own(server: Server, tr
     """Under the name that is taken: the number which is added reaches the proof's words."""
     assert text(trained, "sentence") == f"a photo of {WORDS} on grass"
     before = models(server)
-    again = server.run(with_inputs(training, "Train MCGM", seed=5))
+    again = server.run(with_inputs(training, "Train Poseable Subjects", seed=5))
     assert text(again, titled(training, "What your subjects are called")) == WORDS.replace("scene", "scene-2")
     assert text(again, "sentence") == f"a photo of {WORDS.replace('scene', 'scene-2')} on grass"
     after = models(server)
@@ -117,11 +117,11 @@ def test_a_second_training_keeps_the_first_and_paints_its_own(server: Server, tr
 
 
 def test_the_trained_files_are_found_under_their_name(server: Server, pose: Prompt) -> None:
-    loaded = titled(pose, "What mcgm_train learned")
+    loaded = titled(pose, "Your trained subjects")
     assert pose[loaded]["inputs"]["mcgm_name"] == "scene.safetensors"
     assert text(server.run(pose), titled(pose, "What the subjects are called")) == WORDS
     with_lora = pictures(server, pose)
-    assert changed(with_lora, pictures(server, with_inputs(pose, "What mcgm_train learned", lora_strength=0.0))) == {POSED, BLANK}
+    assert changed(with_lora, pictures(server, with_inputs(pose, "Your trained subjects", lora_strength=0.0))) == {POSED, BLANK}
 
 
 def test_the_drawn_mask_poses_one_picture_and_not_the_other(server: Server, pose: Prompt) -> None:
@@ -131,19 +131,19 @@ def test_the_drawn_mask_poses_one_picture_and_not_the_other(server: Server, pose
 
 def test_the_two_pictures_differ_in_the_mask_alone(server: Server, pose: Prompt) -> None:
     """Given the blank mask, the posed picture is the other one, to the bit."""
-    shown = pictures(server, rewired(pose, "Encode Masks", "masks", "A blank mask"))
+    shown = pictures(server, rewired(pose, "Pose by Masks", "masks", "A blank mask"))
     assert np.array_equal(shown[POSED], shown[BLANK])
     assert not np.array_equal(pictures(server, pose)[POSED], shown[BLANK])
 
 
-@pytest.mark.parametrize("encode", ["Encode Masks", "Encode the blank mask"])
+@pytest.mark.parametrize("encode", ["Pose by Masks", "Pose by the blank mask"])
 def test_the_prompt_says_whose_mask_it_is(server: Server, pose: Prompt, encode: str) -> None:
     """The fish is the second subject: a mask without the prompt would be the ball's. And two masks are one too many for one name."""
-    strong = with_inputs(pose, "What mcgm_train learned", mcgm_name=STRONG)
+    strong = with_inputs(pose, "Your trained subjects", mcgm_name=STRONG)
     strong = rewired(strong, encode, "masks", "The pose, drawn")
     unwired: Prompt = json.loads(json.dumps(strong))
     del unwired[titled(unwired, encode)]["inputs"]["prompt"]
-    assert changed(pictures(server, strong), pictures(server, unwired)) == {POSED if encode == "Encode Masks" else BLANK}
+    assert changed(pictures(server, strong), pictures(server, unwired)) == {POSED if encode == "Pose by Masks" else BLANK}
     drawn = [titled(pose, "The pose, drawn"), 0]
     doubled = {**pose, "two": node("BatchMasksNode", **{"masks.mask0": drawn, "masks.mask1": drawn})}
     with pytest.raises(WorkflowError, match="there are 2 masks, but the prompt names 1 subject"):
@@ -156,7 +156,7 @@ def test_the_sentence_names_both_subjects(server: Server, scene: Prompt) -> None
 
 
 def test_masks_reach_the_encoder_in_their_order(server: Server, scene: Prompt) -> None:
-    batch = scene[titled(scene, "Encode Masks")]["inputs"]["masks"]
+    batch = scene[titled(scene, "Pose by Masks")]["inputs"]["masks"]
     found = white(server, server.run({**scene, "masks": node("MaskPreview", mask=batch)}), "masks")
     wanted = [subject_pictures.load(name)[..., 0] > 127 for name in ("place-ball", "place-fish")]
     assert [mask.tolist() for mask in found] == [mask.tolist() for mask in wanted]
@@ -170,16 +170,16 @@ def test_a_mask_acts_on_its_own_picture(server: Server, scene: Prompt, title: st
 def test_masks_follow_the_names_in_the_sentence(server: Server, scene: Prompt) -> None:
     """With the fish named first, its mask comes first too; the order of the training does not matter then."""
     turned = WORDS.replace("ball", "?").replace("fish", "ball").replace("?", "fish")
-    strong = with_inputs(with_inputs(scene, "What mcgm_train learned", mcgm_name=STRONG), "What to paint", replace=turned)
+    strong = with_inputs(with_inputs(scene, "Your trained subjects", mcgm_name=STRONG), "What to paint", replace=turned)
     unwired: Prompt = json.loads(json.dumps(strong))
-    del unwired[titled(unwired, "Encode Masks")]["inputs"]["prompt"]
+    del unwired[titled(unwired, "Pose by Masks")]["inputs"]["prompt"]
     assert changed(pictures(server, strong), pictures(server, unwired)) == {EACH}
 
 
 def test_what_a_workflow_made_is_handed_on(tmp_path: Path) -> None:
-    """Train MCGM's files lie in models already, a saved LoRA is put there, and nothing at all is an error."""
+    """Train Poseable Subjects' files lie in models already, a saved LoRA is put there, and nothing at all is an error."""
     server = run.stage(tmp_path)
-    for workflow in ("mcgm_train", "dreamcom_train"):
+    for workflow in ("20 Learn the subjects of one picture", "18 Teach your subject"):
         with pytest.raises(RuntimeError, match=f"workflow {workflow} left no"):
             run.hand_on(server, workflow)
     encoder = server.folder / "models/mcgm/scene.safetensors"
@@ -187,18 +187,20 @@ def test_what_a_workflow_made_is_handed_on(tmp_path: Path) -> None:
     for file in (encoder, lora):
         file.parent.mkdir(parents=True)
         file.write_bytes(file.name.encode())
-    run.hand_on(server, "mcgm_train")
-    run.hand_on(server, "dreamcom_train")
+    run.hand_on(server, "20 Learn the subjects of one picture")
+    run.hand_on(server, "18 Teach your subject")
     assert encoder.read_bytes() == b"scene.safetensors"
     assert (server.folder / "models/loras/dreamcom_subject.safetensors").read_bytes() == b"now.safetensors"
-    run.hand_on(server, "masked_inpaint")
+    run.hand_on(server, "02 Paint an object into a box")
 
 
 def test_the_demo_trains_before_it_poses() -> None:
-    assert list(run.in_order(run.workflows(["mcgm_scene", "mcgm_pose"]))) == ["mcgm_train", "mcgm_pose", "mcgm_scene"]
+    trained, *posed = run.in_order(run.workflows(["22", "21"]))
+    assert trained == "20 Learn the subjects of one picture"
+    assert posed == ["21 Pose a subject by its mask", "22 Pose several subjects by masks"]
     everything = list(run.in_order(run.workflows()))
     assert sorted(everything) == sorted(run.workflows())
-    assert everything.index("mcgm_train") < min(everything.index("mcgm_pose"), everything.index("mcgm_scene"))
+    assert everything.index(trained) < min(everything.index(title) for title in posed)
 
 
 def test_masks_of_poses_are_black_and_white_and_apart() -> None:

@@ -1,4 +1,4 @@
-"""Load MECA Adapter, Apply MECA and Depth Hint through a real server's API, with stock CLIP vision nodes and the tiny model."""
+"""Load Image Prompt Adapter, Image Prompt Region and Depth Hint through a real server, with stock CLIP vision nodes and the tiny model."""
 
 from __future__ import annotations
 

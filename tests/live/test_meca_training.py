@@ -1,4 +1,4 @@
-"""Train MECA Adapter in a real server: what it shows, what it leaves behind, and that the saved file paints as what was trained."""
+"""Train Image Prompt Adapter in a real server: what it shows, what it leaves behind, and that the saved file paints as what was trained."""
 
 from __future__ import annotations
 

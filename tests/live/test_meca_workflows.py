@@ -1,4 +1,4 @@
-"""The bundled meca_background and meca_regions through a real server: the product stays, and each reference acts where it should."""
+"""The bundled workflows of MECA, 12 and 13, through a real server: the product stays, and each reference acts where it should."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GREEN = 0x20F020
 
 def bundled(server: Server, name: str) -> Prompt:
     """A bundled workflow with the tiny model, in a few steps, and its pictures on the server."""
-    prompt = run.changed(run.workflows([name])[name])
+    prompt = run.changed(run.workflow(name))
     run.add_photographs(server, [*run.photographs(prompt), "gravel.png"])
     prompt[titled(prompt, "KSampler")]["inputs"]["steps"] = STEPS
     return prompt
@@ -26,8 +26,8 @@ def bundled(server: Server, name: str) -> Prompt:
 
 @pytest.fixture(scope="module")
 def background(server: Server) -> Prompt:
-    """meca_background, which also saves the product's mask, in the photograph's size, and the picture before it is pasted back."""
-    prompt = bundled(server, "meca_background")
+    """The product in a reference's mood, with its mask, in the photograph's size, and the picture before it is pasted back, saved too."""
+    prompt = bundled(server, "12 Keep a product in the mood of a picture")
     prompt["mask"] = node("MaskToImage", mask=[titled(prompt, "The product"), 0])
     prompt["mask saved"] = node("SaveImage", images=["mask", 0], filename_prefix="mask")
     prompt["painted"] = node("SaveImage", images=[titled(prompt, "VAE Decode"), 0], filename_prefix="painted")
@@ -36,7 +36,7 @@ def background(server: Server) -> Prompt:
 
 @pytest.fixture(scope="module")
 def regions(server: Server) -> Prompt:
-    return bundled(server, "meca_regions")
+    return bundled(server, "13 Two pictures and a text, each in its region")
 
 
 def change(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
@@ -47,7 +47,7 @@ def change(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
 def covered(prompt: Prompt, x: int, y: int) -> Prompt:
     """A green square of 80 pixels at this place of the reference; what SAM looks at stays as it was."""
     reference = titled(prompt, "Reference, cut to that shape")
-    copy = with_inputs(prompt, "Patch Visibility", image=["covered", 0])
+    copy = with_inputs(prompt, "Hide in Reference", image=["covered", 0])
     copy["green"] = node("EmptyImage", width=80, height=80, batch_size=1, color=GREEN)
     copy["covered"] = node("ImageCompositeMasked", destination=[reference, 0], source=["green", 0], x=x, y=y, resize_source=False)
     return copy
@@ -105,11 +105,11 @@ def test_the_hint_reaches_the_model(server: Server, background: Prompt) -> None:
 
 def swapped(prompt: Prompt, which: str) -> Prompt:
     """Gravel for the "first" or the "second" reference, all of it seen."""
-    return with_inputs(with_inputs(prompt, f"{which.title()} reference", image="gravel.png"), f"Patch Visibility, {which}", threshold=1.0)
+    return with_inputs(with_inputs(prompt, f"{which.title()} reference", image="gravel.png"), f"Hide in Reference, {which}", threshold=1.0)
 
 
 def parts(picture: np.ndarray) -> dict[str, np.ndarray]:
-    """The regions of meca_regions in a painted picture: both references', and what the text has."""
+    """The regions of the two references' workflow in a painted picture: both references', and what the text has."""
     height, width = picture.shape[:2]
     y, x = np.mgrid[:height, :width] / [[[height]], [[width]]]
     text = (abs(x + 0.5 / width - 0.5) < 0.1875) & (abs(y + 0.5 / height - 0.5) < 0.1875)
@@ -140,7 +140,7 @@ def test_the_text_acts_where_no_region_is(server: Server, regions: Prompt) -> No
 def test_an_adapter_without_weight_leaves_all_to_the_text(server: Server, regions: Prompt) -> None:
     """The references then do not matter, to the bit."""
     alone = regions
-    for title in ("Apply MECA: the first above", "Apply MECA: the second below"):
+    for title in ("Image Prompt Region: the first above", "Image Prompt Region: the second below"):
         alone = with_inputs(alone, title, weight=0.0)
     assert set(changes(server, alone, swapped(swapped(alone, "first"), "second")).values()) == {0.0}
     assert min(changes(server, alone, regions).values()) > 1

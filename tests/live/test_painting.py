@@ -17,8 +17,8 @@ from demo.server import Prompt, Server, Step, WorkflowError
 
 @pytest.fixture(scope="module")
 def prompt(server: Server) -> Prompt:
-    """The bundled masked_inpaint with the tiny model, at four steps."""
-    found = run.changed(run.workflows(["masked_inpaint"])["masked_inpaint"])
+    """The bundled workflow that paints an object into a box, with the tiny model, at four steps."""
+    found = run.changed(run.workflow("02 Paint an object into a box"))
     run.add_photographs(server, run.photographs(found))
     for entry in found.values():
         if entry["class_type"] == "KSampler":

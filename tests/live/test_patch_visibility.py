@@ -1,4 +1,4 @@
-"""Patch Visibility in a real server, with a CLIP vision file that the stock loader takes."""
+"""Hide in Reference in a real server, with a CLIP vision file that the stock loader takes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def files(server: Server) -> Iterator[None]:
 
 
 def seen(mask: dict[str, Any], **changes: Any) -> Prompt:
-    """The photograph (600 x 400) through Patch Visibility; preview and visible patches are saved."""
+    """The photograph (600 x 400) through Hide in Reference; preview and visible patches are saved."""
     inputs = {"threshold": 0.5, "mode": "hide", "fit": "crop", **changes}
     return {
         "photo": node("LoadImage", image="coffee.png"),

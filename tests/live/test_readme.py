@@ -15,10 +15,10 @@ from demo.server import Server
 
 def test_the_headless_example_paints(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     text = (Path(run.ROOT) / "README.md").read_text("utf-8")
-    example = next(code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "masked_inpaint" in code)
+    example = next(code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "02 Paint an object into a box" in code)
     assert 'SERVER = "http://127.0.0.1:8188"' in example
     monkeypatch.chdir(run.ROOT)
-    for node in run.workflows(["masked_inpaint"])["masked_inpaint"].values():
+    for node in run.workflow("02 Paint an object into a box").values():
         if node["class_type"] == "CheckpointLoaderSimple":
             server.add_model("checkpoints", run.TINY_MODEL, node["inputs"]["ckpt_name"])
     Image.fromarray(photos.load("chelsea")).resize((640, 480)).save(server.input / "my-photograph.png")

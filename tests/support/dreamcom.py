@@ -1,4 +1,4 @@
-"""Pictures of a subject, and Train DreamCom as a node that is run."""
+"""Pictures of a subject, and Train a Subject as a node that is run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Ran = tuple[Any, dict[str, Tensor], dict[str, list[float]], int, str]
 
 
 def run_node(tiny: Painter, **inputs: Any) -> Ran:
-    """Runs Train DreamCom as ComfyUI's executor does: lists of inputs, in inference mode."""
+    """Runs Train a Subject as ComfyUI's executor does: lists of inputs, in inference mode."""
     given = {
         "model": tiny.model, "clip": tiny.clip, "vae": tiny.vae, "token": "sks", "noun": "ball", "steps": 1, "method": "lora",
         "learning_rate": 0.0, "rank": 4, "batch_size": 1, "size": SIZE, "seed": 0, "preview_every": 0, "gradient_checkpointing": False,

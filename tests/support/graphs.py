@@ -34,7 +34,7 @@ def in_list(names: Sequence[str]) -> dict[str, Any]:
 def training(
     masks: Sequence[dict[str, Any]] = (), pictures: Sequence[str] = PICTURES, model: dict[str, Any] = CHECKPOINT, **settings: Any
 ) -> Prompt:
-    """Train DreamCom for a few small steps on pictures in which their middle is marked, or what `masks` says; the LoRA is saved."""
+    """Train a Subject for a few small steps on pictures in which their middle is marked, or what `masks` says; the LoRA is saved."""
     graph: Prompt = {f"picture {index}": node("LoadImage", image=name) for index, name in enumerate(pictures)}
     marks = {f"mask {index}": mask for index, mask in enumerate(masks)}
     graph |= marks

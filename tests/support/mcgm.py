@@ -1,4 +1,4 @@
-"""Encode Masks and Load MCGM, run."""
+"""Pose by Masks and Load Poseable Subjects, run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def text(seed: int = 1, length: int = 77, width: int = WIDTH, **options: Any) ->
 
 
 def encoded(masks: Any, positive: Any = None, negative: Any = None, loaded: LoadedEncoder | None = None, **more: Any) -> tuple[Any, Any]:
-    """The two CONDITIONINGs that Encode Masks gives."""
+    """The two CONDITIONINGs that Pose by Masks gives."""
     result = EncodeMasks.execute(positive or [text(1)], negative or [text(2)], loaded or encoder(), masks=masks, **more).args
     return result[0], result[1]
 

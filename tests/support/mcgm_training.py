@@ -95,7 +95,7 @@ ONE_AND_TWO = ([(0,), (1,), (0,)], [(0, 1), (1, 0), (0, 1)])
 
 @contextmanager
 def subjects_of(model: Any, clip: Any, given: Options) -> Iterator[Subjects]:
-    """As Train MCGM makes them, loaded."""
+    """As Train Poseable Subjects makes them, loaded."""
     method = given.method
     assert method != "auto"
     text = TextLearner(clip, given.words, method, given.rank, given.seed)

@@ -26,7 +26,7 @@ def adapter(model: Any, tmp_path_factory: pytest.TempPathFactory) -> meca_adapte
 def applied(
     model: Any, adapter: Any, region: torch.Tensor | None = None, weight: float = 1.0, mode: str = "auto", output: Any = None, **more: Any
 ) -> Any:
-    """The MODEL that Apply MECA gives."""
+    """The MODEL that Image Prompt Region gives."""
     output = adapters.encoded() if output is None else output
     (result,) = ApplyMECA.execute(model, adapter, output, weight, mode, region, **more).args
     return result

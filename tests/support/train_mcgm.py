@@ -1,4 +1,4 @@
-"""Train MCGM as a node that is run, and what it leaves."""
+"""Train Poseable Subjects as a node that is run, and what it leaves."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def output(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def node(tiny: Painter, model: Any, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
-    """`node(steps=..., ...)` runs Train MCGM as ComfyUI's executor does, in inference mode; a ball and a star unless said otherwise."""
+    """`node(steps=..., ...)` runs Train Poseable Subjects as ComfyUI's executor does, in inference mode; on a ball and a star."""
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(output))
     for kind in ("embeddings", "loras"):
         files.register_folder(kind)

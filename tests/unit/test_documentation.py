@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_the_readme_is_read_in_one_go() -> None:
 
 
 def test_the_readme_names_every_workflow_once() -> None:
-    named = re.findall(r"\*\*(\w+)\*\*", "\n".join(line.split(" | ")[0] for line in section("The workflows").splitlines()))
+    named = re.findall(r"\*\*(\d\d [^*]+)\*\*", "\n".join(line.split(" | ")[0] for line in section("The workflows").splitlines()))
     assert sorted(named) == sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 
 
@@ -55,7 +56,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if target.startswith("https://"):
             continue
-        file, _, anchor = target.partition("#")
+        file, _, anchor = urllib.parse.unquote(target).partition("#")
         there = (page.parent / file).resolve() if file else page
         assert there.exists(), target
         assert not anchor or anchor in anchors(there), target

@@ -51,7 +51,7 @@ def test_what_users_install_is_small_and_whole() -> None:
     assert wanted <= names
     assert {"__init__.py", "train.py", "README.md", "LICENSE", "pyproject.toml", "requirements.txt", "docs/troubleshooting.md"} <= names
     assert {f"web/docs/{node}.md" for node in ("MaskPromptSAMMask", "MaskPromptMaskedAttention")} <= names
-    assert {"workflows/masked_inpaint.json", "workflows/api/masked_inpaint.json"} <= names
+    assert {"workflows/02 Paint an object into a box.json", "workflows/api/02 Paint an object into a box.json"} <= names
 
 
 def test_requirements_are_pyprojects_dependencies() -> None:

@@ -27,7 +27,7 @@ def add(methods: Any, general: argparse.ArgumentParser) -> None:
         "mcgm", parents=[general], help="the subjects of one picture, each with its mask, as handles that prompts name and masks pose",
         description="Teaches a checkpoint one or more subjects from a single picture in which each is marked (MCGM on Break-A-Scene). What "
         "was learned of the model is --out, in a folder loras; the handles go to the folder embeddings beside it, the mask encoder to "
-        "mcgm, as Load MCGM finds them in ComfyUI's models folder.",
+        "mcgm, as Load Poseable Subjects finds them in ComfyUI's models folder.",
     )  # fmt: skip
     subject = command.add_argument_group("the subjects")
     subject.add_argument(

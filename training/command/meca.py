@@ -22,7 +22,7 @@ def add(methods: Any, general: argparse.ArgumentParser) -> None:
     command = methods.add_parser(
         "meca", parents=[general], help="an adapter that lets an image drive a region, from pictures with captions",
         description="Trains an adapter that lets an image be a prompt, in a region or everywhere (mask encoder cross attention). The "
-        "result is a file for Load MECA Adapter; checkpoint and vision model stay as they are.",
+        "result is a file for Load Image Prompt Adapter; checkpoint and vision model stay as they are.",
     )  # fmt: skip
     data = command.add_argument_group("what it learns from")
     data.add_argument(
@@ -44,7 +44,7 @@ def _title(given: argparse.Namespace) -> str:
 
 
 def train(work: Work) -> None:
-    """Pictures with captions to a file that Load MECA Adapter takes."""
+    """Pictures with captions to a file that Load Image Prompt Adapter takes."""
     given = work.given
     options = Options(**{name: getattr(given, name) for name in names(Options)})
     pictures = folder.captioned(Path(given.pictures).expanduser())

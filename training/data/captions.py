@@ -94,7 +94,7 @@ def pair(images: Sequence[Tensor], captions: Sequence[str], marks: Sequence[Tens
     found = [_marked(number, one, marked[number] if marked else None) for number, one in enumerate(shown)]
     empty = sum(mask is None for mask in found) if marked else 0
     if empty:
-        log.warning("Train MECA Adapter: %d of %d masks are empty; random ones are drawn for their pictures.", empty, len(marked))
+        log.warning("Train Image Prompt Adapter: %d of %d masks are empty; random ones are drawn for their pictures.", empty, len(marked))
     return Given([Picture(*parts) for parts in zip(shown, texts, found, strict=True)])
 
 

@@ -15,7 +15,7 @@ from .options import Options
 
 log = logging.getLogger(__name__)
 
-NODE = "Train DreamCom"
+NODE = "Train a Subject"
 MOST_PIECES = 8
 
 
@@ -47,10 +47,10 @@ def check_words(options: Options, clip: Any) -> None:
             )
         if pieces > 1:
             log.warning(
-                "Train DreamCom: the text encoder reads the %s %r as %d pieces; one short word is learned better.", name, word, pieces
+                "Train a Subject: the text encoder reads the %s %r as %d pieces; one short word is learned better.", name, word, pieces
             )
         if weighted:
-            log.warning("Train DreamCom: the %s %r is trained with its weight; later prompts need the same weight.", name, word)
+            log.warning("Train a Subject: the %s %r is trained with its weight; later prompts need the same weight.", name, word)
 
 
 def _pieces(clip: Any, text: str) -> tuple[int, bool]:

@@ -20,7 +20,7 @@ from .scene import Scene
 
 log = logging.getLogger(__name__)
 
-NODE = "Train MCGM"
+NODE = "Train Poseable Subjects"
 OVERLAP = 0.1
 """Masks that share more than this part of the smaller one are warned of."""
 
@@ -35,7 +35,7 @@ def scene_of(image: Tensor, marks: Tensor, options: Options) -> Scene:
     marked = masks.to_mask(marks, "masks").detach().float().cpu()
     picture = image[0, ..., :3].detach().float().cpu().clamp(0, 1)
     if len(image) > 1:
-        log.warning("Train MCGM learns from one picture; the first of %d is taken.", len(image))
+        log.warning("Train Poseable Subjects learns from one picture; the first of %d is taken.", len(image))
     if not bool(torch.isfinite(picture).all()):
         raise ValueError("the picture holds values that are no numbers (NaN): a node before it failed. Wire one that is whole.")
     if not options.words:
@@ -56,7 +56,7 @@ def scene_of(image: Tensor, marks: Tensor, options: Options) -> Scene:
     for (first, one), (second, other) in itertools.combinations(enumerate(marked > 0.5, 1), 2):
         shared = float((one & other).sum() / torch.minimum(one.sum(), other.sum()))
         if shared > OVERLAP:
-            log.warning("Train MCGM: masks %d and %d share %.0f %% of the smaller one: there the subjects are learned mixed.",
+            log.warning("Train Poseable Subjects: masks %d and %d share %.0f %% of the smaller one: there the subjects are learned mixed.",
                         first, second, 100 * shared)  # fmt: skip
     return Scene(picture, marked)
 
@@ -81,7 +81,7 @@ def check(model: Any, clip: Any, vae: Any, options: Options, scene: Scene) -> No
     check_parts(model, clip, vae)
     _check_area(options.size, scene.masks.shape[1], scene.masks.shape[2])
     if options.masks and options.mask_attention_weight > 0 and options.attention_weight == 0:
-        log.warning("Train MCGM: with attention_weight 0 mask_attention_weight has no effect: it is a part of it.")
+        log.warning("Train Poseable Subjects: with attention_weight 0 mask_attention_weight has no effect: it is a part of it.")
 
 
 def _counted(count: int, what: str) -> str:
@@ -100,4 +100,4 @@ def _check_area(size: int, height: int, width: int) -> None:
             f"Use a larger picture, or a `size` of at most {int(side * ENLARGED) // 8 * 8}."
         )
     if side < size:
-        log.warning("Train MCGM: picture 1 (%d x %d) is enlarged to crops of %d pixels.", width, height, size)
+        log.warning("Train Poseable Subjects: picture 1 (%d x %d) is enlarged to crops of %d pixels.", width, height, size)

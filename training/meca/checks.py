@@ -19,4 +19,4 @@ def check(model: Any, clip: Any, vae: Any, clip_vision: Any, options: Options, p
             "no CLIP vision model was given: wire Load CLIP Vision with the model that will encode your images later, such as ViT-H."
         )
     patch_input.describe(clip_vision)
-    check_size(options.size, pictures.sizes, "Train MECA Adapter")
+    check_size(options.size, pictures.sizes, "Train Image Prompt Adapter")

@@ -189,7 +189,7 @@ def about(network: MecaNetwork, options: Options, base: str) -> meca_file.About:
 
 
 def finished(network: MecaNetwork, options: Options, base: str, name: str) -> meca_adapter.LoadedAdapter:
-    """Copies what was learned as an adapter for Apply MECA, in half precision, as it is saved."""
+    """Copies what was learned as an adapter for Image Prompt Region, in half precision, as it is saved."""
     with torch.inference_mode(False):
         weights = {key: value.detach().to("cpu", torch.float16, copy=True) for key, value in network.state_dict().items()}
         return meca_adapter.from_weights(weights, about(network, options, base), name)

@@ -28,7 +28,7 @@ class Options:
     tokens: int = option(16, "Into how many tokens an image is compressed.", lowest=1, highest=256)
     mode: Mode = option(
         "region",
-        "How text and image share a picture that has a region; Apply MECA takes the same one by itself. region: text "
+        "How text and image share a picture that has a region; Image Prompt Region takes the same one by itself. region: text "
         "outside, image inside. query: the paper's equation 6 to the letter. global: text everywhere, image inside.",
         choices=get_args(Mode),
     )
@@ -41,11 +41,11 @@ class Options:
         0.05, "Which part of those with a region is shown no image, as guidance's unconditional half is; 0 is the paper's.", step=0.01
     )
     threshold: float = engine.share(
-        0.5, "As in Patch Visibility: a patch is hidden when more than this part of it lies outside of the region.", step=0.01
+        0.5, "As in Hide in Reference: a patch is hidden when more than this part of it lies outside of the region.", step=0.01
     )
     visibility: Visibility = option(
         "hide",
-        "How the vision model is kept from seeing hidden patches; choose the same in Patch Visibility later. hide: they are left out. "
+        "How the vision model is kept from seeing hidden patches; choose the same in Hide in Reference later. hide: they are left out. "
         "paper: equation 1, they are empty and keep their places.",
         choices=get_args(Visibility),
         advanced=True,

@@ -34,7 +34,7 @@ def run(
 
 
 def both(image: meca.ImagePrompt) -> tuple[chain.Patch, ...]:
-    """The patches of one Apply MECA, as `install` puts them."""
+    """The patches of one Image Prompt Region, as `install` puts them."""
     return (image,) if image.mode == "global" else (meca.TextOutside(image.region, image.weight, image.mode, image.scope), image)
 
 
@@ -156,7 +156,7 @@ def test_regions_that_do_not_meet_are_what_each_is_alone(unet: Any) -> None:
 
 
 def chained(*images: meca.ImagePrompt) -> tuple[chain.Patch, ...]:
-    """The patches of several Apply MECA nodes in a row, through `install`'s own rule."""
+    """The patches of several Image Prompt Region nodes in a row, through `install`'s own rule."""
     patches: tuple[chain.Patch, ...] = ()
     for image in images:
         patches = (*patches, image)

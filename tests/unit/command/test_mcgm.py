@@ -1,4 +1,4 @@
-"""`train.py mcgm`: a picture with masks beside it, and the files that Load MCGM takes."""
+"""`train.py mcgm`: a picture with masks beside it, and the files that Load Poseable Subjects takes."""
 
 from __future__ import annotations
 

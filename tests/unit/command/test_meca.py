@@ -1,4 +1,4 @@
-"""`train.py meca`: a folder of pictures with captions to a file that Load MECA Adapter takes."""
+"""`train.py meca`: a folder of pictures with captions to a file that Load Image Prompt Adapter takes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def signal_at(step: int, number: signal.Signals, patch: pytest.MonkeyPatch) -> N
 def test_interrupted_and_given_again_the_command_ends_as_if_nothing_had_been(
     command: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Callable[[list[str]], str]
 ) -> None:
-    """With previews; across the border of two chunks. The file is one that Load MECA Adapter takes, and says what it is."""
+    """With previews; across the border of two chunks. The file is one that Load Image Prompt Adapter takes, and says what it is."""
     monkeypatch.setattr("maskprompt.training.engine.preview.STEPS", 2)
     monkeypatch.setattr("maskprompt.training.meca.options.CHUNK", 4)
     assert train.main(command("new/whole.safetensors", preview=tmp_path / "seen", preview_every=2)) == 0

@@ -1,4 +1,4 @@
-"""What one MCGM training leaves on disk: all of it or nothing, under names that were free, found again by Load MCGM."""
+"""What one MCGM training leaves on disk: all of it or nothing, under names that were free, found again by Load Poseable Subjects."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_sdxls_handles_have_two_vectors(root: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["paper", "bound"])
 def test_without_a_mask_encoder_it_is_break_a_scene(root: Path, mode: str) -> None:
-    """The same handles and LoRA, and no file for Load MCGM."""
+    """The same handles and LoRA, and no file for Load Poseable Subjects."""
     about, loaded = save(encoder=network(2 if mode == "bound" else 0))
     whole = stored(root)
     plain, nothing = save("owl", encoder=None)

@@ -1,4 +1,4 @@
-"""Patch Visibility against ComfyUI's own encoding, transformers' models of the same weights, and equation 1 written out."""
+"""Hide in Reference against ComfyUI's own encoding, transformers' models of the same weights, and equation 1 written out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encode Masks and Load MCGM, called as ComfyUI calls them, in a real sampler on a small model of random weights."""
+"""Pose by Masks and Load Poseable Subjects, called as ComfyUI calls them, in a real sampler on a small model of random weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load MCGM: what belongs together comes together, and what does not is said."""
+"""Load Poseable Subjects: what belongs together comes together, and what does not is said."""
 
 from __future__ import annotations
 
@@ -148,4 +148,4 @@ def test_a_training_under_the_same_name_is_loaded_anew(clip: Any, folders: Path)
 def test_the_list_without_files_says_where_they_go(folders: Path) -> None:
     schema: Any = LoadMCGM.define_schema().inputs[2]
     assert schema.options == [NO_FILES]
-    assert "Train MCGM writes such files" in str(LoadMCGM.validate_inputs(NO_FILES))
+    assert "Train Poseable Subjects writes such files" in str(LoadMCGM.validate_inputs(NO_FILES))

@@ -1,4 +1,4 @@
-"""Load Mask-ControlNet, Mask Concat and Save Mask-ControlNet, called as ComfyUI calls them, wired to its own Apply ControlNet."""
+"""Load Mask-ControlNet, Object Hint and Save Mask-ControlNet, called as ComfyUI calls them, wired to its own Apply ControlNet."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def learned(seed: int = 5) -> Adapter:
 
 
 def concat(image: Tensor, mask: Any, adapter: Adapter | None = None) -> tuple[Tensor, Tensor]:
-    """(hint, object image) of Mask Concat."""
+    """(hint, object image) of Object Hint."""
     with torch.inference_mode():
         hint, object_image = MaskConcat.execute(adapter or Adapter(Layer()), image, mask).args
     return hint, object_image

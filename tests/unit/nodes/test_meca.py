@@ -1,4 +1,4 @@
-"""Load MECA Adapter and Apply MECA, called as ComfyUI calls them, in a real sampler on a small model of random weights."""
+"""Load Image Prompt Adapter and Image Prompt Region, called as ComfyUI calls them, in a real sampler on a small model of random weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patch Visibility, the node: masks, fits, previews, refusals, and the stock nodes behind it."""
+"""Hide in Reference, the node: masks, fits, previews, refusals, and the stock nodes behind it."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def refused(message: str, **changes: Any) -> None:
 def test_bad_input_is_refused_in_words() -> None:
     naflex = json.loads((FOLDER / "clip_vision_siglip2_base_naflex.json").read_text("utf-8"))
     dino = json.loads((FOLDER / "image_encoders" / "dino2_large.json").read_text("utf-8"))
-    refused("clip_vision: nothing was given, but Patch Visibility needs a CLIP vision model", clip_vision=None)
+    refused("clip_vision: nothing was given, but Hide in Reference needs a CLIP vision model", clip_vision=None)
     refused("a SigLIP 2 model was given", clip_vision=ClipVisionModel({**naflex, "num_hidden_layers": 1}))
     refused("a DINOv2 model was given", clip_vision=ClipVisionModel({**dino, "num_hidden_layers": 1}))
     refused("a model of another kind was given", clip_vision=SimpleNamespace(model=torch.nn.Linear(1, 1)))

@@ -1,4 +1,4 @@
-"""Train DreamCom, the node: what it gives, refuses, shows, and leaves when it is cancelled."""
+"""Train a Subject, the node: what it gives, refuses, shows, and leaves when it is cancelled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train DreamCom where something goes wrong in the middle of it, on a small model of random weights; and what it shows meanwhile."""
+"""Train a Subject where something goes wrong in the middle of it, on a small model of random weights; and what it shows meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train MCGM, called as ComfyUI calls it, on a small UNet of random weights, with the tiny model's text encoder and VAE."""
+"""Train Poseable Subjects, called as ComfyUI calls it, on a small UNet of random weights, with the tiny model's text encoder and VAE."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ HANDLES = "embedding:fox-ball and embedding:fox-star"
 
 @torch.inference_mode()
 def posed(clip: Any, encoder: LoadedEncoder, words: str, masks: Tensor) -> tuple[Any, Any]:
-    """Text nodes and Encode Masks."""
+    """Text nodes and Pose by Masks."""
     prompt = f"a photo of {words}"
     found = EncodeMasks.execute(said(clip, prompt), said(clip, ""), encoder, masks=masks, prompt=prompt).args
     return found[0], found[1]

@@ -1,4 +1,4 @@
-"""Train MCGM while it runs: bar, lines, previews, interrupts, and what a failure leaves."""
+"""Train Poseable Subjects while it runs: bar, lines, previews, interrupts, and what a failure leaves."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ def test_a_save_that_fails_loses_nothing(node: Node, folders: Path, output: Path
 
 
 def test_without_mask_tokens_there_is_no_encoder_and_no_file_of_one(node: Node, folders: Path) -> None:
-    """Break-A-Scene. Handles and LoRA are there; Encode Masks says where none comes from."""
+    """Break-A-Scene. Handles and LoRA are there; Pose by Masks says where none comes from."""
     ran = node(mask_tokens="off")
     assert ran.encoder is None
     assert sorted(stored(folders)) == sorted(NAMES[:3])
@@ -295,6 +295,6 @@ def test_without_mask_tokens_there_is_no_encoder_and_no_file_of_one(node: Node, 
     positive = said(ran.clip, ran.words)
     negative = said(ran.clip, "")
     assert bool(torch.isfinite(painted(ran.model, (positive, negative))).all())
-    with pytest.raises(ValueError, match="no mask encoder was given: Train MCGM makes none where its mask_tokens is off"):
+    with pytest.raises(ValueError, match="no mask encoder was given: Train Poseable Subjects makes none where its mask_tokens is off"):
         EncodeMasks.execute(positive, negative, None, masks=blobs(1, 64, 64))
     assert EncodeMasks.execute(positive, negative, None).args == (positive, negative)

@@ -1,4 +1,4 @@
-"""Train MCGM: what stays as it was, and what is refused or warned of."""
+"""Train Poseable Subjects: what stays as it was, and what is refused or warned of."""
 
 from __future__ import annotations
 

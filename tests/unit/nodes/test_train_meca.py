@@ -1,4 +1,4 @@
-"""Train MECA Adapter and Save MECA Adapter, called as ComfyUI calls them, on the tiny model with a small vision model of random weights."""
+"""Train and Save Image Prompt Adapter, called as ComfyUI calls them, on the tiny model with a small vision model of random weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DreamCom's training against its equations, and Train DreamCom called as ComfyUI calls it."""
+"""DreamCom's training against its equations, and Train a Subject called as ComfyUI calls it."""
 
 from __future__ import annotations
 

@@ -160,5 +160,5 @@ def test_a_state_of_this_training_with_a_broken_optimizer_is_a_fresh_start(
 @pytest.mark.parametrize("name", ["learning_rate", "average", "box_margin"])
 def test_a_setting_that_is_no_number_is_refused(model: Any, tiny: Painter, name: str, value: float) -> None:
     """JSON knows NaN, and ComfyUI's own limits let it pass."""
-    with pytest.raises(ValueError, match=rf"Train DreamCom: {name} is {value}. A number from 0 to"):
+    with pytest.raises(ValueError, match=rf"Train a Subject: {name} is {value}. A number from 0 to"):
         run_node(tiny, model=model, **{name: value})

@@ -117,7 +117,7 @@ def test_a_mask_pixel_that_is_no_number_is_not_marked() -> None:
 def test_masks_that_overlap_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     """By the part of the smaller one that both share; a tenth is no matter."""
     scene_of(picture(), marks((0, 0, 40, 40), (0, 36, 10, 20), (30, 30, 20, 10)), options("cat", "dog", "fox"))
-    text = "Train MCGM: masks {} and {} share {} % of the smaller one: there the subjects are learned mixed."
+    text = "Train Poseable Subjects: masks {} and {} share {} % of the smaller one: there the subjects are learned mixed."
     assert [record.getMessage() for record in caplog.records] == [text.format(1, 2, 20), text.format(1, 3, 50)]
     caplog.clear()
     scene_of(picture(), marks((0, 0, 40, 40), (0, 39, 10, 20)), options())
@@ -127,7 +127,9 @@ def test_masks_that_overlap_are_warned_of(caplog: pytest.LogCaptureFixture) -> N
 def test_of_a_batch_of_pictures_the_first_is_taken_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     pictures = picture(count=3)
     assert torch.equal(scene_of(pictures, TWO, options()).image, pictures[0])
-    assert [record.getMessage() for record in caplog.records] == ["Train MCGM learns from one picture; the first of 3 is taken."]
+    assert [record.getMessage() for record in caplog.records] == [
+        "Train Poseable Subjects learns from one picture; the first of 3 is taken."
+    ]
 
 
 @pytest.mark.parametrize("channels", [4, 9])
@@ -190,7 +192,9 @@ def test_pictures_too_small_for_the_size_are_refused_by_their_area(model: Any, c
         checked(48, 64, 128)
     assert not caplog.records
     checked(48, 64, 104)
-    assert [record.getMessage() for record in caplog.records] == ["Train MCGM: picture 1 (64 x 48) is enlarged to crops of 104 pixels."]
+    assert [record.getMessage() for record in caplog.records] == [
+        "Train Poseable Subjects: picture 1 (64 x 48) is enlarged to crops of 104 pixels."
+    ]
 
 
 def test_a_subject_of_which_nothing_is_left_is_refused() -> None:
@@ -214,7 +218,7 @@ def test_a_subject_of_which_nothing_is_left_is_refused() -> None:
 def test_a_weight_without_effect_is_warned_of(model: Any, given: dict[str, Any], warned: bool, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         check(model, CLIP, VAE, options(**given), Scene(picture()[0], TWO))
-    text = "Train MCGM: with attention_weight 0 mask_attention_weight has no effect: it is a part of it."
+    text = "Train Poseable Subjects: with attention_weight 0 mask_attention_weight has no effect: it is a part of it."
     assert [record.getMessage() for record in caplog.records] == [text] * warned
 
 

@@ -70,7 +70,7 @@ print(json.dumps([steps, sizes]))
 
 @pytest.fixture(scope="module")
 def measured() -> tuple[list[tuple[int, int]], list[int]]:
-    """What single steps take, and how large the process is after each of three runs of Train DreamCom with either method.
+    """What single steps take, and how large the process is after each of three runs of Train a Subject with either method.
 
     On a mid-size UNet, in a process whose memory goes back to the system when it is freed, so that what is seen was in use.
     """

@@ -95,7 +95,7 @@ def test_only_inpainting_unets_are_taken(model: Any) -> None:
 )  # fmt: skip
 def test_sizes_that_do_not_fit_are_refused(size: int, side: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_size(size, [(side, 240)], "Train DreamCom")
+        check_size(size, [(side, 240)], "Train a Subject")
 
 
 def test_a_picture_that_is_a_little_small_is_taken_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
