@@ -78,7 +78,7 @@ def painted(pack: Path, prompts: Mapping[str, Prompt], folder: Path, made: Path 
     with server:
         for name, prompt in prompts.items():
             run.add_photographs(server, run.photographs(prompt))
-            before = set(_weights(folder))
+            before = set(weights_in(folder))
             try:
                 result = server.run(prompt, None, run.LONGEST)
             except (WorkflowError, TimeoutError) as error:
@@ -89,20 +89,22 @@ def painted(pack: Path, prompts: Mapping[str, Prompt], folder: Path, made: Path 
                 for node, output in sorted(result.outputs.items())
                 for index, image in enumerate(output.get("images", []))
             }
-            weights = [file for file in sorted(_weights(folder)) if file not in before]
-            learned = {key: array for number, file in enumerate(weights) for key, array in _numbers(file, number)}
+            weights = [file for file in sorted(weights_in(folder)) if file not in before]
+            learned = {key: array for number, file in enumerate(weights) for key, array in numbers_of(file, number)}
             found[name] = Made(pictures | learned)
             _hand_on(server, made)
             print(f"  {name}: {result.seconds:.0f} s, {len(pictures)} pictures, {len(weights)} files of weights", flush=True)
     return found
 
 
-def _weights(folder: Path) -> list[Path]:
+def weights_in(folder: Path) -> list[Path]:
+    """The files of weights that a server in this folder has made."""
     own = [folder / "output", *(folder / "models" / kind for kind in run.MADE_FILES.values()), folder / "models" / "embeddings"]
     return [file for place in own for file in place.rglob("*.safetensors") if not file.is_symlink()]
 
 
-def _numbers(file: Path, number: int) -> Iterator[tuple[str, np.ndarray]]:
+def numbers_of(file: Path, number: int) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a file of weights, by names that begin with its number."""
     from safetensors.torch import load_file
 
     for key, tensor in load_file(file).items():

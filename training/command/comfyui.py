@@ -121,9 +121,10 @@ def load_sam(name: str) -> Any:
 def load_blip(name: str) -> Any:
     """The BLIP (`caption.LoadedBlip`) of a folder, or of one in ComfyUI's models/blip. ValueError if there is none, or another model."""
     from ...models.blip import captioner
+    from ...models.blip import folder as blip_folder
 
     place = Path(name).expanduser().absolute()
     if not place.is_dir():
-        return captioner.load(captioner.find(name))
-    captioner.check(place)
+        return captioner.load(blip_folder.find(name))
+    blip_folder.check(place)
     return captioner.load(place)
