@@ -21,7 +21,7 @@ TRAININGS = {
     "MaskPromptTrainMaskControlNet": ("steps",),
 }
 SHORT = {(node, field): 3 for node, fields in TRAININGS.items() for field in fields} | {("MaskPromptTrainMCGM", "variations"): 8}
-CHANGES = {**run.CHANGES, **SHORT}
+CHANGES = {**run.CHANGES, **SHORT, ("KSampler", "steps"): 6}
 CHANGE = """(changes) => {
     for (const node of window.app.graph.nodes)
         for (const [type, field, value] of changes)
