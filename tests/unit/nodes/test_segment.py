@@ -314,9 +314,9 @@ def test_a_picture_of_a_wrong_shape_is_refused(random_sam: sam.LoadedSam) -> Non
 
 def test_a_wired_mask_that_nobody_painted_changes_nothing(random_sam: sam.LoadedSam, picture: torch.Tensor) -> None:
     """Load Image gives a black mask of 64 x 64 for a picture without alpha, and ones of the picture's size, as painted, else."""
-    for given in ({"positive_coords": points((40, 30))}, {"bboxes": Box(x=5, y=5, width=50, height=40)}):
+    for prompt in ({"positive_coords": points((40, 30))}, {"bboxes": Box(x=5, y=5, width=50, height=40)}):
         alone, wired, blank = (
-            sam_mask(random_sam, picture, **given, **more)
+            sam_mask(random_sam, picture, **prompt, **more)
             for more in ({}, {"rough_mask": torch.zeros(1, 64, 64)}, {"rough_mask": torch.zeros(1, 60, 80)})
         )
         assert torch.equal(alone[0], wired[0])
