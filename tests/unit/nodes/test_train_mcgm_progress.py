@@ -87,8 +87,6 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         found.append((text.split("\n")[0], node))
 
     server.PromptServer = SimpleNamespace(instance=SimpleNamespace(send_progress_text=send))
-        instance=SimpleNamespace(send_progress_text=lambda text, at: found.append((text.split("\n")[0], at)))
-    )
     monkeypatch.setitem(sys.modules, "server", server)
     return found
 
