@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import families, groups, prompt_regions
+from . import families, groups, joint_probe, prompt_regions
 from .arguments import Arguments
 from .chain import SLOTS
 from .families import Family, Scene, Seen
 from .grid import Size
 from .groups import Plan, Where
+from .joint_probe import JointProbe
 from .layers import layers_of
 from .layout import Layout, with_texts
+from .maps import Reading
 from .prompt_regions import PromptRegion
 from .rows import Row, rows_of
 from .visibility import Rule
@@ -43,7 +45,10 @@ class Part:
 
 @dataclass
 class Run:
-    """One run of a transformer under a chain: made for it, and gone with it. `count` counts its calls of attention."""
+    """One run of a transformer under a chain: made for it, and gone with it.
+
+    `prompt` is how many words it gets of the prompt, without the regions'. `count` counts its calls of attention.
+    """
 
     model: Any
     family: Family
@@ -51,6 +56,7 @@ class Run:
     latent: Size
     sigma: float
     rows: tuple[Row, ...]
+    prompt: int
     parts: tuple[Part, ...]
     regions: tuple[PromptRegion, ...]
     patches: tuple[Any, ...]
@@ -72,18 +78,20 @@ class Run:
         self.count += 1
         if seen is None:
             return untouched(*args, **kwargs)
-        for patch in self.patches:
-            reads = getattr(patch, "read", None)
-            if reads is not None:
-                reads(call, seen, self)
         cuts = [self._plan(part, seen, q.device) for part in self.parts]
-        if all(cut is None or cut.free for cut in cuts):
+        probes = [patch for patch in self.patches if isinstance(patch, JointProbe) and patch.scope.covers(seen.layer, self.sigma)]
+        free = all(cut is None or cut.free for cut in cuts)
+        if free and not probes:
             return untouched(*args, **kwargs)
         if len(q) != len(self.rows):
             raise RuntimeError(
                 f"another node runs layer {seen.layer} on {len(q)} rows where the batch has {len(self.rows)}, so it is not known which row "
                 "is whose. Bypass that node, or MaskPrompt's."
             )
+        for probe in probes:
+            self._read(probe, call, seen, cuts)
+        if free:
+            return untouched(*args, **kwargs)
         where = Where(tokens, 2 if call.get("skip_output_reshape") else 1)
         if len(cuts) == 1:
             return _attend(call, cuts[0], where, untouched)
@@ -93,6 +101,20 @@ class Run:
         order = [row for part in self.parts for row in part.rows]
         result = torch.cat(results)
         return result if order == sorted(order) else result[torch.argsort(torch.tensor(order)).to(q.device)]
+
+    def _read(self, probe: JointProbe, call: Mapping[str, Any], seen: Seen, cuts: Sequence[Plan | None]) -> None:
+        """Puts what a probe looks for in this call into its readings, for the rows of the positive prompt."""
+        cells = joint_probe.cells_of(seen.layout)
+        if cells is None:
+            return
+        for part, cut in zip(self.parts, cuts, strict=True):
+            if part.row.half != 0:
+                continue
+            rows = [self.rows[row] for row in part.rows]
+            readout = probe.readout(rows, seen.layout, self.prompt, self.family.filled_in_front)
+            maps = joint_probe.shares({**call, **_rows_of(call, list(part.rows))}, cells, readout, cut)
+            pictures, maps = joint_probe.over_frames(rows, seen.layout.grid[0], maps)
+            probe.readings.add(Reading(seen.layer, seen.layout.grid[1:], self.latent, pictures, maps))
 
     def _plan(self, part: Part, seen: Seen, device: torch.device) -> Plan | None:
         """How a layer is cut for some rows; None where no rule acts. Kept for all layers alike and all steps."""
@@ -172,7 +194,7 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
     parts = _parts(rows, patches, regions, counts, prompt)
     options = arguments.get("transformer_options", {})
     beneath = options.get("optimized_attention_override")
-    state = Run(model, family, family.scene(model, arguments), latent, sigma, rows, parts, regions, patches, beneath, plans)
+    state = Run(model, family, family.scene(model, arguments), latent, sigma, rows, prompt, parts, regions, patches, beneath, plans)
     arguments = arguments.having(transformer_options={**options, "optimized_attention_override": state})
     result = arguments.call(executor)
     if state.count == 0:

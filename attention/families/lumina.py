@@ -25,6 +25,7 @@ class Lumina:
     name: str = "Z-Image and Lumina 2"
     outer: bool = False
     counts_words: bool = True
+    filled_in_front: bool = False
 
     def fits(self, model: Any) -> bool:
         return reader.is_class(model, "comfy.ldm.lumina.model", "NextDiT")

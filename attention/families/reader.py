@@ -56,6 +56,11 @@ class Family(Protocol):
         """Whether the picture's places depend on how many words there are, so that rows with further words run apart from those without."""
         ...
 
+    @property
+    def filled_in_front(self) -> bool:
+        """Whether a prompt that is too short for the model is filled up before its words, not behind them."""
+        ...
+
     def fits(self, model: Any) -> bool:
         """Whether a diffusion model is of this family."""
         ...
