@@ -90,8 +90,8 @@ def of_conditioning(conditioning: Mapping[str, Any]) -> tuple[ReferenceRegion | 
     lost = [region for region in regions if not any(region.latent is latent for latent in latents)]
     if lost:
         raise RuntimeError(
-            f"{len(lost)} of the reference pictures that Reference Region gave to the prompt are no longer in it as they were: a node after "
-            "it changes the prompt's reference latents, so it is not known where they act. Put that node before Reference Region."
+            f"{len(lost)} of the reference pictures that Reference Region gave to the prompt are no longer in it as they were: a node "
+            "after it changes the prompt's reference latents, so it is not known where they act. Put that node before Reference Region."
         )
     return tuple(next((region for region in regions if region.latent is latent), None) for latent in latents)
 
@@ -206,12 +206,12 @@ def check(references: Sequence[ReferenceRegion | None], spans: Sequence[Span]) -
     counts = {span.number: span.count for span in spans if span.kind == "reference"}
     if not counts:
         raise RuntimeError(
-            "Reference Region: this model takes no notice of the prompt's reference pictures. Use an edit model, or tell it how to take them "
-            "(Edit Model Reference Method between Reference Region and the sampler)."
+            "Reference Region: this model takes no notice of the prompt's reference pictures. Use an edit model, or tell it how to take "
+            "them (Edit Model Reference Method between Reference Region and the sampler)."
         )
     wanted = {number: region.tokens.shape[1] for number, region in enumerate(references) if region is not None}
     if len(counts) != len(references) or any(counts.get(number) != count for number, count in wanted.items()):
         raise RuntimeError(
-            f"Reference Region: the model sees references of {list(counts.values())} tokens where the prompt brings {len(references)}, those "
-            f"with a region of {list(wanted.values())}: another node changes them on the way. Bypass that node, or Reference Region."
+            f"Reference Region: the model sees references of {list(counts.values())} tokens where the prompt brings {len(references)}, "
+            f"those with a region of {list(wanted.values())}: another node changes them on the way. Bypass that node, or Reference Region."
         )

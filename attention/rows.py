@@ -34,8 +34,11 @@ class Row:
 
 @dataclass(frozen=True)
 class View:
-    """The whole latent's size, the area of every conditioning that has one (Conditioning Set Area) by its uuid, what a call sees without
-    one (all, or a context window's rows or columns), by uuid how many words a text has, the frames of a context window, and by uuid who sees a prompt's references."""
+    """The whole latent's size, the area of every conditioning that has one (Conditioning Set Area) by its uuid, and what a call sees
+    without one (all, or a context window's rows or columns).
+
+    By uuid too: how many words a text has, and who sees a prompt's references. `frames` are those of a context window.
+    """
 
     latent: Size
     areas: dict[Any, Window]

@@ -45,7 +45,10 @@ class Lumina:
         return reader.with_words(arguments, words)
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
-        """Words with their filling; before them the references' captions; after the cells their filling. `before` has the captions, then the pictures with filling."""
+        """Words with their filling; before them the references' captions; after the cells their filling.
+
+        `before` has the captions, then the pictures with their filling.
+        """
         context, x = arguments.get("context"), arguments.get("x")
         grid = reader.grid_of(x, model.patch_size)
         captions: list[tuple[SpanKind, int, int]] = []
@@ -60,7 +63,8 @@ class Lumina:
             caption = given[number].shape[1] if number < len(given) and given[number] is not None else model.pad_tokens_multiple
             cells = reader.cells_in(reader.grid_of(reference, model.patch_size))
             captions.append(("caption", _filled(caption, model), number))
-            pictures += [("reference", cells, number), ("caption", _filled(cells, model) - cells, number)]
+            pictures.append(("reference", cells, number))
+            pictures.append(("caption", _filled(cells, model) - cells, number))
         after: Counted = tuple(("other", _filled(more.shape[1], model)) for more in given[len(references) :])
         return Scene(context.shape[1], grid, (*captions, *pictures), after)
 

@@ -21,7 +21,8 @@ class UnreadableError(RuntimeError):
 class Scene:
     """One run of the model: how many words it is given (all texts together), and the grid of the picture being painted.
 
-    `before` and `after` are further tokens that the call tells of, (kind, count) or (kind, count, number), around the words and behind the cells.
+    `before` and `after` are further tokens that the call tells of, (kind, count) or (kind, count, number), around the words and behind
+    the cells.
     """
 
     words: int
