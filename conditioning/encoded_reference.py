@@ -33,11 +33,13 @@ def encode(
     patch: int,
     latent_pixels: int,
     channels: int,
+    whole: bool = False,
 ) -> EncodedReference:
     """A reference from a picture [B, H, W, C] and a VAE, or from a latent; of it what the mask `show` lets see.
 
-    `patch` is how many latent pixels a token is wide, `latent_pixels` how many pixels these are, `channels` how many channels the model's latents have. ValueError in the artist's
-    words for what does not fit together.
+    `patch` is how many latent pixels a token is wide, `latent_pixels` how many pixels of a picture one of them is, `channels` how many
+    channels the model's latents have; with `whole` a picture is cut to whole tokens. ValueError in the artist's words for what does not
+    fit together.
     """
     if (image is None) == (latent is None):
         given = "neither" if image is None else "both"
@@ -50,12 +52,11 @@ def encode(
         assert image is not None
         if vae is None:
             raise ValueError("Reference Region: no VAE was given, and the picture must be encoded. Wire the model's VAE (Load VAE) to vae.")
-        found = _of_picture(image[..., :3].cpu(), vae, show, invert, megapixels * 1024 * 1024, margin, patch)
-    if found.latent.shape[1] != channels:
-        what = "VAE belongs" if latent is None else "latent belongs"
+        found = _of_picture(image[..., :3].cpu(), vae, show, invert, megapixels * 1024 * 1024, margin, patch, whole)
+    if whole and any(side % patch for side in found.latent.shape[-2:]):
         raise ValueError(
-            f"Reference Region: the {what} to another model: its latents have {found.latent.shape[1]} channels, this model's have "
-            f"{channels}. Wire the VAE of the model."
+            f"Reference Region: the latent is {found.latent.shape[-1]}x{found.latent.shape[-2]}, but this model takes only multiples of "
+            f"{patch}. Wire the picture to image and the VAE to vae in its place."
         )
     hidden = ~found.tokens.flatten(1).any(1)
     if bool(hidden.any()):
@@ -65,10 +66,18 @@ def encode(
             "pixels) to be seen. Its white is what is seen (switch `invert` on if it is the other way round), and a large margin hides "
             "more. The mask of a Load Image without transparency is empty: mark the subject, or unwire show."
         )
+    if found.latent.shape[1] != channels:
+        what = "VAE belongs" if latent is None else "latent belongs"
+        raise ValueError(
+            f"Reference Region: the {what} to another model: its latents have {found.latent.shape[1]} channels, this model's have "
+            f"{channels}. Wire the VAE of the model."
+        )
     return found
 
 
-def _of_picture(image: Tensor, vae: Any, show: Tensor | None, invert: bool, pixels: float, margin: int, patch: int) -> EncodedReference:
+def _of_picture(
+    image: Tensor, vae: Any, show: Tensor | None, invert: bool, pixels: float, margin: int, patch: int, whole: bool
+) -> EncodedReference:
     downscale = int(vae.spacial_compression_encode())
     visible = _visible(show, invert, len(image), (image.shape[1], image.shape[2]))
     count = max(len(image), len(visible))
@@ -77,6 +86,9 @@ def _of_picture(image: Tensor, vae: Any, show: Tensor | None, invert: bool, pixe
     if not bool(visible.all()) and bool(visible.flatten(1).any(1).all()):
         picture = references.without_hidden(picture, visible)
     picture, visible = references.at_most(picture, visible, pixels, downscale * patch)
+    if whole:
+        picture = references.cut_to(picture, downscale * patch)
+        visible = references.cut_to(visible[..., None], downscale * patch)[..., 0]
     tokens = references.visible_tokens(visible, downscale, patch, margin)
     preview = references.shown(picture, tokens, downscale, patch)
     if not bool(tokens.flatten(1).any(1).all()):  # refused by the caller, and not worth encoding

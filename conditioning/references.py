@@ -80,10 +80,16 @@ def at_most(picture: Tensor, visible: Tensor, pixels: float, cell: int) -> tuple
 
 def shown(picture: Tensor, tokens: Tensor, downscale: int, patch: int) -> Tensor:
     """What a model is shown of a reference: what the VAE takes of [B, H, W, 3], hidden `tokens` (bool [B, rows, columns]) grey."""
-    height, width = (side // downscale * downscale for side in picture.shape[1:3])
-    top = (picture.shape[1] - height) // 2
-    left = (picture.shape[2] - width) // 2
-    used = picture[:, top : top + height, left : left + width]
+    used = cut_to(picture, downscale)
+    height, width = used.shape[1:3]
     cell = downscale * patch
     large = tokens.repeat_interleave(cell, 1).repeat_interleave(cell, 2)[:, :height, :width]
     return torch.where(large[..., None], used, torch.full_like(used, 0.5))
+
+
+def cut_to(picture: Tensor, cell: int) -> Tensor:
+    """The middle of [B, H, W, C], of sides that are multiples of `cell` pixels; itself where a side is smaller than one."""
+    height, width = (side // cell * cell or side for side in picture.shape[1:3])
+    top = (picture.shape[1] - height) // 2
+    left = (picture.shape[2] - width) // 2
+    return picture[:, top : top + height, left : left + width]

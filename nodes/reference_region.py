@@ -129,7 +129,7 @@ class ReferenceRegionNode(io.ComfyNode):
         patch = family.patch_of(model.get_model_object("diffusion_model"))
         noise_levels = inputs.noise_levels(model, start_percent, end_percent, "reference")
         place = None if region is None else RegionMask(drawn(region))
-        found = encoded_reference.encode(image, vae, latent, show, invert, megapixels, margin, patch, *latents_of(model))
+        found = encoded_reference.encode(image, vae, latent, show, invert, megapixels, margin, patch, *latents_of(model), takes.whole)
         if strength == 0:
             return io.NodeOutput(model, positive, negative, found.preview)
         restricted = place is not None or strength != 1 or not bool(found.tokens.all()) or (start_percent, end_percent) != (0.0, 1.0)

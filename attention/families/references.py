@@ -13,11 +13,12 @@ from .reader import Family
 class References:
     """What a model does with references: with how many it was `trained` at most, 0 if it takes none, None if that is not known.
 
-    `doubt` says why it may do badly, where the weights tell.
+    `doubt` says why it may do badly, where the weights tell. `whole` says that ComfyUI's class takes none whose edge cuts a token.
     """
 
     trained: int | None
     doubt: str = ""
+    whole: bool = False
 
 
 def of(model: Any) -> References:
@@ -42,5 +43,6 @@ def _of_family(family: Family, model: Any) -> References:
     if family.name.startswith("Krea"):
         return References(None)
     if family.name.startswith("Z-Image") and model.pad_tokens_multiple:
-        return References(3, "" if model.siglip_embedder is not None else "this Z-Image was not trained with reference pictures")
+        doubt = "" if model.siglip_embedder is not None else "this Z-Image was not trained with reference pictures"
+        return References(3, doubt, True)
     return References(0)
