@@ -37,7 +37,7 @@ def _of_family(family: Family, model: Any) -> References:
             return References(0)
         if model.params.global_modulation:
             return References(6 if model.hidden_size >= 6144 else 4)
-        return References(1)
+        return References(1 if model.params.default_ref_method == "offset" else None)
     if family.name.startswith("Qwen"):
         return References(3)
     if family.name.startswith("Krea"):
