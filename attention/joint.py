@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import families, groups, joint_probe, prompt_regions
+from . import families, groups, joint_probe, prompt_regions, reference_regions
 from .arguments import Arguments
 from .chain import SLOTS
 from .families import Family, Scene, Seen
@@ -24,7 +24,7 @@ from .layers import layers_of
 from .layout import Layout, with_texts
 from .maps import Reading
 from .prompt_regions import PromptRegion
-from .rows import Row, rows_of
+from .rows import VIEW, Row, rows_of
 from .visibility import Rule
 
 PARAMETERS = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
@@ -140,6 +140,11 @@ class Run:
             if patch.kind == "rule":
                 rule = patch.rule(part.row, self.latent, grid, seen.layer, self.sigma)
                 found += [] if rule is None else [rule]
+        if any(part.row.references):
+            if any(span.kind == "cells" for span in seen.layout.keys):
+                reference_regions.check(part.row.references, seen.layout.keys)
+            rule = reference_regions.rule(part.row, self.latent, grid, self.sigma)
+            found += [] if rule is None else [rule]
         return tuple(found)
 
 
@@ -180,6 +185,11 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
         return arguments.call(executor)
     family = families.of(model)
     x: Tensor = arguments.get("x")
+    if VIEW not in options and arguments.get("ref_latents") and any(patch.kind == "references" for patch in patches):
+        raise RuntimeError(
+            "another node runs the model in a way that tells nothing of the prompts, so it is not known where the reference pictures act. "
+            "Bypass that node, or Reference Region."
+        )
     latent, rows = rows_of(options, x.shape[0], (x.shape[-2], x.shape[-1]))
     regions = tuple(region for region in prompt_regions.active(patches, sigma) if any(prompt_regions.acts_on(region, row) for row in rows))
     with_regions = [any(prompt_regions.acts_on(region, row) for region in regions) for row in rows]
@@ -228,11 +238,12 @@ def _by_halves(chain: Any, executor: Any, model: Any, arguments: Arguments, plan
 def _parts(
     rows: Sequence[Row], patches: Sequence[Any], regions: Sequence[PromptRegion], counts: Sequence[int], prompt: int
 ) -> tuple[Part, ...]:
-    """The batch's rows by what patches may say of them: half of CFG, masks, window."""
+    """The batch's rows by what patches may say of them: half of CFG, masks, window, references."""
     found: dict[Hashable, list[int]] = {}
     for number, row in enumerate(rows):
         masks = tuple(patch.mask.index(row.image) for patch in patches if hasattr(patch, "mask"))
-        found.setdefault((min(row.half, 1), masks, row.window), []).append(number)
+        shown = tuple((id(region), region.index(row.image)) for region in row.references if region is not None)
+        found.setdefault((min(row.half, 1), masks, row.window, row.references, shown), []).append(number)
     return tuple(
         Part(tuple(numbers), rows[numbers[0]], prompt_regions.lengths(regions, counts, prompt, prompt, rows[numbers[0]]))
         for numbers in found.values()

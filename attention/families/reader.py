@@ -21,13 +21,14 @@ class UnreadableError(RuntimeError):
 class Scene:
     """One run of the model: how many words it is given (all texts together), and the grid of the picture being painted.
 
-    `before` and `after` are further tokens that the call tells of, (kind, count), around the words and behind the cells.
+    `before` and `after` are further tokens that the call tells of, (kind, count) or (kind, count, number), around the words and behind
+    the cells.
     """
 
     words: int
     grid: Grid
-    before: tuple[tuple[SpanKind, int], ...] = ()
-    after: tuple[tuple[SpanKind, int], ...] = ()
+    before: tuple[tuple[SpanKind, int] | tuple[SpanKind, int, int], ...] = ()
+    after: tuple[tuple[SpanKind, int] | tuple[SpanKind, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
