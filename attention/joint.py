@@ -217,20 +217,10 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
 
 def _by_halves(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plans, with_regions: Sequence[bool]) -> Tensor:
     """The rows with regions and those without in turn, for models in which further words move the picture's places."""
-    options = arguments.get("transformer_options", {})
-    batch, halves = len(with_regions), options.get("cond_or_uncond") or [0]
-    images = batch // len(halves)
     parts: dict[bool, tuple[list[int], Tensor]] = {}
     for wanted in (True, False):
-        chunks = [chunk for chunk in range(len(halves)) if with_regions[chunk * images] == wanted]
-        rows = [chunk * images + image for chunk in chunks for image in range(images)]
-        uuids = options.get("uuids") or []
-        here = {
-            **options,
-            "cond_or_uncond": [halves[chunk] for chunk in chunks],
-            "uuids": [uuids[chunk] for chunk in chunks] if len(uuids) == len(halves) else uuids,
-        }
-        parts[wanted] = (rows, run(chain, executor, model, arguments.of_rows(rows, batch).having(transformer_options=here), plans))
+        chunks = arguments.chunks(lambda row, wanted=wanted: with_regions[row] == wanted)
+        parts[wanted] = (arguments.rows_of_chunks(chunks), run(chain, executor, model, arguments.of_chunks(chunks), plans))
     order = torch.tensor([*parts[True][0], *parts[False][0]])
     return torch.cat([parts[True][1], parts[False][1]])[torch.argsort(order)]
 
