@@ -132,7 +132,7 @@ def test_a_reference_acts_in_its_own_region(server: Server, regions: Prompt) -> 
 
 
 def test_the_text_acts_where_no_region_is(server: Server, regions: Prompt) -> None:
-    found = changes(server, regions, with_inputs(regions, "What the text paints", text="a blue star"))
+    found = changes(server, regions, with_inputs(regions, "What the text paints", text="a green star"))
     assert found["text"] > 10
     assert found["text"] > 2 * max(found["first"], found["second"])
 
