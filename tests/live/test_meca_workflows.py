@@ -140,7 +140,7 @@ def test_the_text_acts_where_no_region_is(server: Server, regions: Prompt) -> No
 def test_an_adapter_without_weight_leaves_all_to_the_text(server: Server, regions: Prompt) -> None:
     """The references then do not matter, to the bit."""
     alone = regions
-    for title in ("Image Prompt Region: the first above", "Image Prompt Region: the second below"):
+    for title in ("The first above", "The second below"):
         alone = with_inputs(alone, title, weight=0.0)
     assert set(changes(server, alone, swapped(swapped(alone, "first"), "second")).values()) == {0.0}
     assert min(changes(server, alone, regions).values()) > 1
