@@ -75,6 +75,17 @@ CHANGES: dict[tuple[str, str], Any] = {
     ("MaskPromptTrainMaskControlNet", "gradient_checkpointing"): False,
     ("KSampler", "steps"): 20,
 }
+SAMPLER: dict[str, Any] = {"sampler_name": "euler", "scheduler": "normal"}
+"""What the tiny UNet likes in a KSampler, where a workflow's checkpoint gives way to it."""
+CFG: dict[str, float] = {
+    "MaskPromptTrainMaskControlNet": 2.5,
+    "MaskPromptLoadMaskControlNet": 2.5,
+    "MaskPromptDepthHint": 3.0,
+    "MaskPromptTrainMECA": 4.0,
+    "MaskPromptApplyMECA": 4.0,
+    "KSampler": 5.0,
+}
+"""And which CFG: that of the first of these nodes which the workflow has."""
 MADE_FILES: dict[str, str] = {"lora_name": "loras", "mcgm_name": "mcgm"}
 """The inputs of loaders that name files which other bundled workflows make: the folder below models/."""
 MADE_BY: dict[tuple[str, str], str] = {
@@ -96,7 +107,18 @@ def changed(prompt: Prompt) -> Prompt:
             if isinstance(entry["inputs"].get(field), (list, type(None))):
                 raise ValueError(f"node {node} ({name}) has no input {field!r} to replace: bring demo/run.py's CHANGES up to date")
             entry["inputs"][field] = value
+    for entry in copy.values():
+        if entry["class_type"] == "KSampler":
+            entry["inputs"] |= of_sampler(copy)
     return copy
+
+
+def of_sampler(prompt: Prompt) -> dict[str, Any]:
+    """What the demo changes in a workflow's KSamplers beside CHANGES: nothing where the model is none that the tiny UNet stands in for."""
+    classes = {entry["class_type"] for entry in prompt.values()}
+    if "CheckpointLoaderSimple" not in classes:
+        return {}
+    return {**SAMPLER, "cfg": next(cfg for name, cfg in CFG.items() if name in classes)}
 
 
 def photographs(prompt: Prompt) -> list[str]:

@@ -15,7 +15,9 @@ from ..support.frontend import ERRORS, NAMES, graph_of, load, screenshot
 TITLE_HEIGHT = 30
 NODES = """() => window.app.graph.nodes.map(n => ({
     id: n.id, type: n.type, known: n.type in LiteGraph.registered_node_types, errors: !!n.has_errors,
-    box: [n.pos[0], n.pos[1], n.size[0], n.size[1]]}))"""
+    box: [n.pos[0], n.pos[1], n.size[0], n.flags?.collapsed ? 0 : n.size[1]]}))"""
+
+OPEN = "async ([graph, name]) => { await window.app.loadGraphData(graph, true, true, name, {openSource: 'template'}) }"
 
 
 def test_every_workflow_has_both_forms() -> None:
@@ -50,6 +52,27 @@ def test_no_node_covers_another(page: Page, name: str) -> None:
         if first != second and x <= left < x + width and y - TITLE_HEIGHT <= top - TITLE_HEIGHT < y + height
     ]
     assert covered == []
+
+
+@pytest.mark.parametrize("vue", [False, True])
+def test_every_template_opens_at_a_size_that_can_be_read(page: Page, vue: bool) -> None:
+    """As Browse Templates opens it, on a screen of 1920 x 1080, in either renderer."""
+    before = page.viewport_size
+    page.set_viewport_size({"width": 1920, "height": 1080})
+    page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue)
+    page.wait_for_timeout(1500)
+    try:
+        scales = {}
+        for name in NAMES:
+            page.evaluate(
+                "async ([g, n]) => { await window.app.loadGraphData(g, true, true, n, {openSource: 'template'}) }", [graph_of(name), name]
+            )
+            page.wait_for_timeout(1500)
+            scales[name] = page.evaluate("() => window.app.canvas.ds.scale")
+        assert {name: scale for name, scale in scales.items() if scale < 0.57} == {}
+    finally:
+        page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", False)
+        page.set_viewport_size(before or {"width": 2560, "height": 1440})
 
 
 @pytest.mark.parametrize("name", NAMES)
