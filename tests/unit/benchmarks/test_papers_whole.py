@@ -1,0 +1,56 @@
+"""Each paper's experiment from end to end on the tiny model: trained, painted, scored; killed and gone on to the same table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from maskprompt.training.dreamcom.loss import Loss as DreamComLoss
+
+from benchmarks.papers import make_folder, sampling
+
+from ...support.papers import SMALL, calls_of, rows, whole
+from ...support.score_models import clip_folder, dino_folder
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+    folder = tmp_path_factory.mktemp("models")
+    return "--clip", clip_folder(folder / "b32"), "--dino", dino_folder(folder / "s16")
+
+
+@pytest.fixture(scope="module")
+def murecom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "MureCom"
+    make_folder.main(["murecom", str(folder)])
+    return folder
+
+
+def test_dreamcom_killed_while_training_and_painting(
+    murecom: Path, scored: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = (*SMALL, *scored, "--set", "steps=2", "--set", "rate=0.001", "--cases", 3)
+    assert whole("dreamcom", murecom, tmp_path / "whole", *given) == 0
+    assert "| DreamCom (published) | 0.584 |" in capsys.readouterr().out
+    ((name, found),) = rows(tmp_path / "whole").items()
+    assert name.startswith("DreamCom, the paper's settings but size 64")
+    assert {score: one["cases"] for score, one in found.items()} == {"SSIM": 3, "CLIP-I": 3, "DINO": 3}
+    painted = sorted((tmp_path / "whole" / "painted").rglob("*.png"))
+    assert [one.parent.name + "/" + one.name for one in painted] == ["fg1/0_0.png", "fg1/1_0.png", "fg2/0_0.png"]
+
+    with monkeypatch.context() as patch:
+        calls_of(DreamComLoss, "__call__", patch, ends_at=2)
+        assert whole("dreamcom", murecom, tmp_path / "cut", *given) == 130
+    assert [one.name.startswith("dreamcom-Big_heart-fg1") for one in (tmp_path / "cut" / "states").iterdir()] == [True]
+    with monkeypatch.context() as patch:
+        steps = calls_of(DreamComLoss, "__call__", patch)
+        calls_of(sampling.Painter, "paint", patch, ends_at=2)
+        assert whole("dreamcom", murecom, tmp_path / "cut", *given) == 130
+        assert steps == [1]
+    assert not list((tmp_path / "cut").glob("table*"))
+    with monkeypatch.context() as patch:
+        paintings = calls_of(sampling.Painter, "paint", patch)
+        assert whole("dreamcom", murecom, tmp_path / "cut", *given) == 0
+        assert paintings == [2]
+    assert (tmp_path / "cut" / "table.md").read_bytes() == (tmp_path / "whole" / "table.md").read_bytes()
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
