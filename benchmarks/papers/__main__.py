@@ -27,12 +27,12 @@ from typing import Any
 
 from demo.pack import load_pack
 
-from . import arguments, data, dreamcom, published, scoring, table
+from . import arguments, data, dreamcom, mcgm, published, scoring, table
 from .published import Published
 from .scoring import Kept, Models
 from .work import Share, Work
 
-EXPERIMENTS: Mapping[str, Callable[[Work], Any]] = {"dreamcom": dreamcom.Experiment}
+EXPERIMENTS: Mapping[str, Callable[[Work], Any]] = {"dreamcom": dreamcom.Experiment, "mcgm": mcgm.Experiment}
 
 
 def main(given: Sequence[str]) -> int:
@@ -130,16 +130,24 @@ def _scores(options: Any, folder: Path, models: Models) -> scoring.Scores:
 def _models(options: Any) -> Models:
     from maskprompt.models.scores import encoders, pairs, sets
 
-    given = (options.clip, options.dino, options.lpips, options.inception)
+    seen = options.sam if options.paper == "mcgm" else None
+    given = (options.clip, options.dino, options.lpips, options.inception, seen)
     if not any(given):
-        raise ValueError("no model is named: give --clip, --dino, --lpips or --inception, as far as the paper's scores need them.")
+        raise ValueError("no model is named: give --clip, --dino, --lpips, --inception or, for mcgm, --sam, as far as scores need them.")
     return Models(
         None if options.clip is None else encoders.load(options.clip, encoders.CLIP),
         None if options.dino is None else encoders.load(options.dino, encoders.DINO),
         None if options.lpips is None else pairs.load_lpips(str(options.lpips)),
         None if options.inception is None else sets.load_inception(str(options.inception)),
-        " ".join(one.name if one else "-" for one in given),
+        None if seen is None else _sam(seen),
+        " ".join(Path(one).name if one else "-" for one in given),
     )
+
+
+def _sam(name: str) -> Any:
+    from maskprompt.training.command import comfyui
+
+    return comfyui.load_sam(name)
 
 
 def _table(options: Any) -> Published:

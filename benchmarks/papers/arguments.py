@@ -18,7 +18,7 @@ def parser(about: str) -> argparse.ArgumentParser:
     )
     whole.add_argument("paper", choices=[*published.TABLES])
     whole.add_argument("--data", type=Path, default=Path(), help="the data set's folder, as it is published")
-    whole.add_argument("--cases", type=_count, help="only so many of the first cases, for a trial; MCGM: of the first pictures")
+    whole.add_argument("--cases", type=_count, help="only so many of the first cases, for a trial")
     whole.add_argument("--out", type=Path, default=Path("paper"), help="where everything goes: a folder with --checkpoint, else OUT.md ...")
     _add_scores(whole.add_argument_group("the models that score"))
     _add_whole(whole.add_argument_group("to train and to paint as well"))

@@ -122,8 +122,8 @@ class Experiment:
         from safetensors.torch import load_file
 
         learned = self._learned(subject, method, preset)
-        model: Any = self.work.painter.model
-        return load_lora_for_models(model, None, load_file(learned), 1.0, 0)[0]  # pyright: ignore[reportArgumentType]
+        load: Any = functools.partial(load_lora_for_models, self.work.painter.model, None)
+        return self.work.held(learned, lambda: load(load_file(learned), 1.0, 0)[0])
 
     @torch.no_grad()
     def _painted(self, case: Insertion, method: Method, preset: Preset) -> Tensor:

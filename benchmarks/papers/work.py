@@ -80,6 +80,7 @@ class Work:
         (self.out / "trained").mkdir(parents=True, exist_ok=True)
         self.kept = Kept(self.out / "trained", {"format": FORMAT, "checkpoint": sha_of(self.checkpoint)})
         self._known: dict[tuple[Path, ...], str] = {}
+        self._held: dict[Path, Any] = {}
 
     @cached_property
     def painter(self) -> Painter:
@@ -114,6 +115,14 @@ class Work:
             self._known[there] = sha_of(*there)
         return self._known[there]
 
+    def held(self, file: Path, load: Callable[[], Item]) -> Item:
+        """What `load` makes of a file of learned weights; only the last one is held."""
+        if file not in self._held:
+            self._held.clear()
+            self._held[file] = load()
+        found: Item = self._held[file]
+        return found
+
     def key(self, **settings: Any) -> str:
         """Of something that depends on these settings and the checkpoint."""
         return self.kept.file("", **settings).name.lstrip("-")
@@ -121,7 +130,7 @@ class Work:
     def trained(
         self, name: str, about: Mapping[str, Any], prepare: Callable[[], Any], write: Callable[[Any, Path], object], joint: bool = False
     ) -> Path:
-        """What a training leaves, kept under `name` and a key of `about`: made if it is not there, from the training's state if there is one.
+        """What a training leaves, under `name` and a key of `about`: made if it is not there, from the training's state if there is one.
 
         `write` gets the Job's result and a path, a file's or a new folder's. `joint`: all processes train it together.
         """

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from maskprompt.training.dreamcom.loss import Loss as DreamComLoss
+from maskprompt.training.mcgm.loss import Loss as MCGMLoss
 
 from benchmarks.papers import make_folder, sampling
 
 from ...support.papers import SMALL, calls_of, rows, whole
+from ...support.sam import small_sam
 from ...support.score_models import clip_folder, dino_folder
 
 
@@ -24,6 +27,20 @@ def murecom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "MureCom"
     make_folder.main(["murecom", str(folder)])
     return folder
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "coco"
+    make_folder.main(["coco", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sam(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("models") / "small_sam.pth"
+    torch.save(small_sam().state_dict(), file)
+    return file
 
 
 def test_dreamcom_killed_while_training_and_painting(
@@ -54,3 +71,25 @@ def test_dreamcom_killed_while_training_and_painting(
         assert paintings == [2]
     assert (tmp_path / "cut" / "table.md").read_bytes() == (tmp_path / "whole" / "table.md").read_bytes()
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+def test_mcgm_in_two_shares(coco: Path, scored: tuple[object, ...], sam: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the second phase of the second training; then a share each of two processes, of which the last one writes the table."""
+    steps = ("--set", "steps=1", "--set", "weight_steps=1", "--set", "variations=2", "--set", "rate=0.001")
+    given = (*SMALL, *steps, *scored, "--sam", sam, "--cases", 2)
+    assert whole("mcgm", coco, tmp_path / "whole", *given) == 0
+    ours, baseline = rows(tmp_path / "whole").values()
+    assert set(ours) == {"CLIP-T", "CLIP-I", "DINO", "IoU", "preferred, %"}
+    assert ours["preferred, %"]["value"] + baseline["preferred, %"]["value"] == 100
+    assert ours["IoU"]["cases"] == 2
+
+    with monkeypatch.context() as patch:
+        calls_of(MCGMLoss, "__call__", patch, ends_at=4)
+        assert whole("mcgm", coco, tmp_path / "cut", *given) == 130
+    assert whole("mcgm", coco, tmp_path / "cut", *given, "--share", "2/2") == 0
+    assert not list((tmp_path / "cut").glob("table*"))
+    with monkeypatch.context() as patch:
+        count = calls_of(MCGMLoss, "__call__", patch)
+        assert whole("mcgm", coco, tmp_path / "cut", *given, "--share", "1/2") == 0
+        assert count == [1]
+    assert (tmp_path / "cut" / "table.md").read_bytes() == (tmp_path / "whole" / "table.md").read_bytes()
