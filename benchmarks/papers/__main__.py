@@ -27,12 +27,14 @@ from typing import Any
 
 from demo.pack import load_pack
 
-from . import arguments, data, dreamcom, mcgm, published, scoring, table
+from . import arguments, data, dreamcom, mask_controlnet, mcgm, meca, published, scoring, table
 from .published import Published
 from .scoring import Kept, Models
 from .work import Share, Work
 
-EXPERIMENTS: Mapping[str, Callable[[Work], Any]] = {"dreamcom": dreamcom.Experiment, "mcgm": mcgm.Experiment}
+EXPERIMENTS: Mapping[str, Callable[[Work], Any]] = {
+    "dreamcom": dreamcom.Experiment, "mcgm": mcgm.Experiment, "mask-controlnet": mask_controlnet.Experiment, "meca": meca.Experiment,
+}  # fmt: skip
 
 
 def main(given: Sequence[str]) -> int:

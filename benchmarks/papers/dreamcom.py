@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import data, scoring
+from . import data, pictures, scoring
 from .data import Insertion, Place, Subject
 from .sampling import Sampling, seed_of
 from .scoring import Scores
@@ -94,8 +94,8 @@ class Experiment:
         return Options(**{"noun": subject.noun, "masked_attention": method.cross, **preset.training})
 
     def _about(self, subject: Subject, method: Method, preset: Preset) -> dict[str, Any]:
-        pictures, masks = zip(*_marked(subject), strict=True)
-        return {"pictures": self.work.content(*pictures, *masks), "options": asdict(self._options(subject, method, preset))}
+        files = [file for both in _marked(subject) for file in both]
+        return {"pictures": self.work.content(*files), "options": asdict(self._options(subject, method, preset))}
 
     def _key(self, case: Insertion, method: Method, preset: Preset) -> str:
         place = [self.work.content(case.place.picture), case.place.box]
@@ -108,7 +108,7 @@ class Experiment:
         from safetensors.torch import save_file
 
         def job() -> Any:
-            shown = [Reference(*opened(picture, mask)) for picture, mask in _marked(subject)]
+            shown = [Reference(*pictures.opened(picture, mask)) for picture, mask in _marked(subject)]
             return prepare(*self.work.painter.parts, shown, self._options(subject, method, preset))
 
         def write(learned: Any, part: Path) -> None:
@@ -179,14 +179,6 @@ def surroundings(box: tuple[int, int, int, int], height: int, width: int) -> tup
         return 0, 0, width, height
     x, y = int(CONTEXT * across), int(CONTEXT * down)
     return max(0, left - x), max(0, top - y), min(width, right + x), min(height, bottom + y)
-
-
-def opened(picture: Path, mask: Path) -> tuple[Tensor, Tensor]:
-    """A picture [H, W, 3] and its mask [H, W], upright, in 0..1."""
-    from maskprompt.training.data import folder
-
-    shown = folder.open_picture(picture)
-    return folder.colours(shown), folder.mask_of(mask, picture, shown)
 
 
 def _marked(subject: Subject) -> Sequence[tuple[Path, Path]]:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import data, scoring
-from .data import Instance, Scene
+from . import data, pictures, posing, scoring
+from .data import Scene
 from .sampling import Sampling, seed_of
 from .scoring import Scores
 from .work import Preset, Work
@@ -102,11 +102,11 @@ class Experiment:
 
     def scores(self, models: scoring.Models, kept: scoring.Kept, tell: Any) -> dict[str, Scores]:
         cases = [(case.scene, case.pose, case.text(case.scene.words)) for case in self.cases]
-        found = {row: scoring.posed(cases, self.work.folder(row), models, kept, tell) for row in self.rows}
+        found = {row: posing.posed(cases, self.work.folder(row), models, kept, tell) for row in self.rows}
         for row, (method, preset) in self.rows.items():
             baseline = f"{BASELINE.name}, {preset.title}"
             if method == WHOLE and "IoU" in found[row]:
-                ours = scoring.preferred(found[row], found[baseline])
+                ours = posing.preferred(found[row], found[baseline])
                 found[row]["preferred, %"] = ours
                 found[baseline]["preferred, %"] = [100 - one for one in ours]
         return found
@@ -134,7 +134,9 @@ class Experiment:
 
         def job() -> Any:
             options = self._options(scene, method, preset)
-            return prepare(*self.work.painter.parts, square(scene.picture, options.size), marks(scene.things, options.size), options)
+            return prepare(
+                *self.work.painter.parts, pictures.square(scene.picture, options.size), pictures.marks(scene.things, options.size), options
+            )
 
         def write(learned: Any, part: Path) -> None:
             store.save(NAME, scene.words, learned.vectors.__getitem__, learned.encoder, learned.lora, root=part)
@@ -161,7 +163,7 @@ class Experiment:
             positive, negative = (painter.text(text, clip) for text in (prompt, ""))
         if method.masks != "none":
             encoder = mask_encoder_file.load(str(folder / "mcgm" / f"{NAME}.safetensors"))
-            masks = marks(case.scene.poses[case.pose], size) * (method.masks == "shaped")
+            masks = pictures.marks(case.scene.poses[case.pose], size) * (method.masks == "shaped")
             output: Any = EncodeMasks.execute(positive, negative, encoder, 1.0, masks, prompt)
             positive, negative = output.args
         latents = painter.empty(preset.pictures, size, size)
@@ -180,17 +182,3 @@ def finding(clip: Any, folder: Path) -> Iterator[None]:
     finally:
         for one, directory in zip(tokenizers, before, strict=True):
             one.embedding_directory = directory
-
-
-def square(picture: Path, size: int) -> Tensor:
-    """A picture stretched to [1, size, size, 3]."""
-    from maskprompt.images import crops
-
-    return crops.scale(scoring.image_of(picture)[None], size, size)
-
-
-def marks(things: tuple[Instance, ...], size: int) -> Tensor:
-    """Their masks, stretched alike: [N, size, size], 0 or 1."""
-    from maskprompt.images.masks import resize
-
-    return torch.cat([resize(torch.from_numpy(one.mask())[None].float(), size, size) for one in things]).round()

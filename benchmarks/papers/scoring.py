@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .data import Insertion, Prompted, Scene, Subject
+from .data import Insertion, Prompted, Subject
 
 Scores = dict[str, list[float]]
+TOGETHER = 32
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def insertions(cases: Sequence[Insertion], folder: Path, models: Models, kept: K
                 found[score] = float((encoder.pictures([cut]) @ known.of(case.subject, encoder).T).mean())
         return found
 
-    return _by_case(
+    return by_case(
         ((painted_of(folder, case.subject.name, case.place.picture.stem), lambda file, case=case: measure(case, file)) for case in cases),
         len(cases), kept, tell,
     )  # fmt: skip
@@ -139,58 +140,36 @@ def prompted(cases: Sequence[Prompted], folder: Path, models: Models, kept: Kept
             number = numbers[case.subject.name] = numbers.get(case.subject.name, -1) + 1
             yield painted_of(folder, case.subject.name, f"prompt{number}"), lambda file, case=case: measure(case, file)
 
-    return _by_case(each(), len(cases), kept, tell)
+    return by_case(each(), len(cases), kept, tell)
 
 
-def posed(cases: Sequence[tuple[Scene, int, str]], folder: Path, models: Models, kept: Kept, tell: Callable[[int, int], None]) -> Scores:
-    """Scores of MCGM's pictures, a value for each scene, pose and text; the paper itself asked people.
+def reconstructed(subjects: Sequence[Subject], folder: Path, models: Models, kept: Kept) -> Scores:
+    """Mask-ControlNet's scores of pictures painted again from their own hints (Table 2), a value for each; FID of all together."""
+    from maskprompt.images import crops
+    from maskprompt.models.scores import pairs
+    from maskprompt.training.data import folder as pictures
 
-    CLIP-T of the whole; CLIP-I and DINO of what is painted where the masks are against the things in the picture that was learned; IoU of
-    each mask with what SAM finds in its box.
-    """
+    def original(picture: Path, painted: Tensor) -> Tensor:
+        return crops.scale(pictures.colours(pictures.open_picture(picture))[None], *painted.shape[:2])[0]
 
-    def measure(scene: Scene, pose: int, text: str, file: Path) -> dict[str, float]:
-        from maskprompt.images import foreground
-
-        picture, learned = image_of(file), image_of(scene.picture)
-        marks = [torch.from_numpy(one.mask()).float() for one in scene.poses[pose]]
-        found: dict[str, float] = {}
-        if models.clip is not None and models.clip.reads_text:
-            found["CLIP-T"] = float((models.clip.pictures([picture]) @ models.clip.texts([text]).T).item())
-        cuts = [foreground.cut_out(picture, mask, foreground.KEEP) for mask in marks]
-        own = [foreground.cut_out(learned, torch.from_numpy(one.mask()).float(), foreground.KEEP) for one in scene.things]
-        for score, encoder in (("CLIP-I", models.clip), ("DINO", models.dino)):
-            if encoder is not None:
-                found[score] = float((encoder.pictures(cuts) * encoder.pictures(own)).sum(1).mean())
-        if models.sam is not None:
-            found["IoU"] = sum(overlap(models.sam, picture, mask) for mask in marks) / len(marks)
+    def measure(picture: Path, file: Path) -> dict[str, float]:
+        painted = image_of(file)
+        wanted = original(picture, painted)
+        found = {"PSNR": pairs.psnr(painted, wanted), "SSIM": pairs.ssim(painted, wanted)}
+        if models.lpips is not None:
+            found["LPIPS"] = models.lpips.distance(painted, wanted)
         return found
 
-    def each() -> Iterator[tuple[list[Path], Callable[[Path], dict[str, float]]]]:
-        for scene, pose, text in cases:
-            files = painted_of(folder, scene.picture.stem, f"pose{pose}")
-            yield files, lambda file, scene=scene, pose=pose, text=text: measure(scene, pose, text, file)
-
-    return _by_case(each(), len(cases), kept, tell)
-
-
-def overlap(sam: Any, picture: Tensor, mask: Tensor) -> float:
-    """Intersection over union of a mask [h, w] and the best of what SAM finds in its box of the picture [H, W, 3]."""
-    from maskprompt.images import masks
-    from maskprompt.models.sam.model import Prompt
-
-    height, width = picture.shape[:2]
-    wanted = masks.resize(mask[None], height, width)[0] > 0.5
-    answer = sam.ask(picture, Prompt(box=masks.bounding_box(wanted.float())))
-    best = int(answer.scores.argmax())
-    seen = sam.full_size(answer.logits[best : best + 1], height, width)[0] > 0
-    return float((seen & wanted).sum() / (seen | wanted).sum().clamp(min=1))
-
-
-def preferred(ours: Scores, others: Scores) -> list[float]:
-    """Case by case 100 where our pictures fit their masks better than the others', 50 where both do as well, else 0: the study's question,
-    asked of SAM in place of people."""
-    return [50.0 if one == other else 100.0 * (one > other) for one, other in zip(ours["IoU"], others["IoU"], strict=True)]
+    both = [
+        (picture, painted_of(folder, one.name, f"reference{number}")[0]) for one in subjects for number, picture in enumerate(one.pictures)
+    ]
+    found: Scores = {}
+    for picture, file in both:
+        for score, value in kept.of(file, lambda file=file, picture=picture: measure(picture, file)).items():
+            found.setdefault(score, []).append(value)
+    if models.inception is not None:
+        found["FID"] = [_distance(models.inception, [file for _, file in both], [picture for picture, _ in both])]
+    return found
 
 
 def sets(pictures: Sequence[Path], real: Sequence[Path], models: Models) -> Scores:
@@ -199,12 +178,26 @@ def sets(pictures: Sequence[Path], real: Sequence[Path], models: Models) -> Scor
 
     if models.inception is None:
         raise ValueError("FID needs --inception, the file of the Inception network.")
-    ours, theirs = (models.inception.see([image_of(file) for file in files]) for files in (pictures, real))
+    ours, theirs = (_seen(models.inception, files) for files in (pictures, real))
     score = of_sets.inception_score(ours.logits, min(10, len(pictures)))[0]
     return {"FID": [of_sets.frechet_distance(ours.features, theirs.features)], "IS": [score]}
 
 
-def _by_case(
+def _distance(inception: Any, ours: Sequence[Path], theirs: Sequence[Path]) -> float:
+    from maskprompt.models.scores.sets import frechet_distance
+
+    return frechet_distance(_seen(inception, ours).features, _seen(inception, theirs).features)
+
+
+def _seen(inception: Any, files: Sequence[Path]) -> Any:
+    """What Inception sees in picture files, of which few are in memory at a time."""
+    from maskprompt.models.scores.sets import Seen
+
+    parts = [inception.see([image_of(file) for file in files[first : first + TOGETHER]]) for first in range(0, len(files), TOGETHER)]
+    return Seen(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def by_case(
     cases: Iterator[tuple[list[Path], Callable[[Path], dict[str, float]]]], count: int, kept: Kept, tell: Callable[[int, int], None]
 ) -> Scores:
     """Each case's mean over its pictures, so that a case counts once however many were painted."""

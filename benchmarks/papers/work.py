@@ -128,13 +128,14 @@ class Work:
         return self.kept.file("", **settings).name.lstrip("-")
 
     def trained(
-        self, name: str, about: Mapping[str, Any], prepare: Callable[[], Any], write: Callable[[Any, Path], object], joint: bool = False
-    ) -> Path:
+        self, name: str, about: Mapping[str, Any], prepare: Callable[[], Any], write: Callable[[Any, Path], object], joint: bool = False,
+        suffix: str = "",
+    ) -> Path:  # fmt: skip
         """What a training leaves, under `name` and a key of `about`: made if it is not there, from the training's state if there is one.
 
         `write` gets the Job's result and a path, a file's or a new folder's. `joint`: all processes train it together.
         """
-        path = self.kept.file(name, **about)
+        path = self.kept.file(name, **about).with_suffix(suffix)
         if path.exists():
             return path
         if joint and self.given.share and self.share.number:
@@ -142,7 +143,7 @@ class Work:
         from maskprompt.training.engine.checkpoint import discard
 
         job = prepare()
-        states = job.states(self.out / "states" / f"{path.name}.pt", self.given.save_every)
+        states = job.states(self.out / "states" / f"{path.stem}.pt", self.given.save_every)
         together = joint and self.processes.count > 1
         if together:
             self.processes.ready(path.name)
@@ -181,8 +182,8 @@ class Work:
         """Whether all pictures of a case, `subject/place`, are there, painted from what the key stands for."""
         return all(_key_of(file) == key for file in self._files(row, case, pictures))
 
-    def paint(self, row: str, case: str, pictures: int, key: str, make: Callable[[], Tensor]) -> None:
-        """Keeps the pictures [B, H, W, 3] that `make` paints of a case, unless they are there."""
+    def paint(self, row: str, case: str, pictures: int, key: str, make: Callable[[], Tensor | Sequence[Tensor]]) -> None:
+        """Keeps the pictures [H, W, 3] that `make` paints of a case, unless they are there."""
         if self.is_painted(row, case, pictures, key):
             return
         files = self._files(row, case, pictures)

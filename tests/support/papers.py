@@ -12,8 +12,9 @@ import pytest
 from benchmarks.papers import __main__ as papers
 from demo import setup, tiny_model
 
-SMALL = ("--set", "size=64", "--set", "method=lora", "--set", "rank=2", "--paint-steps", "2", "--pictures", "1")
-"""Of the options that every method has."""
+SMALL = ("--set", "size=64", "--paint-steps", "2", "--pictures", "1")
+LORA = ("--set", "method=lora", "--set", "rank=2")
+NETWORK = ("--set", "steps=2", "--set", "batch=1")
 
 
 def whole(paper: str, data: Path, out: Path, *more: object) -> int:
