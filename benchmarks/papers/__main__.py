@@ -44,7 +44,7 @@ def main(given: Sequence[str]) -> int:
         return _whole(options, command)
     if options.paper == "mcgm":
         found = published.MCGM
-        print(f"MCGM's paper reports no score of pictures: {found.source}, {found.settings}. `nox -s tables -- mcgm` has ours.")
+        print(f"MCGM's paper reports no score of pictures: {found.source}, {found.settings}. With --checkpoint ours are measured.")
         return 0
     named = [_named(one) for one in options.painted]
     load_pack()
@@ -59,7 +59,10 @@ def main(given: Sequence[str]) -> int:
 
 def _whole(options: Any, command: str) -> int:
     """Trains, paints and scores; the exit status."""
+    work: Work | None = None
     try:
+        if options.painted:
+            raise ValueError("--painted is for what was painted elsewhere: leave it out, or --checkpoint.")
         share = Share.read(options.share)
         if options.comfyui:
             os.environ["COMFYUI_PATH"] = str(options.comfyui)
@@ -68,6 +71,7 @@ def _whole(options: Any, command: str) -> int:
         work = Work(options, share, options.out)
         experiment = EXPERIMENTS[options.paper](work)
         experiment.begin()
+        print(f"{options.paper}: {experiment.missing()} cases are to be painted, in {', '.join(experiment.rows)}", file=sys.stderr)
         for item in share.of(experiment.items()):
             experiment.paint(item)
         if left := experiment.missing():
@@ -81,6 +85,9 @@ def _whole(options: Any, command: str) -> int:
     except KeyboardInterrupt:
         print(f"\nInterrupted. What was trained and painted is kept in {options.out}; the same command goes on.", file=sys.stderr)
         return 130
+    finally:
+        if work is not None:
+            work.leave()
 
 
 def _start(options: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,8 @@ def mask_of(file: Path) -> Tensor:
 
 def painted_of(folder: Path, name: str, case: str) -> list[Path]:
     """The pictures of a case: `folder/<subject>/<case>_<n>.png` or .jpg. ValueError in words if there is none."""
-    found = sorted(one for one in (folder / name).glob(f"{case}_*") if one.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    named = re.compile(re.escape(case) + r"_\d+\.(png|jpe?g)", re.IGNORECASE)
+    found = sorted(one for one in (folder / name).glob("*") if named.fullmatch(one.name))
     if not found:
         raise ValueError(f"nothing was painted for {name}, {case}: {folder / name / case}_0.png and further numbers are looked for.")
     return found

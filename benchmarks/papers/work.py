@@ -21,10 +21,12 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from ..cache import Kept, keep
+from ..cache import Kept, keep, sha
 from .sampling import Painter, Sampling, sha_of
 
 FORMAT = 1
+LONGEST = 80
+"""Characters of a folder's name."""
 KEY = "maskprompt"
 """Under which a painted PNG holds the key of what it was painted from."""
 TITLES = {"paper": "the paper's settings", "ours": "our settings"}
@@ -92,6 +94,11 @@ class Work:
         from maskprompt.training.command.processes import Processes, cpu_only
 
         return Processes(cpu_only())
+
+    def leave(self) -> None:
+        """Parts from the other processes, if this one was joined with them."""
+        if "processes" in vars(self):
+            self.processes.leave()
 
     def presets(self, options: type[Any], known: Sequence[Preset]) -> list[Preset]:
         """Those that the command asks for, with what it changes. ValueError for an option that the training does not have."""
@@ -176,7 +183,8 @@ class Work:
 
     def folder(self, row: str) -> Path:
         """Where a row's pictures lie."""
-        return self.out / "painted" / re.sub(r"[^\w.-]+", "-", row.lower()).strip("-")
+        name = re.sub(r"[^\w.-]+", "-", row.lower()).strip("-")
+        return self.out / "painted" / (name if len(name) <= LONGEST else f"{name[:LONGEST]}-{sha(row.encode())}")
 
     def is_painted(self, row: str, case: str, pictures: int, key: str) -> bool:
         """Whether all pictures of a case, `subject/place`, are there, painted from what the key stands for."""
@@ -189,8 +197,9 @@ class Work:
         files = self._files(row, case, pictures)
         files[0].parent.mkdir(parents=True, exist_ok=True)
         made = make()
-        for old in files[0].parent.glob(f"{files[0].stem.removesuffix('0')}*"):
-            old.unlink()
+        for old in files[0].parent.iterdir():
+            if re.fullmatch(re.escape(case.rpartition("/")[2]) + r"_\d+\.png", old.name):
+                old.unlink()
         for file, picture in zip(files, made, strict=True):
             _keep_picture(file, picture, key)
         print(f"painted {row}: {case}", file=sys.stderr, flush=True)

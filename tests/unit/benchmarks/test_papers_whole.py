@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from maskprompt.training.mask_controlnet.loss import Loss as MaskControlNetLoss
 from maskprompt.training.mcgm.loss import Loss as MCGMLoss
 from maskprompt.training.meca.loss import Loss as MecaLoss
 
-from benchmarks.papers import make_folder, sampling
-from demo import tiny_model
+from benchmarks.papers import __main__ as papers
+from benchmarks.papers import make_folder, sampling, scoring
+from demo import setup, tiny_model
 
 from ...support.papers import LORA, NETWORK, SMALL, calls_of, rows, whole
 from ...support.sam import small_sam
@@ -28,7 +30,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
 @pytest.fixture(scope="module")
 def murecom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "MureCom"
-    make_folder.main(["murecom", str(folder)])
+    make_folder.murecom(folder, pictures=2, backgrounds=1)
     return folder
 
 
@@ -49,14 +51,23 @@ def sam(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_dreamcom_killed_while_training_and_painting(
     murecom: Path, scored: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = (*SMALL, *LORA, *scored, "--set", "steps=2", "--set", "rate=0.001", "--cases", 3)
+    """All weights learn, as in the paper; both presets paint with them. A case for each of two subjects."""
+    given = (*SMALL, *scored, "--set", "steps=2", "--set", "rate=0.001", "--set", "method=full", "--preset", "both", "--cases", 2)
     assert whole("dreamcom", murecom, tmp_path / "whole", *given) == 0
     assert "| DreamCom (published) | 0.584 |" in capsys.readouterr().out
-    ((name, found),) = rows(tmp_path / "whole").items()
-    assert name.startswith("DreamCom, the paper's settings but size 64")
-    assert {score: one["cases"] for score, one in found.items()} == {"SSIM": 3, "CLIP-I": 3, "DINO": 3}
-    painted = sorted((tmp_path / "whole" / "painted").rglob("*.png"))
-    assert [one.parent.name + "/" + one.name for one in painted] == ["fg1/0_0.png", "fg1/1_0.png", "fg2/0_0.png"]
+    found = rows(tmp_path / "whole")
+    assert [name.partition(" but size 64")[0] for name in found] == ["DreamCom, the paper's settings", "DreamCom, our settings"]
+    assert all({score: one["cases"] for score, one in row.items()} == {"SSIM": 2, "CLIP-I": 2, "DINO": 2} for row in found.values())
+    published, ours = sorted((tmp_path / "whole" / "painted").iterdir(), key=lambda folder: "our" in folder.name)
+    for folder in (published, ours):
+        assert [one.parent.name + "/" + one.name for one in sorted(folder.rglob("*.png"))] == ["fg1/0_0.png", "fg2/0_0.png"]
+    before = scoring.image_of(murecom / "Big_heart" / "bg" / "0.jpg")
+    painted = [scoring.image_of(folder / "Big_heart" / "fg1" / "0_0.png") for folder in (published, ours)]
+    changed = [(picture - before).abs().amax(-1) > 0.5 / 255 for picture in painted]
+    # The published code pastes the whole piece: the box (30, 40, 80, 100) and half of its size around it; ours the box alone.
+    for mask, (left, top, right, bottom) in zip(changed, ((5, 10, 105, 128), (30, 40, 80, 100)), strict=True):
+        lines = [mask.any(axis).nonzero()[:, 0] for axis in (0, 1)]
+        assert [int(line[end]) for line in lines for end in (0, -1)] == [left, right - 1, top, bottom - 1]
 
     with monkeypatch.context() as patch:
         calls_of(DreamComLoss, "__call__", patch, ends_at=2)
@@ -71,7 +82,7 @@ def test_dreamcom_killed_while_training_and_painting(
     with monkeypatch.context() as patch:
         paintings = calls_of(sampling.Painter, "paint", patch)
         assert whole("dreamcom", murecom, tmp_path / "cut", *given) == 0
-        assert paintings == [2]
+        assert paintings == [3]
     assert (tmp_path / "cut" / "table.md").read_bytes() == (tmp_path / "whole" / "table.md").read_bytes()
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
 
@@ -136,3 +147,37 @@ def test_meca_by_region_with_and_without_text(coco: Path, tmp_path: Path, monkey
         assert steps == [1]
     assert whole("meca", coco, tmp_path / "cut", *given) == 0
     assert (tmp_path / "cut" / "table.md").read_bytes() == (tmp_path / "whole" / "table.md").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("paper", "changes", "said"),
+    [
+        ("dreamcom", {"--data": "nowhere"}, "there is no folder nowhere"),
+        ("mcgm", {"--data": "."}, r"there is no annotations.instances_val2017.json"),
+        ("dreamcom", {"--checkpoint": "none.safetensors"}, "there is no checkpoint none.safetensors, neither from here nor in "),
+        ("dreamcom", {"--dino": "none"}, "none"),
+        ("dreamcom", {"--comfyui": "nowhere"}, "no ComfyUI at .*nowhere"),
+        ("dreamcom", {"--set": "step=2"}, "--set step=2: an option, an equals sign and a value are needed. The options are token, noun"),
+        ("dreamcom", {"--set": "steps=few"}, "--set steps=few: steps takes a whole number"),
+        ("dreamcom", {"--set": "method=all"}, "--set method=all: method is one of auto, lora, full"),
+        ("dreamcom", {"--share": "3/2"}, "--share 3/2: a part and the number of parts are needed"),
+        ("dreamcom", {"--painted": "a=b"}, "--painted is for what was painted elsewhere"),
+        ("mask-controlnet", {"--data": "SET"}, "0.jpg has no mask: put 0.png beside it, or let SAM find it with --sam FILE"),
+        ("meca", {"--data": "COCO"}, "no vision model is named: give --clip-vision"),
+        ("meca", {"--data": "COCO", "--clip-vision": "VISION"}, "no network is given: name a trained one with --network FILE"),
+        ("meca", {"--data": "COCO", "--clip-vision": "VISION", "--network": "no.bin"}, "there is no --network no.bin"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told_before_anything_is_trained(
+    paper: str, changes: dict[str, str], said: str, murecom: Path, coco: Path, scored: tuple[object, ...], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("COMFYUI_PATH", str(setup.comfyui_path()))
+    if changes.get("--data") == "SET":
+        make_folder.dreambooth(tmp_path / "set", pictures=1)
+    places = {"SET": tmp_path / "set", "COCO": coco, "VISION": tiny_model.ROOT / "demo" / "tiny-clip-vision.safetensors"}
+    given = {"--data": murecom, "--checkpoint": tiny_model.CHECKPOINT, "--dino": scored[3], "--out": tmp_path / "out"}
+    given |= {name: places.get(value, value) for name, value in changes.items()}
+    assert papers.main([paper, *(str(part) for both in given.items() for part in both)]) == 1
+    assert re.search(said, capsys.readouterr().err)
+    assert not [one for one in (tmp_path / "out").rglob("*") if one.is_file()]
