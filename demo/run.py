@@ -42,6 +42,14 @@ MODEL_FILES: dict[str, tuple[str, Path]] = {
 }
 """The inputs that name model files: the folder below models/, and the small file, or folder of files, that the demo has for it."""
 
+EDIT_MODELS: dict[str, dict[str, str]] = {
+    "UNETLoader": {"unet_name": "diffusion_models"},
+    "CLIPLoader": {"clip_name": "text_encoders"},
+    "DualCLIPLoader": {"clip_name1": "text_encoders", "clip_name2": "text_encoders"},
+    "VAELoader": {"vae_name": "vae"},
+}
+"""The loaders of transformers and their parts: the folder below models/ of each input. The demo has no small model for them yet."""
+
 # All that the demo changes in a workflow: (class of the node, its input) to the value for the tiny model.
 CHANGES: dict[tuple[str, str], Any] = {
     ("CheckpointLoaderSimple", "ckpt_name"): TINY_MODEL.name,
@@ -130,6 +138,11 @@ def workflows(names: Iterable[str] = ()) -> dict[str, Prompt]:
     return {name: json.loads(path.read_text("utf-8")) for name, path in files.items() if not names or name in names}
 
 
+def paintable(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
+    """Those of the workflows for all of whose models the demo has a small one."""
+    return {name: prompt for name, prompt in prompts.items() if all(entry["class_type"] not in EDIT_MODELS for entry in prompt.values())}
+
+
 def in_order(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
     """The workflows, each after those that make the files it loads; these are added where they are missing."""
     ordered: dict[str, Prompt] = {}
@@ -214,7 +227,11 @@ def demo(names: Iterable[str], thumbnails: bool) -> None:
         try:
             print("Starting ComfyUI ...", flush=True)
             with server:
-                rows = paint(server, in_order(workflows(names)))
+                asked = workflows(names)
+                rows = paint(server, in_order(paintable(asked)))
+                left = sorted(asked.keys() - paintable(asked).keys())
+                if left:
+                    print(f"Not painted, since the demo has no small model for them: {', '.join(left)}.")
         finally:
             if server.log.is_file():
                 shutil.copyfile(server.log, OUTPUT / "server.log")

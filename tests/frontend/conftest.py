@@ -91,8 +91,10 @@ def server(
     for prompt in run.workflows().values():
         run.add_photographs(staged, run.photographs(prompt))
         for node in prompt.values():
+            for field, kind in run.EDIT_MODELS.get(node["class_type"], {}).items():
+                staged.add_model(kind, run.TINY_MODEL, node["inputs"][field])
             for field, (kind, file) in (model_inputs | own_inputs).items():
-                if field in node["inputs"]:
+                if field in node["inputs"] and node["class_type"] not in run.EDIT_MODELS:
                     staged.add_model(kind, file, node["inputs"][field])
     with staged as started:
         started.post("/settings", {"Comfy.TutorialCompleted": True})
