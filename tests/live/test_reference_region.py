@@ -20,10 +20,7 @@ NAMES = ("region-0.png", "region-1.png", "region-0-changed.png")
 
 @pytest.fixture(scope="module", autouse=True)
 def models(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("tiny-edit")
-    tiny_edit_world.random_weights(folder)
-    for file, kind in zip(files.write(folder, folder / "files"), ("diffusion_models", "text_encoders", "vae"), strict=True):
-        server.add_model(kind, file)
+    tiny_edit_world.serve(server, tmp_path_factory.mktemp("tiny-edit"))
     for number in range(2):
         pixels = np.random.default_rng(number).integers(0, 255, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC).save(server.input / NAMES[number])
