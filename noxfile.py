@@ -152,6 +152,13 @@ def tables(session: nox.Session) -> None:
 
 
 @nox.session
+def matrix(session: nox.Session) -> None:
+    """Run the quick workflows on every ComfyUI from 0.16.3 on that can be had, into docs/compatibility.md; `-- 0.18.2` on one of them."""
+    python = start(session)
+    session.run(str(python), "-m", "demo.matrix", *session.posargs, external=True)
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """Check and measure what only a GPU can show, within 8 minutes; `-- --small` at toy sizes on a CPU, `-- pack FOLDER` for elsewhere."""
     python = start(session)

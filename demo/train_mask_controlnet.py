@@ -3,8 +3,9 @@
     python -m demo.train_mask_controlnet
 
 A reference shows one to three objects, plain or patterned, on a ground or a photograph; what is painted is one of them, in its place, on
-another ground. `--bare` trains without the mask prompt (the paper's ablation). Resumes from `--work`; leaves the file there, to be
-copied over the one in demo/ if it is better.
+another ground. `--bare` trains without the mask prompt (the paper's ablation); `--pairs none` as the paper does, with the painted picture
+as its own reference, `--pairs grounds` with its object on the ground of another one. Each has a file of its own. Resumes from `--work`;
+leaves the file there, to be copied over the one in demo/ if it is better.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ from .trainer import Log
 
 FILE = Path(__file__).resolve().parent / "tiny-mask-controlnet.safetensors"
 BARE = "tiny-mask-controlnet-bare.safetensors"
+Kind = Literal["none", "grounds", "given"]
+"""As `maskprompt.training.mask_controlnet.options.Pairs`, which the command line names before the pack is loaded."""
 RATE = 1e-3
 """The usual rate for ControlNets is for layers ten times as wide, which are trained far longer."""
 PATTERNED = 0.6
@@ -154,22 +157,27 @@ def random_paint(rng: np.random.Generator) -> scenes.Paint:
     return scenes.Paint(one, other, ("halves", "stripes")[rng.integers(2)])
 
 
+def file_of(pairs: Kind) -> str:
+    """The name of the file of a network that learned from such pairs; that of `given` is the demo's."""
+    return FILE.name if pairs == "given" else f"{FILE.stem}-{pairs}.safetensors"
+
+
 def train(options: argparse.Namespace) -> Path:
     """Trains, or goes on; gives the file."""
     from maskprompt.models.mask_controlnet import file as files
     from maskprompt.training.engine.job import run
     from maskprompt.training.mask_controlnet.job import prepare
-    from maskprompt.training.mask_controlnet.options import GIVEN, Options
+    from maskprompt.training.mask_controlnet.options import Options
 
     work = options.work
     steps = options.steps
     work.mkdir(parents=True, exist_ok=True)
-    name = BARE if options.bare else FILE.name
+    name = BARE if options.bare else file_of(options.pairs)
     log = Log(work / Path(name).with_suffix(".log"))
     painter = Painter()
     how = Options(
         steps=steps, rate=options.rate, batch=options.batch, size=subjects.SIZE, masked=not options.bare, text_dropout=0.1,
-        seed=options.seed, average=0.998, checkpointing=False, pairs=GIVEN,
+        seed=options.seed, average=0.998, checkpointing=False, pairs=options.pairs,
     )  # fmt: skip
     pairs = Pairs(options.count, options.seed)
     job = prepare(painter.model, painter.clip, painter.vae, pairs, how, encoder=narrow_encoder())
@@ -196,6 +204,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--bare", action="store_true", help="without the mask prompt")
+    parser.add_argument("--pairs", choices=get_args(Kind), default="given", help="what the reference shows of the painted picture")
     parser.add_argument("--work", type=Path, default=tiny_model.ROOT / "demo" / "work")
     options = parser.parse_args()
     if options.threads:

@@ -3,7 +3,8 @@
 python -m demo.train_meca --steps 2000
 
 Regions are random, or the box around a scene's objects, or all but that box. Resumes from `--work`; leaves tiny-meca.safetensors
-there, to be copied over the one in demo/ if it is better.
+there, to be copied over the one in demo/ if it is better. `--mode query` trains one for the paper's equation 6 to the letter,
+`--visibility paper` one whose hidden patches are those of equation 1, each in a file of its own, for the table.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -28,7 +29,9 @@ from .painter import Painter
 from .trainer import Log
 
 FILE = Path(__file__).resolve().parent / "tiny-meca.safetensors"
-STATE = "meca-state.pt"
+Mode = Literal["region", "query", "global"]
+Visibility = Literal["hide", "paper"]
+"""As in `maskprompt.training.meca.options`, which the command line names before the pack is loaded."""
 TOKENS = 8
 RATE = 1e-3
 """The paper's 1e-4 is for layers ten times as wide; Adam's best rate goes with one over the width."""
@@ -84,8 +87,16 @@ def boxed(rendered: scenes.Rendered, margin: int = 4) -> Tensor:
     return mask
 
 
-def train(work: Path, steps: int, seed: int, count: int, batch: int, rate: float) -> None:
-    """All of the samples are encoded once and stay in memory: `count` of them, 200 kB each."""
+def file_of(mode: Mode, visibility: Visibility = "hide") -> str:
+    """The name of the file of an adapter that learned so; that of `region` and `hide` is the demo's."""
+    parts = [FILE.stem, *([mode] if mode != "region" else []), *([visibility] if visibility != "hide" else [])]
+    return f"{'-'.join(parts)}.safetensors"
+
+
+def train(
+    work: Path, steps: int, seed: int, count: int, batch: int, rate: float, mode: Mode = "region", visibility: Visibility = "hide"
+) -> None:
+    """Train an adapter, or go on. All of the samples are encoded once and stay in memory: `count` of them, 200 kB each."""
     import comfy.clip_vision
     from maskprompt.models.ip_adapter import file as files
     from maskprompt.training.engine.job import run
@@ -95,12 +106,14 @@ def train(work: Path, steps: int, seed: int, count: int, batch: int, rate: float
     from . import vision
 
     work.mkdir(parents=True, exist_ok=True)
-    log = Log(work / "meca.log")
+    name = file_of(mode, visibility)
+    log = Log(work / Path(name).with_suffix(".log"))
     painter = Painter()
     clip_vision: Any = comfy.clip_vision.load(str(vision.FILE))
     options = Options(
-        steps=steps, rate=rate, batch=batch, size=128, tokens=TOKENS, masked=0.6, blank=0.1, seed=seed, average=0.998, checkpointing=False
-    )
+        steps=steps, rate=rate, batch=batch, size=128, tokens=TOKENS, mode=mode, masked=0.6, blank=0.1, seed=seed, average=0.998,
+        checkpointing=False, visibility=visibility,
+    )  # fmt: skip
     rounds = max(1, count // (options.steps_per_chunk * batch))
     job = prepare(
         painter.model, painter.clip, painter.vae, clip_vision, Renders(count, seed), options, base="the tiny model of demo/", rounds=rounds
@@ -112,9 +125,9 @@ def train(work: Path, steps: int, seed: int, count: int, batch: int, rate: float
             minutes = (time.monotonic() - began) / 60
             log(f"meca: step {progress.step} of {steps}, loss {np.mean(progress.losses[-50:]):.4f}, {minutes:.1f} min of this run")
 
-    done, learned = run(job, job.states(work / STATE), told)
-    files.save(learned.adapter.patcher.model, learned.adapter.about, str(work / FILE.name))
-    log(f"meca: {done.step} steps done, loss {np.mean(done.losses[-200:]):.4f}, saved {FILE.name}")
+    done, learned = run(job, job.states(work / Path(name).with_suffix(".state.pt")), told)
+    files.save(learned.adapter.patcher.model, learned.adapter.about, str(work / name))
+    log(f"meca: {done.step} steps done, loss {np.mean(done.losses[-200:]):.4f}, saved {name}")
 
 
 def main() -> None:
@@ -125,12 +138,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=3072, help="samples, each encoded once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--mode", choices=get_args(Mode), default="region", help="how text and image share a picture with a region")
+    parser.add_argument("--visibility", choices=get_args(Visibility), default="hide", help="how hidden patches are kept from being seen")
     parser.add_argument("--work", type=Path, default=tiny_model.ROOT / "demo" / "work")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     load_pack()
-    train(options.work, options.steps, options.seed, options.count, options.batch, options.rate)
+    train(options.work, options.steps, options.seed, options.count, options.batch, options.rate, options.mode, options.visibility)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from comfy_api.latest import io, ui
 from typing_extensions import override
 
 from ..models.blip import captioner
+from ..models.blip import folder as blip_folder
 from .checked import checked
 from .progress import TrainingProgress
 
@@ -49,7 +50,7 @@ class CaptionImage(io.ComfyNode):
             inputs=[
                 io.Image.Input("image", tooltip="The picture, a batch of pictures, or a list of pictures of any sizes."),
                 io.Combo.Input(
-                    "blip_name", options=list(captioner.folders()) or [NO_FOLDERS],
+                    "blip_name", options=list(blip_folder.folders()) or [NO_FOLDERS],
                     tooltip="A folder in ComfyUI/models/blip with all files of a BLIP captioning model.",
                 ),
                 io.String.Input(
@@ -78,7 +79,7 @@ class CaptionImage(io.ComfyNode):
     def validate_inputs(cls, blip_name: list[str] | str) -> bool | str:
         try:
             for name in [blip_name] if isinstance(blip_name, str) else blip_name:
-                captioner.find(name)
+                blip_folder.find(name)
         except ValueError as error:
             return str(error)
         return True
@@ -92,7 +93,7 @@ class CaptionImage(io.ComfyNode):
         pictures = [one for batch in image for one in batch]
         if not pictures:
             raise ValueError("no picture was given: wire a picture, or a batch of them.")
-        model = captioner.load(captioner.find(blip_name[0]))
+        model = captioner.load(blip_folder.find(blip_name[0]))
         _used.update(dict.fromkeys(_used, model))
         progress = TrainingProgress(cls.hidden.unique_id, len(pictures), first=False)
 

@@ -98,6 +98,8 @@ def _one(value: Any, declared: Any, node: str, lists: bool) -> Any:
     kind = declared.get_io_type()
     if value is None and declared.optional:
         return None
+    if isinstance(value, str):
+        _whole_characters(value, name, node)
     if kind == "IMAGE":
         return checks.image(value, name, node, finite=not lists)
     if kind == "MASK":
@@ -143,12 +145,16 @@ def _number(value: Any, declared: Any, node: str) -> float:
     return found
 
 
-def _text(value: Any, name: str, node: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{node}: {name} must be a text, got {type(value).__name__}.")
+def _whole_characters(value: str, name: str, node: str) -> None:
+    """ValueError for a text that cannot be written down: ComfyUI prints what an error says, and half of a pair would end its worker."""
     broken = [character for character in value if "\ud800" <= character <= "\udfff"]
     if broken or "\0" in value:
         raise ValueError(f"{node}: {name} holds a character that is none (NUL, or half of a pair). Type it anew.")
+
+
+def _text(value: Any, name: str, node: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{node}: {name} must be a text, got {type(value).__name__}.")
     if BARE.search(value):
         raise ValueError(f"{node}: {name} says embedding: without a name. Write the name of a file in models/embeddings right after it.")
     return value

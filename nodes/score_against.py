@@ -15,6 +15,7 @@ from typing_extensions import override
 from ..models import files
 from ..models.scores import pairs, pictures, report, sets
 from . import score_inputs
+from .checked import checked
 
 
 class ScoreAgainst(io.ComfyNode):
@@ -82,6 +83,7 @@ class ScoreAgainst(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(
         cls,
         images: list[torch.Tensor],

@@ -14,6 +14,7 @@ from typing_extensions import override
 from ..images import foreground
 from ..models.scores import encoders, likeness, pictures, report
 from . import score_inputs
+from .checked import checked
 
 
 class ScorePictures(io.ComfyNode):
@@ -85,6 +86,7 @@ class ScorePictures(io.ComfyNode):
 
     @classmethod
     @override
+    @checked
     def execute(cls, images: list[torch.Tensor], clip_name: list[str], dino_name: list[str], **lists: list[Any]) -> io.NodeOutput:
         painted = pictures.pictures_of(images, "images")
         real = pictures.pictures_of(lists["references"], "references") if lists.get("references") else []

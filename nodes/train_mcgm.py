@@ -67,6 +67,7 @@ class TrainMCGM(io.ComfyNode):
                 train_inputs.resume(),
                 *widgets(Options, "checkpointing", "average"),
                 train_inputs.of("preset", WIDGETS, PRESET),
+                widget(Options, "variations"),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with what it learned. The given one stays as it was."),

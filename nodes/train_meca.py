@@ -64,7 +64,7 @@ class TrainMECA(io.ComfyNode):
                 ),
                 train_inputs.preview_every(500, 100_000, "Paints the first picture's text and image every so many steps."),
                 train_inputs.resume(),
-                *widgets(Options, "threshold", "masked", "text_only", "text_dropout", "checkpointing", "average"),
+                *widgets(Options, "threshold", "masked", "text_only", "text_dropout", "checkpointing", "average", "visibility"),
             ],
             outputs=[
                 AdapterType.Output("adapter", display_name="adapter", tooltip="What was learned, for Image Prompt Region, and for saving."),

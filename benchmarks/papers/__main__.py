@@ -1,6 +1,14 @@
 """`python -m benchmarks.papers PAPER`: a paper's own table on its own data, the published figures beside those measured here.
 
-Scores what was painted, by whatever painted it, one folder for each setting:
+Trains, paints, scores and writes the table; killed, the same command goes on to the same table:
+
+    python -m benchmarks.papers dreamcom --comfyui ComfyUI --checkpoint sd-v1-5-inpainting.ckpt --data MureCom --out murecom \\
+        --clip clip-vit-base-patch32 --dino dino-vits16 --lpips alexnet-owt-7be5be79.pth
+
+MureCom and DreamEditBench for dreamcom, COCO for mcgm, the DreamBooth set for mask-controlnet, COCO for meca (docs/papers.md). On several
+GPUs: `accelerate launch -m benchmarks.papers ...`; on several machines with one disk: the same command with --share 1/3, 2/3 and 3/3.
+
+Or scores what was painted elsewhere, by whatever painted it, one folder for each setting:
 
     python -m benchmarks.papers dreamcom --data MureCom --painted "masked=out/masked" --painted "plain=out/plain" \\
         --clip clip-vit-base-patch32 --dino dino-vits16 --lpips alexnet-owt-7be5be79.pth --out murecom
@@ -11,24 +19,32 @@ DreamCom: `<folder>/<Category>/<fg1>/<background>_<n>.png`, as large as the back
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from demo.pack import load_pack
 
-from . import data, published, scoring, table
+from . import arguments, data, dreamcom, mask_controlnet, mcgm, meca, published, scoring, table
 from .published import Published
 from .scoring import Kept, Models
+from .work import Share, Work
+
+EXPERIMENTS: Mapping[str, Callable[[Work], Any]] = {
+    "dreamcom": dreamcom.Experiment, "mcgm": mcgm.Experiment, "mask-controlnet": mask_controlnet.Experiment, "meca": meca.Experiment,
+}  # fmt: skip
 
 
-def main(arguments: Sequence[str]) -> int:
-    options = _parser().parse_args(arguments)
+def main(given: Sequence[str]) -> int:
+    options = arguments.parser(__doc__ or "").parse_args(given)
+    command = "python -m benchmarks.papers " + " ".join(given)
+    if options.checkpoint:
+        return _whole(options, command)
     if options.paper == "mcgm":
         found = published.MCGM
-        print(f"MCGM's paper reports no score of pictures: {found.source}, {found.settings}. `nox -s tables -- mcgm` has ours.")
+        print(f"MCGM's paper reports no score of pictures: {found.source}, {found.settings}. With --checkpoint ours are measured.")
         return 0
     named = [_named(one) for one in options.painted]
     load_pack()
@@ -36,20 +52,81 @@ def main(arguments: Sequence[str]) -> int:
         models = _models(options)
         values = {name: _scores(options, folder, models) for name, folder in named}
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"{options.paper}: {error}", file=sys.stderr)
-        return 1
-    command = "python -m benchmarks.papers " + " ".join(arguments)
+        return _failed(options, error)
     print(table.write(_table(options), values, command, options.out))
     return 0
+
+
+def _whole(options: Any, command: str) -> int:
+    """Trains, paints and scores; the exit status."""
+    work: Work | None = None
+    try:
+        if options.painted:
+            raise ValueError("--painted is for what was painted elsewhere: leave it out, or --checkpoint.")
+        share = Share.read(options.share)
+        if options.comfyui:
+            os.environ["COMFYUI_PATH"] = str(options.comfyui)
+        _start(options)
+        models = _models(options)
+        work = Work(options, share, options.out)
+        experiment = EXPERIMENTS[options.paper](work)
+        experiment.begin()
+        print(f"{options.paper}: {experiment.missing()} cases are to be painted, in {', '.join(experiment.rows)}", file=sys.stderr)
+        for item in share.of(experiment.items()):
+            experiment.paint(item)
+        if left := experiment.missing():
+            print(f"Share {share.number + 1}/{share.count} is painted; {left} cases of others are not yet. The last one writes the table.")
+            return 0
+        values = experiment.scores(models, Kept(options.out / "cases.json", models.names), _told(options.out))
+        print(table.write(_table(options), values, command, options.out / "table"))
+        return 0
+    except (ValueError, RuntimeError, OSError) as error:
+        return _failed(options, error)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. What was trained and painted is kept in {options.out}; the same command goes on.", file=sys.stderr)
+        return 130
+    finally:
+        if work is not None:
+            work.leave()
+
+
+def _start(options: Any) -> None:
+    """ComfyUI and the pack, on this process's device."""
+    import torch
+
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    load_pack()
+    from maskprompt.training.command import comfyui
+
+    comfyui.start_comfyui(comfyui.find_comfyui(os.environ.get("COMFYUI_PATH") or _fetched()), cpu=False)
+    for path in options.register:
+        comfyui.register(path)
+
+
+def _fetched() -> str:
+    """The ComfyUI that nox has fetched, which the pack was loaded with."""
+    from demo import setup
+
+    return str(setup.comfyui_path())
+
+
+def _failed(options: Any, error: Exception) -> int:
+    print(f"{options.paper}: {error}", file=sys.stderr)
+    return 1
+
+
+def _told(what: Path) -> Callable[[int, int], None]:
+    def tell(done: int, count: int) -> None:
+        print(f"\r{what}: {done} of {count} cases", end="\n" if done == count else "", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def _scores(options: Any, folder: Path, models: Models) -> scoring.Scores:
     kept = Kept(options.out.with_suffix(".cases.json"), models.names)
     kept.file.parent.mkdir(parents=True, exist_ok=True)
-
-    def tell(done: int, count: int) -> None:
-        print(f"\r{folder}: {done} of {count} cases", end="\n" if done == count else "", file=sys.stderr, flush=True)
-
+    tell = _told(folder)
     if options.paper == "dreamcom":
         return scoring.insertions(data.murecom(options.data)[: options.cases], folder, models, kept, tell)
     if options.paper == "mask-controlnet":
@@ -62,16 +139,24 @@ def _scores(options: Any, folder: Path, models: Models) -> scoring.Scores:
 def _models(options: Any) -> Models:
     from maskprompt.models.scores import encoders, pairs, sets
 
-    given = (options.clip, options.dino, options.lpips, options.inception)
+    seen = options.sam if options.paper == "mcgm" else None
+    given = (options.clip, options.dino, options.lpips, options.inception, seen)
     if not any(given):
-        raise ValueError("no model is named: give --clip, --dino, --lpips or --inception, as far as the paper's scores need them.")
+        raise ValueError("no model is named: give --clip, --dino, --lpips, --inception or, for mcgm, --sam, as far as scores need them.")
     return Models(
         None if options.clip is None else encoders.load(options.clip, encoders.CLIP),
         None if options.dino is None else encoders.load(options.dino, encoders.DINO),
         None if options.lpips is None else pairs.load_lpips(str(options.lpips)),
         None if options.inception is None else sets.load_inception(str(options.inception)),
-        " ".join(one.name if one else "-" for one in given),
+        None if seen is None else _sam(seen),
+        " ".join(Path(one).name if one else "-" for one in given),
     )
+
+
+def _sam(name: str) -> Any:
+    from maskprompt.training.command import comfyui
+
+    return comfyui.load_sam(name)
 
 
 def _table(options: Any) -> Published:
@@ -86,24 +171,6 @@ def _named(text: str) -> tuple[str, Path]:
     if not equals or not Path(folder).is_dir():
         raise SystemExit(f"--painted {text}: a name, an equals sign and a folder that is there are needed, such as masked=out/masked.")
     return name, Path(folder)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.papers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("paper", choices=[*published.TABLES])
-    parser.add_argument("--data", type=Path, default=Path(), help="the data set's folder, as it is published")
-    parser.add_argument("--painted", action="append", default=[], metavar="NAME=FOLDER", help="what was painted; once for each setting")
-    parser.add_argument("--clip", type=Path, help="CLIP's folder, as transformers saves it, or a single file as Load CLIP Vision takes it")
-    parser.add_argument("--dino", type=Path, help="DINO's folder")
-    parser.add_argument("--lpips", type=Path, help="torchvision's alexnet-owt-7be5be79.pth")
-    parser.add_argument("--inception", type=Path, help="weights-inception-2015-12-05-6726825d.pth")
-    parser.add_argument("--cases", type=int, help="only so many of the first cases, for a trial")
-    parser.add_argument(
-        "--out", type=Path, default=Path("paper"), help="the table goes to OUT.md and OUT.json, single pictures' scores beside"
-    )
-    return parser
 
 
 if __name__ == "__main__":

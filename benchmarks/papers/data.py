@@ -65,6 +65,20 @@ class Prompted:
 
 
 @dataclass(frozen=True)
+class Scene:
+    """A picture of MCGM's: its one or two things, and for each pose a mask for each of them, things of other pictures."""
+
+    picture: Path
+    things: tuple[Instance, ...]
+    poses: tuple[tuple[Instance, ...], ...]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What each thing is, in one word: the last of its category, as bear of teddy bear."""
+        return tuple(one.category.split()[-1] for one in self.things)
+
+
+@dataclass(frozen=True)
 class Instance:
     """A thing in a picture of COCO: its category and outline, polygons of (x, y) pixels."""
 
@@ -79,7 +93,7 @@ class Instance:
             drawn = Image.new("1", opened.size)
         for polygon in self.polygons:
             ImageDraw.Draw(drawn).polygon([*polygon], fill=1)
-        return np.asarray(drawn, bool)
+        return np.array(drawn, bool)
 
 
 def murecom(root: Path) -> list[Insertion]:
@@ -168,6 +182,30 @@ def coco(root: Path, part: str = "val2017", smallest: float = 0.05, largest: flo
             found.append(Instance(path, names[thing["category_id"]], polygons, share))
     if not found:
         raise ValueError(f"{file} has no thing that takes {smallest:g} to {largest:g} of a picture which lies in {root / part}.")
+    return found
+
+
+def scenes(root: Path, single: int = 11, double: int = 4, poses: int = 4) -> list[Scene]:
+    """COCO's pictures of one thing and of two kinds of things, as many as MCGM's study shows, in the order of the file.
+
+    Poses are the outlines of things in other pictures: of the same kind where there are some, else of others; of two, a pair's.
+    """
+    together: dict[Path, list[Instance]] = {}
+    for one in coco(root):
+        together.setdefault(one.picture, []).append(one)
+    alone = [tuple(things) for things in together.values() if len(things) == 1]
+    pairs = [tuple(things) for things in together.values() if len(things) == 2 and things[0].category != things[1].category]
+    found = []
+    for chosen, among in ((alone[:single], alone), (pairs[:double], pairs)):
+        for number, things in enumerate(chosen):
+            kinds = {one.category for one in things}
+            others = among[number + 1 :] + among[:number]
+            others.sort(key=lambda those, kinds=kinds: -len(kinds & {one.category for one in those}))
+            if others:
+                shown = tuple(others[pose % len(others)] for pose in range(poses))
+                found.append(Scene(things[0].picture, things, shown))
+    if not found:
+        raise ValueError(f"{root} has no two pictures of a single thing, nor two of two kinds of things: masks to pose after are missing.")
     return found
 
 

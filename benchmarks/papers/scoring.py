@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from .data import Insertion, Prompted, Subject
 
 Scores = dict[str, list[float]]
+TOGETHER = 32
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Models:
     dino: Any = None
     lpips: Any = None
     inception: Any = None
+    sam: Any = None
     names: str = ""
 
 
@@ -63,7 +66,8 @@ def mask_of(file: Path) -> Tensor:
 
 def painted_of(folder: Path, name: str, case: str) -> list[Path]:
     """The pictures of a case: `folder/<subject>/<case>_<n>.png` or .jpg. ValueError in words if there is none."""
-    found = sorted(one for one in (folder / name).glob(f"{case}_*") if one.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    named = re.compile(re.escape(case) + r"_\d+\.(png|jpe?g)", re.IGNORECASE)
+    found = sorted(one for one in (folder / name).glob("*") if named.fullmatch(one.name))
     if not found:
         raise ValueError(f"nothing was painted for {name}, {case}: {folder / name / case}_0.png and further numbers are looked for.")
     return found
@@ -113,7 +117,7 @@ def insertions(cases: Sequence[Insertion], folder: Path, models: Models, kept: K
                 found[score] = float((encoder.pictures([cut]) @ known.of(case.subject, encoder).T).mean())
         return found
 
-    return _by_case(
+    return by_case(
         ((painted_of(folder, case.subject.name, case.place.picture.stem), lambda file, case=case: measure(case, file)) for case in cases),
         len(cases), kept, tell,
     )  # fmt: skip
@@ -138,7 +142,36 @@ def prompted(cases: Sequence[Prompted], folder: Path, models: Models, kept: Kept
             number = numbers[case.subject.name] = numbers.get(case.subject.name, -1) + 1
             yield painted_of(folder, case.subject.name, f"prompt{number}"), lambda file, case=case: measure(case, file)
 
-    return _by_case(each(), len(cases), kept, tell)
+    return by_case(each(), len(cases), kept, tell)
+
+
+def reconstructed(subjects: Sequence[Subject], folder: Path, models: Models, kept: Kept) -> Scores:
+    """Mask-ControlNet's scores of pictures painted again from their own hints (Table 2), a value for each; FID of all together."""
+    from maskprompt.images import crops
+    from maskprompt.models.scores import pairs
+    from maskprompt.training.data import folder as pictures
+
+    def original(picture: Path, painted: Tensor) -> Tensor:
+        return crops.scale(pictures.colours(pictures.open_picture(picture))[None], *painted.shape[:2])[0]
+
+    def measure(picture: Path, file: Path) -> dict[str, float]:
+        painted = image_of(file)
+        wanted = original(picture, painted)
+        found = {"PSNR": pairs.psnr(painted, wanted), "SSIM": pairs.ssim(painted, wanted)}
+        if models.lpips is not None:
+            found["LPIPS"] = models.lpips.distance(painted, wanted)
+        return found
+
+    both = [
+        (picture, painted_of(folder, one.name, f"reference{number}")[0]) for one in subjects for number, picture in enumerate(one.pictures)
+    ]
+    found: Scores = {}
+    for picture, file in both:
+        for score, value in kept.of(file, lambda file=file, picture=picture: measure(picture, file)).items():
+            found.setdefault(score, []).append(value)
+    if models.inception is not None:
+        found["FID"] = [_distance(models.inception, [file for _, file in both], [picture for picture, _ in both])]
+    return found
 
 
 def sets(pictures: Sequence[Path], real: Sequence[Path], models: Models) -> Scores:
@@ -147,12 +180,26 @@ def sets(pictures: Sequence[Path], real: Sequence[Path], models: Models) -> Scor
 
     if models.inception is None:
         raise ValueError("FID needs --inception, the file of the Inception network.")
-    ours, theirs = (models.inception.see([image_of(file) for file in files]) for files in (pictures, real))
+    ours, theirs = (_seen(models.inception, files) for files in (pictures, real))
     score = of_sets.inception_score(ours.logits, min(10, len(pictures)))[0]
     return {"FID": [of_sets.frechet_distance(ours.features, theirs.features)], "IS": [score]}
 
 
-def _by_case(
+def _distance(inception: Any, ours: Sequence[Path], theirs: Sequence[Path]) -> float:
+    from maskprompt.models.scores.sets import frechet_distance
+
+    return frechet_distance(_seen(inception, ours).features, _seen(inception, theirs).features)
+
+
+def _seen(inception: Any, files: Sequence[Path]) -> Any:
+    """What Inception sees in picture files, of which few are in memory at a time."""
+    from maskprompt.models.scores.sets import Seen
+
+    parts = [inception.see([image_of(file) for file in files[first : first + TOGETHER]]) for first in range(0, len(files), TOGETHER)]
+    return Seen(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def by_case(
     cases: Iterator[tuple[list[Path], Callable[[Path], dict[str, float]]]], count: int, kept: Kept, tell: Callable[[int, int], None]
 ) -> Scores:
     """Each case's mean over its pictures, so that a case counts once however many were painted."""

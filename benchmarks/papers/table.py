@@ -13,7 +13,7 @@ from .published import Published
 
 Values = Mapping[str, Mapping[str, Sequence[float]]]
 """Scores case by case: of each of our settings, of each score."""
-ORDER = ("DINO", "CLIP-I", "CLIP-T", "FID", "IS", "PSNR", "SSIM", "LPIPS", "preferred, %")
+ORDER = ("DINO", "CLIP-I", "CLIP-T", "FID", "IS", "PSNR", "SSIM", "LPIPS", "IoU", "preferred, %")
 LOWER = frozenset({"FID", "LPIPS"})
 
 

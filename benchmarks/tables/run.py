@@ -15,6 +15,7 @@ TABLES: dict[str, str] = {
     "mask-controlnet": "mask_controlnet",
     "paste-back": "paste_back",
     "sam": "sam",
+    "regions": "regions",
     "tiny-edit": "tiny_edit",
 }
 """The tables and the modules that measure them."""

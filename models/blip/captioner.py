@@ -6,8 +6,6 @@ ever downloaded. Captions are searched with beams and never sampled: the same pi
 
 from __future__ import annotations
 
-import json
-import os
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,19 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from .. import files
+from . import folder as place
 
-FOLDER = "blip"
-SUFFIXES = frozenset({".safetensors", ".bin"})
-ADVICE = (
-    "Download all files of Salesforce/blip-image-captioning-base (1 GB) or -large (1.9 GB) from huggingface.co into a folder of their own "
-    "in ComfyUI/models/blip, for example ComfyUI/models/blip/blip-image-captioning-base, and press R in the browser to refresh the list."
-)
-DEPTH = 4
-KIND = "BlipForConditionalGeneration"
-_CONFIG = "config.json"
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_PREPARATION = ("preprocessor_config.json", "processor_config.json")
-_PARTS = (_WEIGHTS, ("tokenizer.json", "vocab.txt"), _PREPARATION)
 _SMALLEST = 4
 
 _alive: weakref.WeakValueDictionary[tuple[Any, ...], LoadedBlip] = weakref.WeakValueDictionary()
@@ -173,51 +160,12 @@ def picture(image: Tensor, number: int = 1) -> Image.Image:
     return shown.resize((max(shown.width, _SMALLEST), max(shown.height, _SMALLEST)), Image.Resampling.NEAREST)
 
 
-def folders() -> dict[str, Path]:
-    """The model folders in ComfyUI's `blip` folders, by their relative names in alphabetic order; "." is such a folder itself."""
-    import folder_paths
-
-    files.register_folder(FOLDER, SUFFIXES)
-    found: dict[str, Path] = {}
-    for base in folder_paths.get_folder_paths(FOLDER):
-        for place, inner, names in os.walk(base, followlinks=True):
-            parts = Path(place).relative_to(base).parts
-            if _CONFIG in names:
-                found.setdefault("/".join(parts) or ".", Path(place))
-            if len(parts) >= DEPTH or (_CONFIG in names and parts):
-                inner.clear()
-    return dict(sorted(found.items()))
-
-
-def find(name: str) -> Path:
-    """The folder of that name, if it can hold a BLIP captioning model. ValueError says what is missing, and what to put where."""
-    import folder_paths
-
-    present = folders()
-    if name not in present:
-        places = " or ".join(folder_paths.get_folder_paths(FOLDER))
-        listed = ", ".join(present) or f"no folder with a {_CONFIG}"
-        raise ValueError(f"There is no BLIP folder '{name}' in {places} (found there: {listed}). {ADVICE}")
-    check(present[name])
-    return present[name]
-
-
-def check(folder: Path) -> None:
-    """ValueError that says what is missing, unless the folder can hold a BLIP captioning model."""
-    if not (folder / _CONFIG).is_file():
-        raise ValueError(f"{folder} holds no BLIP model: there is no {_CONFIG} in it. {ADVICE}")
-    _check_kind(_settings(folder / _CONFIG), folder)
-    missing = [" or ".join(names) for names in _PARTS if not any((folder / one).is_file() for one in names)]
-    if missing:
-        raise ValueError(f"The BLIP folder {folder} is not complete: it lacks {'; '.join(missing)}. {ADVICE}")
-
-
 def load(folder: Path) -> LoadedBlip:
     """The BLIP of a folder that `find` or `check` has seen; the same object as long as somebody holds it and its files stay the same.
 
     ValueError in plain words if its files are damaged or hold another network, RuntimeError if `transformers` is missing.
     """
-    weights = next(folder / name for name in _WEIGHTS if (folder / name).is_file())
+    weights = next(folder / name for name in place.WEIGHTS if (folder / name).is_file())
     # By all files, since a tokenizer may be replaced as well.
     key = (folder, *sorted((one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in folder.iterdir() if one.is_file()))
     found = _alive.get(key)
@@ -232,7 +180,7 @@ def _loaded(folder: Path, weights: Path) -> LoadedBlip:
     library = _library()
     try:
         config = library.BlipConfig.from_pretrained(folder, local_files_only=True)
-        processor = library.BlipImageProcessor.from_dict(_picture_settings(folder))
+        processor = library.BlipImageProcessor.from_dict(place.picture_settings(folder))
         tokenizer = _tokenizer_class(library).from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers has a plain Exception
         raise ValueError(f"The settings or the tokenizer in {folder} cannot be read ({error}). Download its small files again.") from error
@@ -244,16 +192,18 @@ def _loaded(folder: Path, weights: Path) -> LoadedBlip:
     state = files.load_weights(str(weights))
     try:
         # Without a path transformers takes these weights, and has nowhere to look for others.
-        network, report = getattr(library, KIND).from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
+        network, report = getattr(library, place.KIND).from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
     except (RuntimeError, ValueError, TypeError) as error:
         if "memory" in str(error):
             raise
-        raise ValueError(f"'{weights.name}' in {folder} does not fit its {_CONFIG}: they are of different models. ({error})") from error
+        raise ValueError(
+            f"'{weights.name}' in {folder} does not fit its {place.CONFIG}: they are of different models. ({error})"
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(
             f"'{weights.name}' in {folder} lacks {len(missing)} weights of a BLIP captioning model, such as {missing[0]}: it is another "
-            f"model, or not complete. {ADVICE}"
+            f"model, or not complete. {place.ADVICE}"
         )
     text = config.text_config
     # A fresh one: before 5.0 transformers takes sampling, lengths and penalties from the folder.
@@ -267,7 +217,7 @@ def _library() -> Any:
     try:
         import transformers
 
-        for name in (KIND, "BlipConfig", "BlipImageProcessor", "GenerationConfig"):
+        for name in (place.KIND, "BlipConfig", "BlipImageProcessor", "GenerationConfig"):
             getattr(transformers, name)
         _tokenizer_class(transformers)
     except (ImportError, AttributeError, RuntimeError) as error:  # transformers imports its parts late and wraps what fails there
@@ -281,28 +231,3 @@ def _library() -> Any:
 def _tokenizer_class(library: Any) -> Any:
     """The one that reads both kinds of files; since 5.0 there is no other, and its old name may go."""
     return getattr(library, "BertTokenizerFast", None) or library.BertTokenizer
-
-
-def _settings(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read ({error}): download it again.") from error
-
-
-def _picture_settings(folder: Path) -> Any:
-    """How pictures are prepared; since 5.0 it is a part of another file, which older versions of transformers do not look for."""
-    settings = _settings(next(folder / name for name in _PREPARATION if (folder / name).is_file()))
-    return settings.get("image_processor", settings)
-
-
-def _check_kind(settings: Any, folder: Path) -> None:
-    kind = settings.get("model_type") if isinstance(settings, dict) else None
-    if kind != "blip":
-        raise ValueError(f"{folder} holds no BLIP model: its {_CONFIG} says model_type {kind!r}, and BLIP is 'blip'. {ADVICE}")
-    classes = settings.get("architectures") or [KIND]
-    if KIND not in classes:
-        raise ValueError(
-            f"{folder} holds a BLIP for another task ({', '.join(map(str, classes))}): it answers questions or compares pictures with "
-            f"texts, but it cannot describe them. {ADVICE}"
-        )

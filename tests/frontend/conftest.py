@@ -86,11 +86,16 @@ def server(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     staged = run.stage(tmp_path_factory.mktemp("comfyui"))
+    any_file = run.TINY_MODEL  # what is only looked for and never loaded
     for file in embeddings:
         staged.add_model("embeddings", file)
     for prompt in run.workflows().values():
         run.add_photographs(staged, run.photographs(prompt))
         for node in prompt.values():
+            if node["class_type"] in run.PUBLISHED:
+                field, kind = run.PUBLISHED[node["class_type"]]
+                staged.add_model(kind, any_file, node["inputs"][field])
+                continue
             for field, (kind, file) in (model_inputs | own_inputs).items():
                 if field in node["inputs"]:
                     staged.add_model(kind, file, node["inputs"][field])

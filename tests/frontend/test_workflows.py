@@ -80,13 +80,18 @@ def test_missing_models_are_offered(page: Page, model_inputs: dict[str, tuple[st
     graph = graph_of(name)
     loaders = [node for node in graph["nodes"] if node.get("properties", {}).get("models")]
     prompt = run.workflow(name)
-    needed = sorted(node["inputs"][field] for node in prompt.values() for field in model_inputs if field in node["inputs"])
+    needed: list[str] = []
+    for node in prompt.values():
+        loader = run.PUBLISHED.get(node["class_type"])
+        fields = [loader[0]] if loader else [field for field in model_inputs if field in node["inputs"]]
+        needed += [node["inputs"][field] for field in fields]
+    needed.sort()
     offered = [model for node in loaders for model in node["properties"]["models"]]
     assert sorted(model["name"] for model in offered) == needed
     for model in offered:
         assert model["url"].startswith("https://huggingface.co/")
         assert model["url"].endswith(f"/{model['name']}")
-        assert model["directory"] in {kind for kind, _ in model_inputs.values()}
+        assert model["directory"] in {kind for kind, _ in model_inputs.values()} | {kind for _, kind in run.PUBLISHED.values()}
     text = json.dumps(graph)
     for model in needed:
         text = text.replace(model, f"absent-{model}")

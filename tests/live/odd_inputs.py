@@ -26,6 +26,7 @@ from . import odd_pack
 SMALL: dict[str, Any] = {
     "steps": 1, "weight_steps": 1, "size": 64, "batch_size": 1, "rank": 1, "width": 64, "height": 64, "resolution": 64, "noun": "ball",
     "words": "ball", "token": "sks", "text": "a red ball on grass", "preview_every": 0, "prior_pictures": 1, "max_tokens": 6, "beams": 1,
+    "variations": 2,
 }  # fmt: skip
 """Settings under which a node's valid call is quick."""
 SOURCES: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -43,6 +44,9 @@ SOURCES: dict[str, tuple[str, dict[str, Any], int]] = {
 SLOW = ("Train", "Caption")
 """Nodes that take seconds even for a good call: a tenth of the values is tried on them."""
 LONGEST = 120.0
+LATE = "took too long"
+DEAD = 3
+"""After so many values in a row that took too long, the server counts as dead."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def attempt(server: Server, graphs: Graphs, name: str, field: str, value: str) -
             return _judged(history[answer["prompt_id"]], name, field, value)
         time.sleep(0.01)
     server.interrupt()
-    return Outcome(name, field, value, "took too long")
+    return Outcome(name, field, value, LATE)
 
 
 def _judged(entry: dict[str, Any], name: str, field: str, value: str) -> Outcome:
@@ -182,7 +186,13 @@ def tried(server: Server, count: int, seed: int) -> list[Outcome]:
     graphs = Graphs(server.object_info())
     outcomes: list[Outcome] = []
     for name, field, value in plan(graphs, count, seed):
-        outcomes.append(attempt(server, graphs, name, field, value))
+        outcome = attempt(server, graphs, name, field, value)
+        outcomes.append(outcome)
+        if not outcome.good:
+            print(f"{outcome.node}.{outcome.input} <- {outcome.value}: {outcome.kind}\n    {outcome.said}", flush=True)
+        if [one.kind for one in outcomes[-DEAD:]] == [LATE] * DEAD:
+            print("The server runs no workflow any more. The end of its log:\n" + server.log_tail(), flush=True)
+            break
     server.get("/system_stats")
     return outcomes
 
@@ -194,11 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, run.stage(Path(folder), more={"odd-values": PACK}) as server:
         outcomes = tried(server, options.count, options.seed)
-    for outcome in outcomes:
-        if not outcome.good:
-            print(f"{outcome.node}.{outcome.input} <- {outcome.value}: {outcome.kind}\n    {outcome.said}")
     print(", ".join(f"{kind}: {number}" for kind, number in Counter(outcome.kind for outcome in outcomes).most_common()))
-    return int(not all(outcome.good for outcome in outcomes))
+    return int(len(outcomes) < options.count or not all(outcome.good for outcome in outcomes))
 
 
 PACK = Path(odd_pack.__file__).resolve().parent

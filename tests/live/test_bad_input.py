@@ -154,7 +154,8 @@ def learned(boxes: Sequence[Box | None], model: dict[str, Any] = CHECKPOINT, sid
     """Train Poseable Subjects on a picture of 512 x 512 pixels, if it comes so far."""
     given = {
         "model": ["model", 0], "clip": ["clip", 1], "vae": ["clip", 2], "image": ["picture", 0], "masks": ["masks", 0],
-        "words": "ball, star", "name": "live", "steps": 1, "weight_steps": 1, "method": "lora", "learning_rate": 0.0, "rank": 2,
+        "words": "ball, star", "name": "live", "steps": 1, "weight_steps": 1, "method": "lora", "variations": 2,
+        "learning_rate": 0.0, "rank": 2,
         "batch_size": 1, "size": 64, "seed": 0,
     }  # fmt: skip
     return {

@@ -25,7 +25,7 @@ PICTURE = "ball-and-fish.png"
 POSES = ("place-ball.png", "place-fish.png")
 SETTINGS: dict[str, Any] = {
     "words": "ball, fish", "name": NAME, "steps": 4, "weight_steps": 2, "method": "lora", "learning_rate": 0.0002, "rank": 4,
-    "batch_size": 1, "size": SIZE, "seed": 3, "preview_every": 0, "gradient_checkpointing": False,
+    "batch_size": 1, "size": SIZE, "seed": 3, "preview_every": 0, "gradient_checkpointing": False, "variations": 16,
 }  # fmt: skip
 """Seconds; at a rate at which a few steps change the picture and leave it one."""
 SAME = 1e-3

@@ -19,7 +19,7 @@ from demo.server import Prompt, Result, Server, WorkflowError
 from ..support.graphs import node
 from ..support.live_workflows import pictures, titled, with_inputs
 
-FEW = {"steps": 2, "weight_steps": 2, "batch_size": 1}
+FEW = {"steps": 2, "weight_steps": 2, "batch_size": 1, "variations": 8}
 WORDS = "embedding:scene-ball and embedding:scene-fish"
 STRONG = "strong.safetensors"
 POSED = "Posed by the mask"

@@ -14,7 +14,6 @@ from comfy_api.latest import io
 from maskprompt.models import files
 from maskprompt.models.mcgm.file import LoadedEncoder
 from maskprompt.nodes.train_mcgm import TrainMCGM
-from maskprompt.training.mcgm import examples as mcgm_samples
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -68,11 +67,7 @@ def output(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def node(tiny: Painter, model: Any, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
-    """`node(steps=..., ...)` runs Train Poseable Subjects as ComfyUI's executor does, in inference mode; on a ball and a star.
-
-    Of few examples: each has to be encoded, however few steps there are.
-    """
-    monkeypatch.setattr(mcgm_samples, "EXAMPLES", 4)
+    """`node(steps=..., ...)` runs Train Poseable Subjects as ComfyUI's executor does, in inference mode; on a ball and a star."""
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(output))
     for kind in ("embeddings", "loras"):
         files.register_folder(kind)
@@ -82,7 +77,7 @@ def node(tiny: Painter, model: Any, folders: Path, output: Path, monkeypatch: py
         given = {
             "model": model, "clip": tiny.clip, "vae": tiny.vae, "image": picture(), "masks": marks(), "words": "ball, star", "name": "fox",
             "steps": 2, "weight_steps": 2, "method": "lora", "learning_rate": 1e-3, "rank": 2, "batch_size": 1, "size": SIDE, "seed": 0,
-            "preview_every": 0, "gradient_checkpointing": False,
+            "preview_every": 0, "gradient_checkpointing": False, "variations": 4,
         } | inputs  # fmt: skip
         prepared: Any = TrainMCGM.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "7"}})  # pyright: ignore[reportArgumentType]
         with torch.inference_mode():

@@ -68,15 +68,23 @@ def register(path: str) -> None:
         raise ValueError(f"--register {path} cannot be imported: {error}. It takes a Python file, or a folder with __init__.py.") from error
 
 
-def load_checkpoint(name: str) -> tuple[Any, Any, Any]:
-    """MODEL, CLIP and VAE of a file, or of one in ComfyUI's models/checkpoints. ValueError if there is none, or not all three."""
-    import comfy.sd
+def checkpoint_file(name: str) -> str:
+    """The path of a file, or of one in ComfyUI's models/checkpoints. ValueError if there is none."""
     import folder_paths
 
     path = name if os.path.isfile(name) else folder_paths.get_full_path("checkpoints", name)
     if path is None:
         places = " or ".join(folder_paths.get_folder_paths("checkpoints"))
         raise ValueError(f"there is no checkpoint {name}, neither from here nor in {places}.")
+    return path
+
+
+def load_checkpoint(name: str) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of a file, or of one in ComfyUI's models/checkpoints. ValueError if there is none, or not all three."""
+    import comfy.sd
+    import folder_paths
+
+    path = checkpoint_file(name)
     try:
         loaded: Any = comfy.sd.load_checkpoint_guess_config(path, embedding_directory=folder_paths.get_folder_paths("embeddings"))
     except Exception as error:  # unknown models, damaged files
@@ -121,9 +129,10 @@ def load_sam(name: str) -> Any:
 def load_blip(name: str) -> Any:
     """The BLIP (`caption.LoadedBlip`) of a folder, or of one in ComfyUI's models/blip. ValueError if there is none, or another model."""
     from ...models.blip import captioner
+    from ...models.blip import folder as blip_folder
 
     place = Path(name).expanduser().absolute()
     if not place.is_dir():
-        return captioner.load(captioner.find(name))
-    captioner.check(place)
+        return captioner.load(blip_folder.find(name))
+    blip_folder.check(place)
     return captioner.load(place)

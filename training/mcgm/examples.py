@@ -18,7 +18,6 @@ from ..data.pictures import finite
 from .scene import Background, Scene
 
 AT_ONCE = 8
-EXAMPLES = 400
 """Pictures are encoded before training, so that the VAE need not stay loaded: this many at most."""
 SMALLEST = 0.35
 LARGEST = 0.75
@@ -141,13 +140,13 @@ def encode(
     seed: int,
     on_crop: Callable[[int, int], None] | None = None,
 ) -> list[Examples]:
-    """About `count` pictures of a fitted scene (at most `EXAMPLES`), as many of every number of subjects from one on, through the VAE.
+    """About `count` pictures of a fitted scene, as many of every number of subjects from one on, through the VAE.
 
     `on_crop` is told how many are done, and of how many; what it raises interrupts. ValueError where the VAE gives no numbers.
     """
     rng = np.random.default_rng(seed)
     most = len(scene.masks)
-    each = max(1, min(count, EXAMPLES) // most)
+    each = max(1, count // most)
     found = []
     # Not in inference mode, in which ComfyUI runs nodes: what is made there cannot take part in a gradient.
     with torch.inference_mode(False), torch.no_grad():

@@ -55,10 +55,9 @@ class MCGM(job.Job[Learned]):
             return False
         options = self.options
         model, clip, vae = self.given
-        # As many however few steps are asked for, so that a training that is made longer goes on with the same.
-        count = pictures.EXAMPLES
         told = partial(self.tell, "Encoding crops")
-        self.examples = pictures.encode(self.scene, vae, options.background, options.move, count, options.seed, told)
+        # As many however few steps are asked for, so that a training that is made longer goes on with the same.
+        self.examples = pictures.encode(self.scene, vae, options.background, options.move, options.variations, options.seed, told)
         self.whole = pictures.whole(self.scene, vae)
         if options.prior_weight:
             shape = (options.prior_pictures, *options.latents(self.scene)[1:])

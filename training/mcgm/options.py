@@ -120,6 +120,11 @@ class Options:
     prior_pictures: int = 20
     average: float = engine.average(0.98, "what the second phase learns,", "the last weights, as in the paper.")
     checkpointing: bool = engine.checkpointing()
+    variations: int = option(
+        400,
+        "How many pictures of the subjects are made to learn from, before training. Fewer are sooner encoded.",
+        lowest=1, highest=10_000, advanced=True,
+    )  # fmt: skip
 
     def settings(self, phase: int, width: int) -> loop.Settings:
         """Of phase 1 or 2, for a UNet of `width` channels."""
@@ -146,7 +151,9 @@ class Options:
         """
         same = replace(self, weight_steps=0, checkpointing=True)
         same = replace(same, steps=0, rate=None, method="lora", rank=0, average=0.0) if phase == 1 else same
-        return f"mcgm 1 phase {phase} {same} {scene.fingerprint()} {model}"
+        # Trainings that were interrupted before the number could be chosen go on.
+        own = str(same).replace(", variations=400", "")
+        return f"mcgm 1 phase {phase} {own} {scene.fingerprint()} {model}"
 
 
 def of_mask_tokens(tokens: str) -> dict[str, Any]:

@@ -67,12 +67,13 @@ def encode(
     vae: Any,
     clip_vision: Any,
     threshold: float = 0.5,
+    visibility: str = patch_visibility.HIDE,
     on_group: Callable[[int], None] | None = None,
 ) -> Examples:
     """The samples through the VAE and the vision model, which of a sample with a region sees only the patches inside it.
 
-    `texts` must know their texts. `on_group` is told how many are done; what it raises interrupts. ValueError where the VAE gives no
-    numbers.
+    `texts` must know their texts. `visibility`: as in `Options`. `on_group` is told how many are done; what it raises interrupts.
+    ValueError where the VAE gives no numbers.
     """
     latents: list[Tensor] = []
     features: list[Tensor] = []
@@ -85,7 +86,7 @@ def encode(
             latents.append(finite(vae.encode(torch.stack([one.image for one in group])).float().cpu()))
             whole = torch.ones(group[0].image.shape[:2], dtype=torch.bool)
             inside = [whole if one.region is None else one.region for one in group]
-            features += _features(group, inside, clip_vision, threshold)
+            features += _features(group, inside, clip_vision, threshold, visibility)
             regions += inside
             masked += [one.region is not None for one in group]
             captions += [one.text for one in group]
@@ -137,7 +138,7 @@ class Source:
     def _encoded(self, plans: Sequence[Plan], on_group: Callable[[int], None] | None) -> Examples:
         self.texts.know(plan.text for plan in plans)
         samples = (plan.sample(self.pictures[plan.picture], self.options) for plan in plans)
-        return encode(samples, self.texts, self.vae, self.clip_vision, self.options.threshold, on_group)
+        return encode(samples, self.texts, self.vae, self.clip_vision, self.options.threshold, self.options.visibility, on_group)
 
     def _plan(self, number: int) -> Plan:
         """Of sample `number`. Its random numbers are its own, so that they do not depend on where a training begins or ends."""
@@ -205,7 +206,7 @@ def _groups(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
         yield group
 
 
-def _features(group: Sequence[Sample], inside: Sequence[Tensor], clip_vision: Any, threshold: float) -> list[Tensor]:
+def _features(group: Sequence[Sample], inside: Sequence[Tensor], clip_vision: Any, threshold: float, visibility: str) -> list[Tensor]:
     """Each sample's visible tokens [M, features] on the CPU, or zeros for none: of a blank one, and where no patch is visible."""
     encoder = patch_input.describe(clip_vision)
     size = group[0].image.shape[0]
@@ -216,7 +217,7 @@ def _features(group: Sequence[Sample], inside: Sequence[Tensor], clip_vision: An
     if rows:
         images = torch.stack([group[row].image for row in rows])
         visible = torch.stack([inside[row] for row in rows]).float()
-        output = patch_visibility.encode(clip_vision, images, visible, threshold, patch_visibility.HIDE).output
+        output = patch_visibility.encode(clip_vision, images, visible, threshold, visibility).output
         for row, tokens in zip(rows, patch_visibility.own_tokens(output), strict=True):
             found[row] = tokens.cpu()
     return found

@@ -28,7 +28,9 @@ from .keys import fresh, keys_of, patches_of, size
 from .loss import Loss
 from .options import Options
 
-TOLD = ("rate", "weight_decay", "batch", "size", "masked", "text_only", "text_dropout", "blank", "threshold", "seed", "average")
+TOLD = (
+    "rate", "weight_decay", "batch", "size", "masked", "text_only", "text_dropout", "blank", "threshold", "visibility", "seed", "average",
+)  # fmt: skip
 """The options that go into a file's metadata."""
 
 

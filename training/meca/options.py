@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Literal, get_args
 
 from ...attention.meca import Mode
 from ..engine import loop
 from ..engine import options as engine
 from ..engine.options import option
 
+Visibility = Literal["hide", "paper"]
 CHUNK = 256
 """Samples are encoded so many at a time, so that neither VAE nor CLIP need stay loaded while the adapter learns."""
 
@@ -42,6 +43,13 @@ class Options:
     threshold: float = engine.share(
         0.5, "As in Hide in Reference: a patch is hidden when more than this part of it lies outside of the region.", step=0.01
     )
+    visibility: Visibility = option(
+        "hide",
+        "How the vision model is kept from seeing hidden patches; choose the same in Hide in Reference later. hide: they are left out. "
+        "paper: equation 1, they are empty and keep their places.",
+        choices=get_args(Visibility),
+        advanced=True,
+    )
     random_crop: bool = engine.switch(False, "Take any square of a picture instead of the middle one.")
     flip: bool = engine.switch(False, "Mirror half of the samples.")
     seed: int = engine.seed()
@@ -71,4 +79,6 @@ class Options:
 
         The number of steps is not part of it, so that a training can be made longer, nor is what changes memory alone.
         """
-        return " ".join(["meca 1", str(replace(self, steps=0, checkpointing=True)), *parts])
+        own = str(replace(self, steps=0, checkpointing=True))
+        # Trainings that were interrupted before there was a choice go on.
+        return " ".join(["meca 1", own.replace(", visibility='hide'", ""), *parts])

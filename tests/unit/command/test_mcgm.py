@@ -16,7 +16,6 @@ from maskprompt.models import files
 from maskprompt.nodes.train_mcgm import TrainMCGM
 from maskprompt.training.command import comfyui, mcgm, program
 from maskprompt.training.engine.options import names
-from maskprompt.training.mcgm import examples
 from maskprompt.training.mcgm.loss import Loss
 from maskprompt.training.mcgm.options import Options
 from PIL import Image
@@ -29,12 +28,6 @@ from demo import setup, tiny_model
 ROOT = Path(train.__file__).parent
 FILES = ("embeddings/fox-ball", "embeddings/fox-star", "loras/fox", "mcgm/fox")
 Command = Callable[..., list[str]]
-
-
-@pytest.fixture(autouse=True)
-def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has to be encoded, however few steps there are."""
-    monkeypatch.setattr(examples, "EXAMPLES", 4)
 
 
 @pytest.fixture
@@ -58,6 +51,7 @@ def command(picture: Path, tmp_path: Path) -> Command:
         options: dict[str, Any] = {
             "comfyui": setup.comfyui_path(), "register": ROOT / "demo" / "registration", "checkpoint": tiny_model.CHECKPOINT,
             "picture": picture, "words": "ball, star", "steps": 2, "weight_steps": 2, "size": 64, "rank": 2, "rate": 1e-3, "seed": 4,
+            "variations": 4,
             "out": tmp_path / models / "loras" / "fox.safetensors",
         } | changes  # fmt: skip
         given = {f"--{name.replace('_', '-')}": value for name, value in options.items() if value is not None}
@@ -110,7 +104,7 @@ def test_it_learns_what_the_node_learns(
     with torch.inference_mode():
         node.execute(
             model, clip, vae, image, masks, "ball, star", "fox", steps=2, weight_steps=2, method="lora", learning_rate=1e-3, rank=2,
-            batch_size=1, size=64, seed=4, preview_every=0,
+            batch_size=1, size=64, seed=4, preview_every=0, variations=4,
         )  # fmt: skip
     assert alike(tmp_path / "own", folders / "models")
 

@@ -13,7 +13,7 @@ from maskprompt.images import depth_hint
 from maskprompt.nodes.depth_hint import DepthHint
 from safetensors import safe_open
 
-from demo import registration, scenes, tiny_model, train_control
+from demo import control_examples, registration, scenes, tiny_model, train_control
 from demo.scenes import Paint, Scene, Thing
 
 from ...support.models import Sample
@@ -138,7 +138,7 @@ def test_hints_show_the_objects() -> None:
     rendered = scenes.render(Scene((Thing("star", Paint("red"), 0.5, 0.4, 0.5),), "grass"))
     mask = rendered.masks[0]
     for _ in range(20):
-        drawn = train_control.draw_hint(rng, mask)
+        drawn = control_examples.draw_hint(rng, mask)
         assert drawn.shape == mask.shape
         assert drawn.min() >= 0
         assert drawn.max() <= 1
@@ -157,7 +157,7 @@ def test_a_drawn_hint_is_one_that_the_node_makes(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(depth_hint, "hint", keep)
     mask = scenes.render(Scene((Thing("moon", Paint("red"), 0.5, 0.5, 0.6),), "sand")).masks[0]
     for seed in range(5):
-        train_control.draw_hint(np.random.default_rng(seed), mask)
+        control_examples.draw_hint(np.random.default_rng(seed), mask)
     monkeypatch.undo()
     assert len(made) == 5
     for (ground, _, product, given, _, _, feather), hint in made:

@@ -16,6 +16,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskprompt.models.blip import captioner
+from maskprompt.models.blip import folder as blip_folder
 from maskprompt.models.blip.captioner import LoadedBlip, Search
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -145,7 +146,7 @@ def test_settings_of_the_first_files_are_understood(blip: LoadedBlip, folder: Pa
     write(folder, config)
     write(folder, settings_of(folder, "preprocessor_config.json") | {"size_divisor": 32}, "preprocessor_config.json")
     images = list(pictures(3))
-    assert captioner.captions(captioner.load(captioner.find("tiny")), images, "", BRIEF) == captioner.captions(blip, images, "", BRIEF)
+    assert captioner.captions(captioner.load(blip_folder.find("tiny")), images, "", BRIEF) == captioner.captions(blip, images, "", BRIEF)
 
 
 def test_a_pickle_of_weights_gives_the_same_and_safetensors_come_first(blip: LoadedBlip, folder: Path) -> None:
@@ -153,7 +154,7 @@ def test_a_pickle_of_weights_gives_the_same_and_safetensors_come_first(blip: Loa
     weights = load_file(folder / "model.safetensors")
     assert weights, "nothing would be compared"
     torch.save({name: torch.zeros_like(value) for name, value in weights.items()}, folder / "pytorch_model.bin")
-    model = captioner.load(captioner.find("tiny"))
+    model = captioner.load(blip_folder.find("tiny"))
     assert captioner.captions(model, images, "", BRIEF) == captioner.captions(blip, images, "", BRIEF)
     (folder / "model.safetensors").unlink()
     # What old files have besides: a buffer, and the shared weights under their second name.
@@ -162,7 +163,7 @@ def test_a_pickle_of_weights_gives_the_same_and_safetensors_come_first(blip: Loa
     more = {f"{embeddings}position_ids": torch.arange(40)[None], bias.replace(".bias", ".decoder.bias"): weights[bias]}
     shared = {"text_decoder.cls.predictions.decoder.weight": weights[f"{embeddings}word_embeddings.weight"]}
     torch.save(more | shared | weights, folder / "pytorch_model.bin")
-    model = captioner.load(captioner.find("tiny"))
+    model = captioner.load(blip_folder.find("tiny"))
     for name, value in blip.blip.state_dict().items():
         assert torch.equal(value, model.blip.state_dict()[name]), name
     assert captioner.captions(model, images, "", BRIEF) == captioner.captions(blip, images, "", BRIEF)
@@ -178,7 +179,7 @@ def test_a_folder_with_processor_config_and_tokenizer_json_works(blip: LoadedBli
     write(folder, {"image_processor": processor, "processor_class": "BlipProcessor"}, "processor_config.json")
     (folder / "vocab.txt").unlink(missing_ok=True)
     images = list(pictures(3))
-    assert captioner.captions(captioner.load(captioner.find("tiny")), images, "", BRIEF) == captioner.captions(blip, images, "", BRIEF)
+    assert captioner.captions(captioner.load(blip_folder.find("tiny")), images, "", BRIEF) == captioner.captions(blip, images, "", BRIEF)
 
 
 def test_nothing_is_looked_for_outside_and_no_code_of_the_folder_runs(
@@ -201,7 +202,7 @@ def test_nothing_is_looked_for_outside_and_no_code_of_the_folder_runs(
 
     monkeypatch.setattr(tokenizer, "from_pretrained", watched)
     images = list(pictures(2))
-    assert captioner.captions(captioner.load(captioner.find("tiny")), images, "", BRIEF) == captioner.captions(blip, images, "", BRIEF)
+    assert captioner.captions(captioner.load(blip_folder.find("tiny")), images, "", BRIEF) == captioner.captions(blip, images, "", BRIEF)
     assert called == [True]
     assert no_network == []
     assert not flag.exists()

@@ -14,6 +14,7 @@ import torch
 from comfy_api.latest import io
 from maskprompt.models import files
 from maskprompt.models.blip import captioner
+from maskprompt.models.blip import folder as blip_folder
 from maskprompt.models.blip.captioner import LoadedBlip
 from maskprompt.nodes.caption import NO_FOLDERS, CaptionImage
 from maskprompt.training.data import captions as training_captions
@@ -93,7 +94,7 @@ def test_validation_says_what_execution_would_say(blips: Path, original: Path) -
     message = CaptionImage.validate_inputs([NO_FOLDERS])
     assert isinstance(message, str)
     assert str(blips) in message
-    assert captioner.ADVICE in message
+    assert blip_folder.ADVICE in message
     with pytest.raises(ValueError, match="There is no BLIP folder"):
         ran([pictures(1)], NO_FOLDERS)
     shutil.copytree(original, blips / "tiny")
@@ -110,6 +111,6 @@ def test_the_folder_is_registered_beside_other_packs(folders: Path) -> None:
     (folders / "models" / "blip").mkdir()
     (folders / "models" / "blip" / "model_base_caption_capfilt_large.pth").touch()
     folder_paths.folder_names_and_paths["blip"] = ([str(folders / "models" / "blip")], {".pth"})
-    assert captioner.folders() == {}
+    assert blip_folder.folders() == {}
     assert folder_paths.get_filename_list("blip") == ["model_base_caption_capfilt_large.pth"]
     assert files.list_files("blip", frozenset({".pth"})) == ["model_base_caption_capfilt_large.pth"]

@@ -112,7 +112,7 @@ def test_a_bar_counts_every_picture(models: Path, monkeypatch: pytest.MonkeyPatc
         ({"clip": "b32", "prompt": ["a\nb\nc"]}, "prompt holds 3 lines and images 2 pictures"),
         ({"dino": "gone", "references": [coarse(1)]}, "no DINO model 'gone'"),
         ({"clip": "b32", "references": [coarse(1)], "masks": [torch.zeros(1, 8, 8)]}, "picture 1 of images: the mask shows nothing"),
-        ({"clip": "b32", "references": [torch.rand(0, 8, 8, 3)]}, "references holds no picture"),
+        ({"clip": "b32", "references": [torch.rand(0, 8, 8, 3)]}, "references is a batch of no pictures"),
     ],
 )
 def test_score_pictures_tells_what_is_wrong(inputs: dict[str, Any], said: str, models: Path) -> None:

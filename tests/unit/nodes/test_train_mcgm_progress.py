@@ -19,7 +19,6 @@ from maskprompt.models import files
 from maskprompt.models.mcgm.file import FOLDER
 from maskprompt.nodes.mcgm import EncodeMasks
 from maskprompt.training.engine.trainable_weights import Method
-from maskprompt.training.mcgm import examples as mcgm_samples
 from maskprompt.training.mcgm import loss as mcgm
 from safetensors import SafetensorError
 from torch import Tensor
@@ -222,15 +221,14 @@ def test_interrupted_and_made_longer_it_learns_from_the_same_pictures(
     node: Node, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch, value: int, longer: dict[str, int], left: list[int]
 ) -> None:
     """It ends, to the bit, as one that was so long from the beginning."""
-    monkeypatch.setattr(mcgm_samples, "EXAMPLES", 12)
-    node(**longer)
+    node(variations=12, **longer)
     wanted = taken(folders)
     with monkeypatch.context() as patch:
         cancelled_at(value, patch)
         with pytest.raises(InterruptProcessingException):
-            node()
+            node(variations=12)
     done = counted(monkeypatch)
-    node(**longer)
+    node(variations=12, **longer)
     assert done == left
     assert alike(stored(folders), wanted)
     assert states(output) == []

@@ -17,7 +17,11 @@ from demo.pack import ROOT
 
 KNOWN: dict[str, Any] = json.loads((ROOT / "tests" / "data" / "train_schemas.json").read_text("utf-8"))
 """As they were before options stood once."""
-ADDED = {"MaskPromptTrainMCGM": ["preset"], "MaskPromptTrainMaskControlNet": ["pairs", "references"]}
+ADDED = {
+    "MaskPromptTrainMCGM": ["preset", "variations"],
+    "MaskPromptTrainMECA": ["visibility"],
+    "MaskPromptTrainMaskControlNet": ["pairs", "references"],
+}
 """Inputs that came later: the last ones, so that a saved graph's values stay in their places, with defaults that change nothing."""
 
 

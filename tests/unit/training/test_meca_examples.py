@@ -159,6 +159,31 @@ def test_an_image_is_seen_in_its_region_alone(clip_vision: Any) -> None:
     assert min(kinds.values()) >= 3
 
 
+def test_hidden_patches_keep_their_places_as_in_equation_1(clip_vision: Any) -> None:
+    image = torch.rand(SIZE, SIZE, 3, generator=torch.Generator().manual_seed(1)).mul(255).round() / 255
+    region = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    region[:, : SIZE // 2] = True
+    texts = Texts(Clip())
+    texts.know(["a fox"])
+    found = encode([Sample(image, "a fox", region)], texts, Vae(), clip_vision, visibility="paper").features[0]
+
+    vision = clip_vision.model.vision_model
+    patch = vision.embeddings.patch_embedding.kernel_size[0]
+    edge = clip_vision.image_size
+    scaled = F.interpolate(image.movedim(-1, 0)[None], (edge, edge), mode="bicubic", antialias=True).clamp(0, 1)
+    mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (clip_vision.image_mean, clip_vision.image_std))
+    shown = F.interpolate(region[None, None].float(), (edge, edge)) * ((scaled * 255).round() / 255 - mean) / std
+    assert edge % (2 * patch) == 0  # the region ends between two patches
+    with torch.no_grad():
+        wanted = vision(shown, intermediate_output=-2)[1]
+    torch.testing.assert_close(found, wanted[0], atol=2e-3, rtol=2e-3)  # another resampling of the pixels
+
+
+def test_a_training_from_before_the_choice_goes_on() -> None:
+    assert "visibility" not in Options().fingerprint("x")
+    assert Options(visibility="paper").fingerprint("x") != Options().fingerprint("x")
+
+
 def test_a_pictures_own_mask_is_its_region_or_all_but_it(clip_vision: Any) -> None:
     found = source(clip_vision, pictures(masked=True), masked=1.0, text_only=0.0, steps=10)(0)
     for region, latents in zip(found.regions, found.latents, strict=True):
