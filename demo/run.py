@@ -157,6 +157,10 @@ def matching(wanted: str, titles: Iterable[str]) -> list[str]:
     titles = list(titles)
     if wanted in titles:
         return [wanted]
+    if wanted.isdigit():
+        found = [title for title in titles if re.match(rf"0*{int(wanted)}\b", title)]
+        if found:
+            return found
     words = {word.lstrip("0") for word in re.findall(r"[a-z0-9]+", wanted.lower())}
     found = [title for title in titles if words and words <= {word.lstrip("0") for word in re.findall(r"[a-z0-9]+", title.lower())}]
     if not found:
