@@ -103,9 +103,9 @@ class Chain:
         if not is_unet(executor.class_obj):
             return joint.run(self, executor, executor.class_obj, arguments, self._plans)
         patches = self.patches
-        options = arguments.get("transformer_options", {})
         if any(patch.kind == "region" for patch in patches):
             arguments, patches = unet_regions.joined(patches, executor.class_obj, arguments, self._plans)
+        options = arguments.get("transformer_options", {})
         options = replace(self, patches=patches).composed(executor.class_obj, arguments.get("x"), options)
         return arguments.having(transformer_options=options).call(executor)
 

@@ -14,6 +14,8 @@ from . import context_window
 from .grid import Size, Window
 
 VIEW = "maskprompt_view"
+PROMPT = "maskprompt_prompt"
+"""The option that tells how many of a UNet's words are the prompt's, where regions' words follow them."""
 
 
 @dataclass(frozen=True)
