@@ -97,8 +97,8 @@ CFG: dict[str, float] = {
 MADE_FILES: dict[str, str] = {"lora_name": "loras", "mcgm_name": "mcgm"}
 """The inputs of loaders that name files which other bundled workflows make: the folder below models/."""
 MADE_BY: dict[tuple[str, str], str] = {
-    ("loras", "dreamcom_subject.safetensors"): "18 Teach your subject",
-    ("mcgm", "scene.safetensors"): "20 Learn the subjects of one picture",
+    ("loras", "dreamcom_subject.safetensors"): "20 Teach your subject",
+    ("mcgm", "scene.safetensors"): "22 Learn the subjects of one picture",
 }
 """These files, by their folder and the name that they have in the workflows which load them: the workflow that makes each."""
 LONGEST = 1800

@@ -16,9 +16,9 @@ from demo.tiny_edit import files
 from ..support import tiny_edit_world
 
 WORKFLOWS = {name: prompt for name, prompt in run.workflows().items() if name not in run.paintable(run.workflows())}
-INSERT = "09 Insert my product, FLUX 2 klein"
-BACKGROUND = "10 New background, product untouched, FLUX 2 klein"
-TWO = "11 Two references, two places, FLUX 2 klein"
+INSERT = "10 Insert my product, FLUX 2 klein"
+BACKGROUND = "12 New background, product untouched, FLUX 2 klein"
+TWO = "13 Two references, two places, FLUX 2 klein"
 REPLACE = "04 Replace what is in the mask, FLUX 2 klein"
 
 
