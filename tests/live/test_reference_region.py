@@ -83,10 +83,10 @@ def test_each_reference_acts_in_its_own_region(server: Server) -> None:
 
 def test_what_is_hidden_is_not_in_the_painted_picture(server: Server) -> None:
     """The second picture differs from the first on its right only."""
-    one, other = (painted(server, graph({"show": ["left", 0]}, pictures=(name,))) for name in (NAMES[0], NAMES[2]))
-    assert np.array_equal(one, other)
-    one, other = (painted(server, graph({}, pictures=(name,))) for name in (NAMES[0], NAMES[2]))
-    assert not np.array_equal(one, other)
+    hidden = [painted(server, graph({"show": ["left", 0]}, pictures=(name,))) for name in (NAMES[0], NAMES[2])]
+    assert np.array_equal(hidden[0], hidden[1])
+    shown = [painted(server, graph({}, pictures=(name,))) for name in (NAMES[0], NAMES[2])]
+    assert not np.array_equal(shown[0], shown[1])
 
 
 def test_bad_input_is_refused_in_plain_words_and_the_server_serves_on(server: Server) -> None:
