@@ -114,9 +114,9 @@ class Chain:
         if not is_unet(model):
             return joint.run(self, executor, model, arguments, self._plans)
         patches = self.patches
-        options = arguments.get("transformer_options", {})
         if any(patch.kind == "region" for patch in patches):
             arguments, patches = unet_regions.joined(patches, model, arguments, self._plans)
+        options = arguments.get("transformer_options", {})
         options = replace(self, patches=patches).composed(model, arguments.get("x"), options)
         return arguments.having(transformer_options=options).call(executor)
 

@@ -15,6 +15,8 @@ from .grid import Size, Window
 from .reference_regions import ReferenceRegion, of_conditioning
 
 VIEW = "maskprompt_view"
+PROMPT = "maskprompt_prompt"
+"""The option that tells how many of a UNet's words are the prompt's, where regions' words follow them."""
 
 
 @dataclass(frozen=True)

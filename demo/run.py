@@ -43,6 +43,14 @@ MODEL_FILES: dict[str, tuple[str, Path]] = {
 }
 """The inputs that name model files: the folder below models/, and the small file, or folder of files, that the demo has for it."""
 
+PUBLISHED: dict[str, dict[str, str]] = {
+    "UNETLoader": {"unet_name": "diffusion_models"},
+    "CLIPLoader": {"clip_name": "text_encoders"},
+    "DualCLIPLoader": {"clip_name1": "text_encoders", "clip_name2": "text_encoders"},
+    "VAELoader": {"vae_name": "vae"},
+}
+"""The loaders of transformers and their parts: the folder below models/ of each input. The demo has no small model for them yet."""
+
 # All that the demo changes in a workflow: (class of the node, its input) to the value for the tiny model.
 CHANGES: dict[tuple[str, str], Any] = {
     ("CheckpointLoaderSimple", "ckpt_name"): TINY_MODEL.name,
@@ -89,16 +97,10 @@ CFG: dict[str, float] = {
 MADE_FILES: dict[str, str] = {"lora_name": "loras", "mcgm_name": "mcgm"}
 """The inputs of loaders that name files which other bundled workflows make: the folder below models/."""
 MADE_BY: dict[tuple[str, str], str] = {
-    ("loras", "dreamcom_subject.safetensors"): "18 Teach your subject",
-    ("mcgm", "scene.safetensors"): "20 Learn the subjects of one picture",
+    ("loras", "dreamcom_subject.safetensors"): "20 Teach your subject",
+    ("mcgm", "scene.safetensors"): "22 Learn the subjects of one picture",
 }
 """These files, by their folder and the name that they have in the workflows which load them: the workflow that makes each."""
-PUBLISHED: dict[str, tuple[str, str]] = {
-    "UNETLoader": ("unet_name", "diffusion_models"),
-    "CLIPLoader": ("clip_name", "text_encoders"),
-    "VAELoader": ("vae_name", "vae"),
-}
-"""Loaders of published models that the demo has no small ones of: the input that names the file, and the folder below models/."""
 LONGEST = 1800
 """Seconds that one workflow may take, on a slow machine."""
 
@@ -182,8 +184,8 @@ def workflow(name: str) -> Prompt:
 
 
 def paintable(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
-    """Those of the workflows that need no published model."""
-    return {name: prompt for name, prompt in prompts.items() if not any(entry["class_type"] in PUBLISHED for entry in prompt.values())}
+    """Those of the workflows for all of whose models the demo has a small one."""
+    return {name: prompt for name, prompt in prompts.items() if all(entry["class_type"] not in PUBLISHED for entry in prompt.values())}
 
 
 def in_order(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
@@ -265,10 +267,11 @@ def demo(names: Iterable[str], thumbnails: bool) -> None:
 
     Without names all that the tiny models can paint. ValueError for names of others.
     """
-    chosen = paintable(workflows(names))
-    others = sorted(set(names) - chosen.keys())
-    if others:
-        raise ValueError(f"{', '.join(others)}: the demo has no small model for this. Load it in ComfyUI with the files that it names.")
+    asked = workflows(names)
+    chosen = paintable(asked)
+    others = "; ".join(sorted(asked.keys() - chosen.keys()))
+    if not chosen:
+        raise ValueError(f"{others}: the demo has no small model for this. Load it in ComfyUI with the files that it names.")
     setup.get_comfyui()
     setup.get_mobile_sam()
     OUTPUT.mkdir(parents=True, exist_ok=True)
@@ -278,6 +281,8 @@ def demo(names: Iterable[str], thumbnails: bool) -> None:
             print("Starting ComfyUI ...", flush=True)
             with server:
                 rows = paint(server, in_order(chosen))
+                if others:
+                    print(f"Not painted, since the demo has no small model for them: {others}.")
         finally:
             if server.log.is_file():
                 shutil.copyfile(server.log, OUTPUT / "server.log")

@@ -46,7 +46,11 @@ class PromptRegionNode(io.ComfyNode):
             ],
             inputs=[
                 io.Model.Input("model", tooltip="The model on its way to the sampler, also from another Prompt Region."),
-                io.Conditioning.Input("text", tooltip="What is in the region, from a text node with the same CLIP as the prompt."),
+                io.Conditioning.Input(
+                    "text",
+                    tooltip="What is in the region, from a text node with the same CLIP as the prompt; or a picture in place of words, "
+                    "from Apply Style Model (Redux) behind an empty text.",
+                ),
                 io.Mask.Input(
                     "mask",
                     tooltip="White is the region. Any size, of the same shape as the picture that is painted. One for all pictures, or one "
@@ -131,6 +135,11 @@ def entries(text: list[Any]) -> list[tuple[torch.Tensor, dict[str, Any]]]:
     found = [(words, options) for words, options in text or () if isinstance(words, torch.Tensor) and words.shape[1] > 0]
     if not found:
         raise ValueError("the region has no text: wire a text node (CLIP Text Encode) to `text`.")
+    if any(options.get("attention_mask_img_shape") is not None for _, options in found):
+        raise ValueError(
+            "the region's text carries an attention mask of the whole picture (Apply Style Model with strength_type attn_bias), which "
+            "cannot act in a region. Choose strength_type multiply there."
+        )
     left = sorted({name for _, options in found for name in UNUSED_OPTIONS if options.get(name) is not None})
     if left:
         log.warning(

@@ -92,12 +92,10 @@ def server(
     for prompt in run.workflows().values():
         run.add_photographs(staged, run.photographs(prompt))
         for node in prompt.values():
-            if node["class_type"] in run.PUBLISHED:
-                field, kind = run.PUBLISHED[node["class_type"]]
+            for field, kind in run.PUBLISHED.get(node["class_type"], {}).items():
                 staged.add_model(kind, any_file, node["inputs"][field])
-                continue
             for field, (kind, file) in (model_inputs | own_inputs).items():
-                if field in node["inputs"]:
+                if field in node["inputs"] and node["class_type"] not in run.PUBLISHED:
                     staged.add_model(kind, file, node["inputs"][field])
     with staged as started:
         started.post("/settings", {"Comfy.TutorialCompleted": True})

@@ -80,18 +80,19 @@ def test_missing_models_are_offered(page: Page, model_inputs: dict[str, tuple[st
     graph = graph_of(name)
     loaders = [node for node in graph["nodes"] if node.get("properties", {}).get("models")]
     prompt = run.workflow(name)
-    needed: list[str] = []
-    for node in prompt.values():
-        loader = run.PUBLISHED.get(node["class_type"])
-        fields = [loader[0]] if loader else [field for field in model_inputs if field in node["inputs"]]
-        needed += [node["inputs"][field] for field in fields]
-    needed.sort()
+    needed = sorted(
+        node["inputs"][field]
+        for node in prompt.values()
+        for field in run.PUBLISHED.get(node["class_type"], model_inputs)
+        if field in node["inputs"]
+    )
+    folders = {kind for kind, _ in model_inputs.values()} | {kind for fields in run.PUBLISHED.values() for kind in fields.values()}
     offered = [model for node in loaders for model in node["properties"]["models"]]
     assert sorted(model["name"] for model in offered) == needed
     for model in offered:
         assert model["url"].startswith("https://huggingface.co/")
         assert model["url"].endswith(f"/{model['name']}")
-        assert model["directory"] in {kind for kind, _ in model_inputs.values()} | {kind for _, kind in run.PUBLISHED.values()}
+        assert model["directory"] in folders
     text = json.dumps(graph)
     for model in needed:
         text = text.replace(model, f"absent-{model}")

@@ -12,7 +12,7 @@ from ..support.graphs import node
 
 
 def test_each_word_lights_up_on_its_thing_and_the_picture_stays(server: Server) -> None:
-    prompt = run.changed(run.workflow("16 See where a word acts"))
+    prompt = run.changed(run.workflow("18 See where a word acts"))
     (looking,) = (name for name, entry in prompt.items() if entry["class_type"] == "MaskPromptAttentionMap")
     (decoded,) = (name for name, entry in prompt.items() if entry["class_type"] == "VAEDecode")
     prompt["maps"] = node("MaskToImage", mask=[looking, 0])

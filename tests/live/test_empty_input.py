@@ -15,8 +15,8 @@ from demo.server import Server
 QUICK = (
     "01 Cut out an object",
     "02 Paint an object into a box",
-    "05 Two texts, each in its region",
-    "14 Keep an object, paint its surroundings",
+    "06 Two texts, each in its region",
+    "16 Keep an object, paint its surroundings",
 )
 """Those that paint within seconds; the demo paints all of them."""
 

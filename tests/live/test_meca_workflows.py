@@ -27,7 +27,7 @@ def bundled(server: Server, name: str) -> Prompt:
 @pytest.fixture(scope="module")
 def background(server: Server) -> Prompt:
     """The product in a reference's mood, with its mask, in the photograph's size, and the picture before it is pasted back, saved too."""
-    prompt = bundled(server, "12 Keep a product in the mood of a picture")
+    prompt = bundled(server, "14 Keep a product in the mood of a picture")
     prompt["mask"] = node("MaskToImage", mask=[titled(prompt, "The product"), 0])
     prompt["mask saved"] = node("SaveImage", images=["mask", 0], filename_prefix="mask")
     prompt["painted"] = node("SaveImage", images=[titled(prompt, "VAE Decode"), 0], filename_prefix="painted")
@@ -36,7 +36,7 @@ def background(server: Server) -> Prompt:
 
 @pytest.fixture(scope="module")
 def regions(server: Server) -> Prompt:
-    return bundled(server, "13 Two pictures and a text, each in its region")
+    return bundled(server, "15 Two pictures and a text, each in its region")
 
 
 def change(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:

@@ -8,15 +8,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskprompt.attention import chain, groups, joint_probe, prompt_regions
+from maskprompt.attention import chain, groups, joint_probe, prompt_regions, unet_regions
 from maskprompt.attention.grid import RegionMask
 from maskprompt.attention.joint_probe import JointProbe
 from maskprompt.attention.layout import Layout, spans_of
 from maskprompt.attention.maps import Readings
+from maskprompt.attention.probe import Probe
 from maskprompt.attention.visibility import Masked, RegionOfText, TextsByRegion
 from torch import Tensor
 
 from ...support import dense
+from ...support.attention import split
+from ...support.models import Sample
 from ...support.tiny_transformers import TINIES, Tiny
 from ...support.transformer_texts import TEXTS, families, masks, regions, sample, text_of
 from ...support.word_maps import SIZE, WANTED, check, installed, watching
@@ -88,6 +91,29 @@ def test_beside_regions_nothing_changes_to_the_bit() -> None:
         result = sample(probed, tiny, SIZE, text_of(tiny), 1, 3.0, steps=1)
         assert torch.equal(sample(patched, tiny, SIZE, text_of(tiny), 1, 3.0, steps=1), result)
         assert found.all()
+
+
+def test_beside_a_region_on_a_unet_the_prompts_words_are_read(model: Any, sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The region's words follow the prompt's and take their share; the columns are the prompt's own."""
+    region = prompt_regions.PromptRegion(torch.randn(1, 9, 128, generator=torch.Generator().manual_seed(5)), RegionMask(masks((16, 16))[0]))
+    patched, readings = chain.install(model, region), Readings()
+    probed = chain.install(patched, Probe((((3,), (76, 1)),), 77, readings))
+    seen: list[tuple[Tensor, Tensor, int]] = []
+    attend = unet_regions.RegionAttention.attend
+
+    def watched(self: Any, q: Tensor, k: Tensor, v: Tensor, call: Any, inner: Any) -> Tensor:
+        seen.append((q, k, call.heads))
+        return attend(self, q, k, v, call, inner)
+
+    monkeypatch.setattr(unet_regions.RegionAttention, "attend", watched)
+    result = sample(probed, steps=1, cfg=1.0)
+    assert len(readings.all()) == len(seen) > 0
+    for reading, (q, k, heads) in zip(readings.all(), seen, strict=True):
+        assert k.shape[1] == 77 + 9
+        weights = (split(q, heads) @ split(k, heads).mT / (q.shape[-1] / heads) ** 0.5).softmax(-1).mean(1)
+        wanted = torch.stack([weights[..., 3], weights[..., 76] + weights[..., 1]], -1)
+        torch.testing.assert_close(reading.maps, wanted, atol=1e-6, rtol=1e-4)
+    assert torch.equal(sample(patched, steps=1, cfg=1.0), result)
 
 
 @st.composite

@@ -149,7 +149,7 @@ def dense_override(tiny: Tiny, told: Any, rows: Callable[[dict[str, Any], int], 
                     seen = mask_of(tokens, references, there)
                 if areas:
                     seen = seen & dense.mask_of(tokens[0], tokens[1], areas, [True] * len(areas))
-                total = total + weight * dense.softmax_attention(*alone, seen)
+                total = total + weight * dense.softmax_attention(alone[0], alone[1], alone[2], seen)
             results.append(total)
         result = torch.cat(results)
         return result if kwargs.get("skip_output_reshape") else result.transpose(1, 2).flatten(2)

@@ -38,7 +38,7 @@ def test_what_means_nothing_is_told(typed: str) -> None:
 
 def test_one_that_is_needed_alone_must_be_meant_alone() -> None:
     assert run.workflow("2") == run.workflows(["02 Paint an object into a box"])["02 Paint an object into a box"]
-    with pytest.raises(ValueError, match=r"each of 18 Teach your subject; .*write its number"):
+    with pytest.raises(ValueError, match=r"each of 20 Teach your subject; .*write its number"):
         run.workflow("subject")
 
 
