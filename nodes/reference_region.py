@@ -145,7 +145,8 @@ def check_model(model: Any) -> support.References:
     """What a MODEL does with references. ValueError in the artist's words if it takes none."""
     if inputs.is_unet(model):
         raise ValueError(
-            f"{NAME}: this model (SD 1.5, SD 2.1 or SDXL) takes no reference pictures. Use Apply MECA, or an IP-Adapter, to show it one; "
+            f"{NAME}: this model (SD 1.5, SD 2.1 or SDXL) takes no reference pictures. Use Image Prompt Region, or an IP-Adapter, to "
+            f"show it one; "
             "Apply MECA has a region as well."
         )
     inputs.check_model(model, [])

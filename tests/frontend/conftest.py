@@ -55,7 +55,7 @@ def model_inputs() -> dict[str, tuple[str, Path]]:
 
 @pytest.fixture(scope="session")
 def embeddings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The handles that belong to the mask encoder which artists make with workflow 20."""
+    """The handles that belong to the mask encoder which artists make with workflow 22."""
     folder = tmp_path_factory.mktemp("embeddings")
     vector = {"l": torch.zeros(1, TEXT_WIDTH)}
     return [Path(handles.save(str(folder), f"scene-{word}", vector, word)) for word in ("ball", "fish")]

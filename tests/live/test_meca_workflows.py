@@ -1,4 +1,4 @@
-"""The bundled workflows of MECA, 12 and 13, through a real server: the product stays, and each reference acts where it should."""
+"""The bundled workflows of MECA, 14 and 15, through a real server: the product stays, and each reference acts where it should."""
 
 from __future__ import annotations
 

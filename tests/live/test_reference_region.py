@@ -104,7 +104,7 @@ def test_bad_input_is_refused_in_plain_words_and_the_server_serves_on(server: Se
         "output `model` is wired to nothing": forgotten,
         "output `positive` is wired to nothing": unheard,
         "no VAE was given": no_vae,
-        "Use Apply MECA, or an IP-Adapter": unet,
+        "Use Image Prompt Region, or an IP-Adapter": unet,
         "show is 100x300 but the reference is 64x64: their shapes differ": wide,
         "the whole reference is hidden": nothing,
     }

@@ -181,7 +181,7 @@ def test_bad_input_is_refused_in_words(vae: Any, model: Any) -> None:
         ("no VAE was given", {"vae": None}),
         ("neither of image and latent is wired", {"image": None}),
         ("both of image and latent is wired", {"latent": {"samples": torch.zeros(1, 16, 8, 8)}}),
-        ("Use Apply MECA, or an IP-Adapter", {"model": model}),
+        ("Use Image Prompt Region, or an IP-Adapter", {"model": model}),
         (r"this model \(Chroma\) takes no reference pictures", {"model": next(t for t in TINIES if t.name == "Chroma").model()}),
         (r"\(Flux.1, Fill, Kontext and Flux.2\) takes no ref", {"model": next(t for t in TINIES if t.name == "Flux.1 Fill").model()}),
         ("show is 64x40 but the reference is 64x80", {"show": torch.ones(1, 40, 64)}),
