@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+
+
+@functools.lru_cache
+def tokenizer_of(module: str, name: str) -> Any:
+    """One of ComfyUI's tokenizers, read once."""
+    return getattr(importlib.import_module(f"comfy.text_encoders.{module}"), name)()
 
 
 class RandomClip:
@@ -17,7 +24,7 @@ class RandomClip:
     """
 
     def __init__(self, module: str, name: str, encoders: str, width: int, cut: int, pooled: int) -> None:
-        self.tokenizer: Any = getattr(importlib.import_module(f"comfy.text_encoders.{module}"), name)()
+        self.tokenizer = tokenizer_of(module, name)
         self.cond_stage_model = SimpleNamespace(clip_l=True, clip_g=True, t5xxl=True)
         self.encoders, self.width, self.cut, self.pooled = encoders.split(","), width, cut, pooled
 
