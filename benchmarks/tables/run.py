@@ -16,6 +16,7 @@ TABLES: dict[str, str] = {
     "paste-back": "paste_back",
     "sam": "sam",
     "tiny-edit": "tiny_edit",
+    "references": "references",
 }
 """The tables and the modules that measure them."""
 
