@@ -42,8 +42,8 @@ def test_each_word_lights_up_on_its_thing_and_the_picture_stays(server: Server) 
 
 
 def test_a_word_makes_the_mask_and_only_there_is_painted_anew(server: Server) -> None:
-    """The bundled mask_from_a_word: the ball and nothing of the star is in its mask, and a yellow thing comes there."""
-    shown = pictures_of(server, run.changed(run.workflows(["mask_from_a_word"])["mask_from_a_word"]))
+    """The bundled 03 Make a mask from a word: the ball and nothing of the star is in its mask, and a yellow thing comes there."""
+    shown = pictures_of(server, run.changed(run.workflow("03 Make a mask from a word")))
     painted, result = (shown[title].astype(np.float32) for title in ("Painted", "Result"))
     mask = shown["The mask"][..., 0] > 127
     red = (painted[..., 0] > 150) & (painted[..., 1] < 90) & (painted[..., 2] < 90)
