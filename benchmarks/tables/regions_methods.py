@@ -15,9 +15,14 @@ from .tiny_model import words
 class Asked(Protocol):
     """What a case asks for (`regions.Case`)."""
 
-    first: tuple[str, str]
-    second: tuple[str, str]
-    ground: str
+    @property
+    def first(self) -> tuple[str, str]: ...
+
+    @property
+    def second(self) -> tuple[str, str]: ...
+
+    @property
+    def ground(self) -> str: ...
 
     @property
     def both(self) -> str: ...
