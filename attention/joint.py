@@ -63,7 +63,6 @@ class Run:
     beneath: Callable[..., Tensor] | None
     plans: Plans
     count: int = 0
-    _layers: dict[Any, Any] = field(default_factory=dict)
 
     def __call__(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """`optimized_attention_override`: called by ComfyUI around each of its attention functions."""
