@@ -129,8 +129,11 @@ def _torch() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.matrix", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("versions", nargs="*", choices=[*OLDER, NEWEST], metavar="version", help="all of them if none is given")
+    parser.add_argument("versions", nargs="*", metavar="version", help=f"{', '.join([*OLDER, NEWEST])}; all of them if none is given")
     options = parser.parse_args(arguments)
+    unknown = sorted(set(options.versions) - {*OLDER, NEWEST})
+    if unknown:
+        parser.error(f"no version {', '.join(unknown)}; there are {', '.join([*OLDER, NEWEST])}")
     outcomes = []
     for version in options.versions or [*OLDER, NEWEST]:
         outcomes.append(tried(version))
