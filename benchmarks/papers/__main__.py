@@ -133,7 +133,7 @@ def _scores(options: Any, folder: Path, models: Models) -> scoring.Scores:
         return scoring.prompted(data.dreambooth(options.data)[: options.cases], folder, models, kept, tell)
     painted = sorted(one for one in folder.rglob("*") if one.suffix.lower() in data.PICTURES)
     real = sorted({one.picture for one in data.coco(options.data)})[: options.cases]
-    return scoring.sets(painted, real, models)
+    return scoring.sets({"": painted}, real, models)[""]
 
 
 def _models(options: Any) -> Models:

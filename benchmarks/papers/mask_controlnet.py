@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import data, pictures, scoring
 from .data import Prompted, Subject
-from .networks import network
+from .networks import network, print_of
 from .sampling import Sampling, seed_of
 from .scoring import Scores
 from .work import Preset, Work
@@ -154,7 +154,7 @@ class Experiment:
         shown = [case.shown(number) for number in range(case.pictures(preset))]
         seen = [self.work.content(case.subject.pictures[one], self._mask(case.subject, one)) for one in shown]
         how = [case.text, self._size(preset), asdict(preset.sampling), self.work.given.seed]
-        return self.work.key(network=self.work.content(self.files[row]), seen=seen, how=how)
+        return self.work.key(network=print_of(self.work, self.files[row]), seen=seen, how=how)
 
     @torch.no_grad()
     def _painted(self, case: Case, row: str) -> list[Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import data, pictures, scoring
 from .data import Instance
-from .networks import network
+from .networks import network, print_of
 from .sampling import Sampling, seed_of
 from .scoring import Scores
 from .work import Preset, Work
@@ -113,7 +113,7 @@ class Experiment:
         )
 
     def scores(self, models: scoring.Models, kept: scoring.Kept, tell: Any) -> dict[str, Scores]:
-        return {row: scoring.sets(self._files(row), self.real, models) for row in self.rows}
+        return scoring.sets({row: self._files(row) for row in self.rows}, self.real, models)
 
     def _files(self, row: str) -> list[Path]:
         return [one for case in self.cases for one in scoring.painted_of(self.work.folder(row), *case.name.split("/"))]
@@ -138,7 +138,7 @@ class Experiment:
         options = self.options(**preset.training)
         how = [case.text if method.text else "", method.region, options.size, options.visibility, options.threshold]
         how += [asdict(preset.sampling), preset.pictures, self.work.given.seed, self._vision]
-        return self.work.key(network=self.work.content(self.files[row]), seen=seen, how=how)
+        return self.work.key(network=print_of(self.work, self.files[row]), seen=seen, how=how)
 
     @functools.cached_property
     def _vision(self) -> str:

@@ -30,3 +30,9 @@ def network(work: Work, name: str, options: Any, objects: bool, prepare: Prepare
 
     about = {"train": examples.fingerprint(), "options": asdict(options), "processes": 1 if given.share else work.processes.count}
     return work.trained(name, about, job, write, joint=True, suffix=".safetensors")
+
+
+def print_of(work: Work, file: Path) -> str:
+    """Tells a network from others: one that was trained here by the key of its settings, as safetensors writes the same metadata in any
+    order, and one that was given by its content."""
+    return file.name if file.parent == work.kept.folder else work.content(file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,15 +174,19 @@ def reconstructed(subjects: Sequence[Subject], folder: Path, models: Models, kep
     return found
 
 
-def sets(pictures: Sequence[Path], real: Sequence[Path], models: Models) -> Scores:
-    """FID of two sets of picture files and IS of the first: one value each."""
+def sets(rows: Mapping[str, Sequence[Path]], real: Sequence[Path], models: Models) -> dict[str, Scores]:
+    """FID of each row's picture files to the real ones, and their IS: one value each."""
     from maskprompt.models.scores import sets as of_sets
 
     if models.inception is None:
         raise ValueError("FID needs --inception, the file of the Inception network.")
-    ours, theirs = (_seen(models.inception, files) for files in (pictures, real))
-    score = of_sets.inception_score(ours.logits, min(10, len(pictures)))[0]
-    return {"FID": [of_sets.frechet_distance(ours.features, theirs.features)], "IS": [score]}
+    theirs = _seen(models.inception, real)
+    found = {}
+    for row, pictures in rows.items():
+        ours = _seen(models.inception, pictures)
+        score = of_sets.inception_score(ours.logits, min(10, len(pictures)))[0]
+        found[row] = {"FID": [of_sets.frechet_distance(ours.features, theirs.features)], "IS": [score]}
+    return found
 
 
 def _distance(inception: Any, ours: Sequence[Path], theirs: Sequence[Path]) -> float:

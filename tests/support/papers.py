@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,20 @@ def whole(paper: str, data: Path, out: Path, *more: object) -> int:
 def rows(out: Path) -> dict[str, dict[str, Any]]:
     """What stands in a table, by row."""
     return json.loads((out / "table.json").read_text("utf-8"))["here"]
+
+
+def half_done(out: Path, to: Path, pictures: int) -> Path:
+    """A copy of a finished run without its table, without what was trained last and without so many of the last pictures."""
+    shutil.copytree(out, to)
+    for file in (*to.glob("table.*"), to / "cases.json", *_newest(to.rglob("*.png"))[:pictures]):
+        file.unlink(missing_ok=True)
+    last = _newest((to / "trained").iterdir())[0]
+    shutil.rmtree(last) if last.is_dir() else last.unlink()
+    return to
+
+
+def _newest(files: Iterable[Path]) -> list[Path]:
+    return sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True)
 
 
 def calls_of(target: Any, name: str, patch: pytest.MonkeyPatch, ends_at: int = 0) -> list[int]:

@@ -32,6 +32,7 @@ def clip_folder(folder: Path, size: int = 32) -> Path:
     tokenizer.save_pretrained(folder)
     text = SMALL | {"vocab_size": len(words), "max_position_embeddings": 20, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     vision = SMALL | {"image_size": size, "patch_size": 8}
+    torch.manual_seed(3)  # class embeddings are no matrices
     network: Any = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
     _spread(network, 3)
     network.save_pretrained(folder)
@@ -44,6 +45,7 @@ def dino_folder(folder: Path, kind: str = "vit", size: int = 32) -> Path:
     """A DINO ("vit") or a DINOv2 ("dinov2") of 32 px."""
     folder.mkdir(parents=True)
     sizes: dict[str, Any] = {name: value for name, value in SMALL.items() if name != "intermediate_size"}
+    torch.manual_seed(4)
     if kind == "vit":
         network: Any = transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=size, patch_size=8), add_pooling_layer=False)
     else:

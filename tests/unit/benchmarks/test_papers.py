@@ -125,7 +125,11 @@ def test_mask_controlnets_table_compares_prompt_and_subject(models: Path, tmp_pa
     given = ("mask-controlnet", "--data", tmp_path / "set", "--painted", f"real={tmp_path / 'painted'}", "--clip", models / "b32")
     assert run(*given, "--out", tmp_path / "out") == 0
     kept = json.loads((tmp_path / "out.json").read_text("utf-8"))["here"]["real"]
-    assert kept["CLIP-I"]["value"] > 0.5
+    clip, expected = encoders.load(models / "b32", encoders.CLIP), []
+    for case, number in zip(data.dreambooth(tmp_path / "set"), (0, 1, 0), strict=True):
+        own = clip.pictures([scoring.image_of(one) for one in case.subject.pictures])
+        expected.append(float((own[number] @ own.T).mean()))
+    assert kept["CLIP-I"]["value"] == pytest.approx(np.mean(expected), abs=1e-5)
     assert kept["CLIP-T"]["cases"] == 3
     assert "| Mask-ControlNet (published) | 0.593 | 0.858 | 0.175 | 5.172 | 30.67 | 0.958 | 0.022 |" in capsys.readouterr().out
 

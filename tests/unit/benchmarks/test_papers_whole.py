@@ -16,7 +16,7 @@ from benchmarks.papers import __main__ as papers
 from benchmarks.papers import make_folder, sampling, scoring
 from demo import setup, tiny_model
 
-from ...support.papers import LORA, NETWORK, SMALL, calls_of, rows, whole
+from ...support.papers import LORA, NETWORK, SMALL, calls_of, half_done, rows, whole
 from ...support.sam import small_sam
 from ...support.score_models import clip_folder, dino_folder, inception_file
 
@@ -69,10 +69,11 @@ def test_dreamcom_killed_while_training_and_painting(
         lines = [mask.any(axis).nonzero()[:, 0] for axis in (0, 1)]
         assert [int(line[end]) for line in lines for end in (0, -1)] == [left, right - 1, top, bottom - 1]
 
+    half_done(tmp_path / "whole", tmp_path / "cut", pictures=2)
     with monkeypatch.context() as patch:
         calls_of(DreamComLoss, "__call__", patch, ends_at=2)
         assert whole("dreamcom", murecom, tmp_path / "cut", *given) == 130
-    assert [one.name.startswith("dreamcom-Big_heart-fg1") for one in (tmp_path / "cut" / "states").iterdir()] == [True]
+    assert [one.name.startswith("dreamcom-Big_heart-fg2") for one in (tmp_path / "cut" / "states").iterdir()] == [True]
     with monkeypatch.context() as patch:
         steps = calls_of(DreamComLoss, "__call__", patch)
         calls_of(sampling.Painter, "paint", patch, ends_at=2)
@@ -82,7 +83,7 @@ def test_dreamcom_killed_while_training_and_painting(
     with monkeypatch.context() as patch:
         paintings = calls_of(sampling.Painter, "paint", patch)
         assert whole("dreamcom", murecom, tmp_path / "cut", *given) == 0
-        assert paintings == [3]
+        assert paintings == [1]
     assert (tmp_path / "cut" / "table.md").read_bytes() == (tmp_path / "whole" / "table.md").read_bytes()
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
 
@@ -97,14 +98,15 @@ def test_mcgm_in_two_shares(coco: Path, scored: tuple[object, ...], sam: Path, t
     assert ours["preferred, %"]["value"] + baseline["preferred, %"]["value"] == 100
     assert ours["IoU"]["cases"] == 2
 
+    half_done(tmp_path / "whole", tmp_path / "cut", pictures=1)
     with monkeypatch.context() as patch:
-        calls_of(MCGMLoss, "__call__", patch, ends_at=4)
+        calls_of(MCGMLoss, "__call__", patch, ends_at=2)
         assert whole("mcgm", coco, tmp_path / "cut", *given) == 130
-    assert whole("mcgm", coco, tmp_path / "cut", *given, "--share", "2/2") == 0
+    assert whole("mcgm", coco, tmp_path / "cut", *given, "--share", "1/2") == 0
     assert not list((tmp_path / "cut").glob("table*"))
     with monkeypatch.context() as patch:
         count = calls_of(MCGMLoss, "__call__", patch)
-        assert whole("mcgm", coco, tmp_path / "cut", *given, "--share", "1/2") == 0
+        assert whole("mcgm", coco, tmp_path / "cut", *given, "--share", "2/2") == 0
         assert count == [1]
     assert (tmp_path / "cut" / "table.md").read_bytes() == (tmp_path / "whole" / "table.md").read_bytes()
 
@@ -119,15 +121,15 @@ def test_mask_controlnet_trained_on_coco(
     (found,) = rows(tmp_path / "whole").values()
     assert {score: one["cases"] for score, one in found.items()} == {"CLIP-T": 3, "CLIP-I": 3, "DINO": 3, "PSNR": 2, "SSIM": 2}
 
+    half_done(tmp_path / "whole", tmp_path / "cut", pictures=2)
     with monkeypatch.context() as patch:
         calls_of(MaskControlNetLoss, "__call__", patch, ends_at=2)
         assert whole("mask-controlnet", tmp_path / "set", tmp_path / "cut", *given) == 130
     with monkeypatch.context() as patch:
         steps = calls_of(MaskControlNetLoss, "__call__", patch)
-        calls_of(sampling.Painter, "paint", patch, ends_at=3)
-        assert whole("mask-controlnet", tmp_path / "set", tmp_path / "cut", *given) == 130
-        assert steps == [1]
-    assert whole("mask-controlnet", tmp_path / "set", tmp_path / "cut", *given) == 0
+        paintings = calls_of(sampling.Painter, "paint", patch)
+        assert whole("mask-controlnet", tmp_path / "set", tmp_path / "cut", *given) == 0
+        assert (steps, paintings) == ([1], [2])
     assert (tmp_path / "cut" / "table.md").read_bytes() == (tmp_path / "whole" / "table.md").read_bytes()
 
 
@@ -137,15 +139,15 @@ def test_meca_by_region_with_and_without_text(coco: Path, tmp_path: Path, monkey
     assert whole("meca", coco, tmp_path / "whole", *given) == 0
     assert [set(found) for found in rows(tmp_path / "whole").values()] == [{"FID", "IS"}, {"FID", "IS"}]
 
+    half_done(tmp_path / "whole", tmp_path / "cut", pictures=1)
     with monkeypatch.context() as patch:
         calls_of(MecaLoss, "__call__", patch, ends_at=2)
         assert whole("meca", coco, tmp_path / "cut", *given) == 130
     with monkeypatch.context() as patch:
         steps = calls_of(MecaLoss, "__call__", patch)
-        calls_of(sampling.Painter, "paint", patch, ends_at=3)
-        assert whole("meca", coco, tmp_path / "cut", *given) == 130
-        assert steps == [1]
-    assert whole("meca", coco, tmp_path / "cut", *given) == 0
+        paintings = calls_of(sampling.Painter, "paint", patch)
+        assert whole("meca", coco, tmp_path / "cut", *given) == 0
+        assert (steps, paintings) == ([1], [1])
     assert (tmp_path / "cut" / "table.md").read_bytes() == (tmp_path / "whole" / "table.md").read_bytes()
 
 
