@@ -17,6 +17,8 @@ WIDEST = 4.0
 GAP = 18
 HEADING = 34
 LABEL = 26
+SEEN = 32
+"""Of 255: a smaller difference between two pictures is none that is seen."""
 
 Picture = Path | Image.Image
 Row = tuple[str, Sequence[tuple[str, Picture]]]
@@ -82,7 +84,10 @@ def thumbnail(before: Picture, after: Picture, size: int = 512) -> Image.Image:
 
 def _changed(before: Image.Image, after: Image.Image) -> tuple[float, float]:
     """Where the middle of what changed lies between two pictures of one size, for `ImageOps.fit`; the middle for others."""
-    if before.size != after.size or (box := ImageChops.difference(before, after).getbbox()) is None:
+    if before.size != after.size:
+        return 0.5, 0.5
+    box = ImageChops.difference(before, after).convert("L").point([255 * (level > SEEN) for level in range(256)]).getbbox()
+    if box is None:
         return 0.5, 0.5
     short = min(after.size)
     middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
