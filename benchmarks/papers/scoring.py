@@ -169,7 +169,7 @@ def reconstructed(subjects: Sequence[Subject], folder: Path, models: Models, kep
     for picture, file in both:
         for score, value in kept.of(file, lambda file=file, picture=picture: measure(picture, file)).items():
             found.setdefault(score, []).append(value)
-    if models.inception is not None:
+    if models.inception is not None and len(both) > 1:  # a single picture is no set
         found["FID"] = [_distance(models.inception, [file for _, file in both], [picture for picture, _ in both])]
     return found
 
