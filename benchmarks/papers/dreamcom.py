@@ -1,8 +1,8 @@
 """DreamCom's experiment (Lu et al., section 6): every subject learned from its references, then painted into its category's backgrounds.
 
 The paper states the layers and five pictures a case. The rest is of its published code: 400 steps at 5e-6, and its pipeline's defaults, 50
-steps at guidance 7.5. That code cuts out the box with half of its size around it, if it covers less than a quarter of the picture, stretches
-the piece to the training's size and pastes the whole piece back; ours crops in proportion and pastes back within the box alone.
+steps at guidance 7.5. That code cuts out the box with half of its size around it, if it covers less than a quarter of the picture,
+stretches the piece to the training's size and pastes the whole piece back; ours crops in proportion and pastes within the box alone.
 """
 
 from __future__ import annotations

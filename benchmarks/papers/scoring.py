@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Kept:
         key = f"{picture.resolve()} {about.st_size} {about.st_mtime_ns} {self.names}"
         if key not in there:
             there[key] = measure()
-            part = self.file.with_suffix(".part")
+            part = self.file.with_suffix(f".{os.getpid()}.part")
             part.write_text(json.dumps(there), "utf-8")
             part.replace(self.file)
         return there[key]

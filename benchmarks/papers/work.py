@@ -156,8 +156,8 @@ class Work:
             self.processes.ready(path.name)
         learned = self._run(name, job, states, self.processes.share if together else None)
         if not joint or self.processes.first:
-            part = path.with_suffix(".part")
-            shutil.rmtree(part, ignore_errors=True)
+            for left in path.parent.glob(f"{path.stem}.*.part"):  # by a run that was killed while it wrote
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             keep(path, lambda part: write(learned, part))
             discard(states)
         if together:
