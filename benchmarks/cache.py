@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,8 @@ class Kept:
 
 
 def keep(file: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file so that a run that is stopped leaves none half written."""
-    part = file.with_suffix(".part")
+    """Writes a file (or a folder) so that a run that is stopped leaves none half written, nor do two processes that write the same one."""
+    part = file.with_suffix(f".{os.getpid()}.part")
     write(part)
     part.replace(file)
 

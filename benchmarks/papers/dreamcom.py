@@ -1,8 +1,8 @@
 """DreamCom's experiment (Lu et al., section 6): every subject learned from its references, then painted into its category's backgrounds.
 
-The paper states the layers and five pictures a case. The rest is of its published code: 400 steps at 5e-6, and its pipeline's defaults,
-50 steps at guidance 7.5. That code cuts out the box with half of its size around it, if it covers less than a quarter of the picture,
-stretches the piece to the training's size and pastes the whole piece back; ours crops in proportion and pastes back within the box alone.
+The paper states the layers and five pictures a case. The rest is of its published code: 400 steps at 5e-6, and its pipeline's defaults, 50
+steps at guidance 7.5. That code cuts out the box with half of its size around it, if it covers less than a quarter of the picture,
+stretches the piece to the training's size and pastes the whole piece back; ours crops in proportion and pastes within the box alone.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from torch import Tensor
 
 from . import data, pictures, scoring
 from .data import Insertion, Place, Subject
+from .presets import Preset, chosen
 from .sampling import Sampling, seed_of
 from .scoring import Scores
-from .work import Preset, Work
+from .work import Work
 
 PRESETS = (
     Preset("paper", {"method": "full", "steps": 400, "rate": 5e-6, "batch": 1, "size": 512}, Sampling("ddim", "ddim_uniform", 50, 7.5), 5),
     Preset("ours", {}, Sampling("euler", "normal", 30, 5.0), 5),
 )
-"""Ours: the defaults of Train a Subject, and the workflow "Paint your subject into a box"."""
+"""Ours: the training's own defaults, a LoRA, and the workflow "Paint your subject into a box"."""
 CONTEXT = 0.5
 FEATHER = 4
 
@@ -59,7 +60,7 @@ class Experiment:
         self.work = work
         self.cases = data.murecom(work.given.data)[: work.given.cases]
         methods = (WHOLE, *(ABLATIONS if work.given.ablations else ()))
-        presets = work.presets(Options, PRESETS)
+        presets = chosen(work.given, Options, PRESETS)
         self.rows = {f"{method.name}, {preset.title}": (method, preset) for preset in presets for method in methods}
 
     def items(self) -> list[Subject]:

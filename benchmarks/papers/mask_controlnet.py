@@ -18,13 +18,14 @@ from torch import Tensor
 from . import data, pictures, scoring
 from .data import Prompted, Subject
 from .networks import network, print_of
+from .presets import Preset, chosen
 from .sampling import Sampling, seed_of
 from .scoring import Scores
-from .work import Preset, Work
+from .work import Work
 
 PRESETS = (
     Preset("paper", {}, Sampling("ddim", "ddim_uniform", 50, 7.5), 4),
-    Preset("ours", {"average": 0.999}, Sampling("euler", "normal", 30, 2.5), 4),
+    Preset("ours", {}, Sampling("euler", "normal", 30, 2.5), 4),
 )
 """Four pictures for each prompt, as the DreamBooth set's own protocol has it. Ours is of the workflow "Keep an object, paint its
 surroundings"."""
@@ -80,7 +81,7 @@ class Experiment:
         self.subjects = list(dict.fromkeys(one.subject for one in self.prompted))
         self.cases = [case for subject in self.subjects for case in self._cases(subject)]
         methods = (WHOLE, *([ABLATION] if work.given.ablations else []))
-        presets = work.presets(Options, PRESETS)
+        presets = chosen(work.given, Options, PRESETS)
         self.rows = {f"{method.name}, {preset.title}": (method, preset) for preset in presets for method in methods}
         self.files: dict[str, Path] = {}
 

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from . import data, pictures, posing, scoring
 from .data import Scene
+from .presets import Preset, chosen
 from .sampling import Sampling, seed_of
 from .scoring import Scores
-from .work import Preset, Work
+from .work import Work
 
 PRESETS = (
     Preset("paper", {"method": "full", "rate": 2e-6, "batch": 1, "size": 512}, Sampling("ddim", "ddim_uniform", 50, 7.5)),
@@ -76,7 +77,7 @@ class Experiment:
         poses = [Case(scene, pose) for pose in range(most) for scene in scenes if pose < len(scene.poses)]
         self.cases = poses[: work.given.cases]
         methods = (WHOLE, BASELINE, *(ABLATIONS if work.given.ablations else ()))
-        presets = work.presets(Options, PRESETS)
+        presets = chosen(work.given, Options, PRESETS)
         self.rows = {f"{method.name}, {preset.title}": (method, preset) for preset in presets for method in methods}
 
     def items(self) -> list[Scene]:

@@ -18,9 +18,10 @@ from torch import Tensor
 from . import data, pictures, scoring
 from .data import Instance
 from .networks import network, print_of
+from .presets import Preset, chosen
 from .sampling import Sampling, seed_of
 from .scoring import Scores
-from .work import Preset, Work
+from .work import Work
 
 PAPER = {
     "steps": 1_000_000, "rate": 1e-4, "weight_decay": 0.01, "batch": 64, "size": 512, "text_only": 0.05, "masked": 0.5, "text_dropout": 0.0,
@@ -31,7 +32,7 @@ PRESETS = (
     Preset("paper", PAPER, Sampling("ddim", "ddim_uniform", 30, 7.5)),
     Preset("ours", {}, Sampling("euler", "normal", 30, 4.0)),
 )
-"""Ours: the defaults of Train Image Prompt Adapter, and the workflow "Two pictures and a text, each in its region"."""
+"""Ours: the training's own defaults, and the workflow "Two pictures and a text, each in its region"."""
 REFERENCES = 50
 THINGS = 100
 
@@ -76,12 +77,13 @@ class Experiment:
             raise ValueError("no vision model is named: give --clip-vision, such as CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors.")
         self.options = Options
         found = list({one.picture: one for one in data.coco(work.given.data)}.values())
-        references, things = found[:REFERENCES], found[1 : THINGS + 1]
+        references = found[:REFERENCES]
+        things = found[REFERENCES : REFERENCES + THINGS] or found[1:]  # a tiny folder's serve as both
         both = [Case(reference, thing) for thing in things for reference in references if reference.picture != thing.picture]
         self.cases = both[: work.given.cases]
-        self.real = [one.picture for one in found]
+        self.real = sorted(one for one in found[0].picture.parent.iterdir() if one.suffix.lower() in data.PICTURES)
         methods = (*METHODS, *([ABLATION] if work.given.ablations else []))
-        presets = work.presets(Options, PRESETS)
+        presets = chosen(work.given, Options, PRESETS)
         self.rows = {f"{method.name}, {preset.title}": (method, preset) for preset in presets for method in methods}
         self.files: dict[str, Path] = {}
 

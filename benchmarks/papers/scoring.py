@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Kept:
         key = f"{picture.resolve()} {about.st_size} {about.st_mtime_ns} {self.names}"
         if key not in there:
             there[key] = measure()
-            part = self.file.with_suffix(".part")
+            part = self.file.with_suffix(f".{os.getpid()}.part")
             part.write_text(json.dumps(there), "utf-8")
             part.replace(self.file)
         return there[key]
@@ -169,7 +170,7 @@ def reconstructed(subjects: Sequence[Subject], folder: Path, models: Models, kep
     for picture, file in both:
         for score, value in kept.of(file, lambda file=file, picture=picture: measure(picture, file)).items():
             found.setdefault(score, []).append(value)
-    if models.inception is not None:
+    if models.inception is not None and len(both) > 1:  # a single picture is no set
         found["FID"] = [_distance(models.inception, [file for _, file in both], [picture for picture, _ in both])]
     return found
 

@@ -6,13 +6,12 @@ another: whichever comes last finds everything painted, and scores it.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,14 +21,13 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from ..cache import Kept, keep, sha
-from .sampling import Painter, Sampling, sha_of
+from .sampling import Painter, sha_of
 
 FORMAT = 1
 LONGEST = 80
 """Characters of a folder's name."""
 KEY = "maskprompt"
 """Under which a painted PNG holds the key of what it was painted from."""
-TITLES = {"paper": "the paper's settings", "ours": "our settings"}
 Item = TypeVar("Item")
 
 
@@ -52,18 +50,6 @@ class Share:
 
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
         return items[self.number :: self.count]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Settings of a training and of painting: `training` are fields of the method's options that differ from their defaults, `pictures`
-    how many are painted of each case. `title` says whose they are, and what the command changed."""
-
-    name: str
-    training: Mapping[str, Any]
-    sampling: Sampling
-    pictures: int = 1
-    title: str = ""
 
 
 @dataclass
@@ -99,21 +85,6 @@ class Work:
         """Parts from the other processes, if this one was joined with them."""
         if "processes" in vars(self):
             self.processes.leave()
-
-    def presets(self, options: type[Any], known: Sequence[Preset]) -> list[Preset]:
-        """Those that the command asks for, with what it changes. ValueError for an option that the training does not have."""
-        given = self.given
-        changed = dict(_read(options, text) for text in given.set)
-        found = []
-        for preset in known:
-            if given.preset not in (preset.name, "both"):
-                continue
-            sampling = replace(preset.sampling, steps=given.paint_steps or preset.sampling.steps)
-            told = {**changed, **({"sampling steps": given.paint_steps} if given.paint_steps else {})}
-            said = TITLES[preset.name] + (" but " + ", ".join(f"{name} {value}" for name, value in told.items()) if told else "")
-            pictures = given.pictures or preset.pictures
-            found.append(Preset(preset.name, {**preset.training, **changed}, sampling, pictures, said))
-        return found
 
     def content(self, *files: Path | None) -> str:
         """Tells the contents of these files from others; each is read once."""
@@ -156,8 +127,8 @@ class Work:
             self.processes.ready(path.name)
         learned = self._run(name, job, states, self.processes.share if together else None)
         if not joint or self.processes.first:
-            part = path.with_suffix(".part")
-            shutil.rmtree(part, ignore_errors=True)
+            for left in path.parent.glob(f"{path.stem}.*.part"):  # by a run that was killed while it wrote
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             keep(path, lambda part: write(learned, part))
             discard(states)
         if together:
@@ -221,27 +192,3 @@ def _keep_picture(file: Path, picture: Tensor, key: str) -> None:
     about.add_text(KEY, key)
     image = Image.fromarray((picture * 255).round().to(torch.uint8).numpy())
     keep(file, lambda part: image.save(part, "PNG", pnginfo=about))
-
-
-def _read(options: type[Any], text: str) -> tuple[str, Any]:
-    """An option and its value of OPTION=VALUE."""
-    from maskprompt.training.engine.options import described
-
-    name, _, value = text.partition("=")
-    known = described(options)
-    kinds = {one.name: one.default for one in dataclasses.fields(options) if one.name in known}
-    if name not in kinds or not value:
-        raise ValueError(f"--set {text}: an option, an equals sign and a value are needed. The options are {', '.join(kinds)}.")
-    usual = kinds[name]
-    try:
-        if isinstance(usual, bool):
-            return name, {"on": True, "off": False}[value]
-        read: Any = float if usual is None else type(usual)
-        found = read(value)
-    except (KeyError, ValueError):
-        kind = "on or off" if isinstance(usual, bool) else "a whole number" if isinstance(usual, int) else "a number"
-        raise ValueError(f"--set {text}: {name} takes {kind}.") from None
-    choices = known[name][1].choices
-    if choices and found not in choices:
-        raise ValueError(f"--set {text}: {name} is one of {', '.join(choices)}.")
-    return name, found

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.papers import __main__ as papers
 from demo import setup, tiny_model
 
-SMALL = ("--set", "size=64", "--paint-steps", "2", "--pictures", "1")
+SMALL = ("--set", "size=64", "--set", "checkpointing=off", "--paint-steps", "2", "--pictures", "1")
 LORA = ("--set", "method=lora", "--set", "rank=2")
 NETWORK = ("--set", "steps=2", "--set", "batch=1")
 

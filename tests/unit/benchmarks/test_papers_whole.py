@@ -13,7 +13,8 @@ from maskprompt.training.mcgm.loss import Loss as MCGMLoss
 from maskprompt.training.meca.loss import Loss as MecaLoss
 
 from benchmarks.papers import __main__ as papers
-from benchmarks.papers import make_folder, sampling, scoring
+from benchmarks.papers import arguments, make_folder, published, sampling, scoring
+from benchmarks.papers.work import Share, Work
 from demo import setup, tiny_model
 
 from ...support.papers import LORA, NETWORK, SMALL, calls_of, half_done, rows, whole
@@ -183,3 +184,24 @@ def test_what_is_wrong_is_told_before_anything_is_trained(
     assert papers.main([paper, *(str(part) for both in given.items() for part in both)]) == 1
     assert re.search(said, capsys.readouterr().err)
     assert not [one for one in (tmp_path / "out").rglob("*") if one.is_file()]
+
+
+def test_ablations_are_rows_that_the_papers_have(murecom: Path, coco: Path, tmp_path: Path) -> None:
+    make_folder.dreambooth(tmp_path / "set", pictures=1)
+    counts = {"dreamcom": 4, "mask-controlnet": 2}
+    for paper, place in (("dreamcom", murecom), ("mask-controlnet", tmp_path / "set"), ("mcgm", coco), ("meca", coco)):
+        line = [paper, "--data", place, "--checkpoint", tiny_model.CHECKPOINT, "--clip-vision", "any", "--preset", "both", "--ablations"]
+        given = arguments.parser("").parse_args([str(one) for one in line])
+        found = [method.name for method, _ in papers.EXPERIMENTS[paper](Work(given, Share(), tmp_path / "out")).rows.values()]
+        assert len(found) == 2 * len(set(found))
+        if paper in counts:
+            assert len(set(found) & set(published.TABLES[paper][0].rows)) == counts[paper]
+
+
+def test_a_share_is_told_by_hand_or_by_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Share.read(None) == Share(0, 1)
+    assert [Share.read(f"{number}/3").of("abcdefg") for number in (1, 2, 3)] == ["adg", "be", "cf"]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert Share.read(None) == Share(1, 4)
+    assert Share.read("1/1") == Share(0, 1)
