@@ -41,19 +41,52 @@ class Arguments:
         return replace(self, bound=bound)
 
     def of_rows(self, rows: list[int], batch: int) -> Arguments:
-        """The same call for some rows of a batch: of every tensor, and every tensor in a list, that has `batch` rows."""
+        """The same call for some rows of a batch: of every tensor, alone, in a list or in a dict, that has `batch` rows.
+
+        ComfyUI's own options stay as they are.
+        """
 
         def part(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value[rows] if value.ndim and len(value) == batch else value
             if isinstance(value, list):
                 return [part(entry) for entry in value]
+            if isinstance(value, dict):
+                return {name: entry if name == "transformer_options" else part(entry) for name, entry in value.items()}
             return value
 
-        bound = inspect.BoundArguments(self.bound.signature, self.bound.arguments.copy())
-        for name, value in bound.arguments.items():
-            bound.arguments[name] = {key: part(entry) for key, entry in value.items()} if name == self.more else part(value)
+        bound = inspect.BoundArguments(self.bound.signature, part(dict(self.bound.arguments)))
         return replace(self, bound=bound)
+
+    def rows_of_chunks(self, chunks: list[int]) -> list[int]:
+        """The rows of some chunks of the batch, each of which has a text of its own (`cond_or_uncond`)."""
+        images = self._images
+        return [chunk * images + image for chunk in chunks for image in range(images)]
+
+    def chunks(self, wanted: Callable[[int], bool]) -> list[int]:
+        """The chunks of the batch whose first row is wanted."""
+        count = len(self._halves)
+        return [chunk for chunk in range(count) if wanted(chunk * self._images)]
+
+    def of_chunks(self, chunks: list[int]) -> Arguments:
+        """The same call for some chunks of the batch, with ComfyUI's options about them."""
+        options = self.get("transformer_options", {})
+        halves = self._halves
+        uuids = options.get("uuids") or []
+        here = {
+            **options,
+            "cond_or_uncond": [halves[chunk] for chunk in chunks],
+            "uuids": [uuids[chunk] for chunk in chunks] if len(uuids) == len(halves) else uuids,
+        }
+        return self.of_rows(self.rows_of_chunks(chunks), self.get("x").shape[0]).having(transformer_options=here)
+
+    @property
+    def _halves(self) -> list[int]:
+        return self.get("transformer_options", {}).get("cond_or_uncond") or [0]
+
+    @property
+    def _images(self) -> int:
+        return int(self.get("x").shape[0]) // len(self._halves)
 
     def call(self, function: Callable[..., Any]) -> Any:
         return function(*self.bound.args, **self.bound.kwargs)

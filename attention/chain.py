@@ -94,26 +94,31 @@ class Chain:
     _plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        from . import families, joint, unet_regions
+        from . import families, region_passes
 
         family = families.find(executor.class_obj)
         if family is not None and family.outer:
             return executor(*args, **kwargs)
-        arguments = Arguments.of(executor.original, args, kwargs)
-        if not is_unet(executor.class_obj):
-            return joint.run(self, executor, executor.class_obj, arguments, self._plans)
-        patches = self.patches
-        options = arguments.get("transformer_options", {})
-        if any(patch.kind == "region" for patch in patches):
-            arguments, patches = unet_regions.joined(patches, executor.class_obj, arguments, self._plans)
-        options = replace(self, patches=patches).composed(executor.class_obj, arguments.get("x"), options)
-        return arguments.having(transformer_options=options).call(executor)
+        return region_passes.run(self, executor, executor.class_obj, Arguments.of(executor.original, args, kwargs))
 
     def around(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Wrapper of `apply_model`, for transformers that ask no wrappers of the diffusion model (SD 3)."""
-        from . import joint
+        from . import region_passes
 
-        return joint.run(self, executor, executor.class_obj.diffusion_model, Arguments.of(executor.original, args, kwargs), self._plans)
+        return region_passes.run(self, executor, executor.class_obj.diffusion_model, Arguments.of(executor.original, args, kwargs))
+
+    def once(self, executor: Any, model: Any, arguments: Arguments) -> Any:
+        """One pass of a diffusion `model` under the patches; `executor` takes the arguments."""
+        from . import joint, unet_regions
+
+        if not is_unet(model):
+            return joint.run(self, executor, model, arguments, self._plans)
+        patches = self.patches
+        if any(patch.kind == "region" for patch in patches):
+            arguments, patches = unet_regions.joined(patches, model, arguments, self._plans)
+        options = arguments.get("transformer_options", {})
+        options = replace(self, patches=patches).composed(model, arguments.get("x"), options)
+        return arguments.having(transformer_options=options).call(executor)
 
     def composed(self, unet: Any, x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
         """A copy of the transformer options in which every layer that a patch acts on runs through the chain."""

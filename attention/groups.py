@@ -67,8 +67,8 @@ def plan(layout: Layout, rules: Sequence[Rule], device: torch.device) -> Plan:
     """The groups of a call under all of the rules."""
     queries, query_classes = _classes(rules, layout.queries, layout)
     keys, key_classes = (queries, query_classes) if layout.joint else _classes(rules, layout.keys, layout)
-    places = _places(keys, key_classes, layout.keys)
     seen = [_seen(labels, keys, rules) for labels in queries]
+    places = _places(keys, key_classes, layout.keys, _seen_by_cells(seen, query_classes, layout.queries))
     groups = sorted(set(seen), key=seen.index)
     group_of = torch.tensor([groups.index(views) for views in seen])[query_classes]
     query_order = torch.argsort(group_of, stable=True)
@@ -99,16 +99,36 @@ def _classes(rules: Sequence[Rule], spans: tuple[Span, ...], layout: Layout) -> 
     return [tuple(column) for column in found[:, order].T.tolist()], torch.argsort(order)[inverse]
 
 
-def _places(keys: list[tuple[int, ...]], classes: Tensor, spans: tuple[Span, ...]) -> list[int]:
-    """Where each class of keys is put: as they come, but the first region's words before and the others' after all else.
+def _seen_by_cells(seen: list[_Views], classes: Tensor, spans: tuple[Span, ...]) -> tuple[frozenset[int], frozenset[int]]:
+    """The classes of keys that some cells see, and those that all cells see."""
+    cells = [number for span in spans if span.kind == "cells" for number in classes[span.start : span.stop].unique().tolist()]
+    views = [frozenset(keys) for number in cells for _, keys, _ in seen[number]] or [frozenset[int]()]
+    return frozenset[int]().union(*views), views[0].intersection(*views[1:])
 
-    So for the usual two regions the keys of every large group are one slice, and nothing is copied.
+
+def _places(
+    keys: list[tuple[int, ...]], classes: Tensor, spans: tuple[Span, ...], by_cells: tuple[frozenset[int], frozenset[int]]
+) -> list[int]:
+    """Where each class of keys is put: as they come, but of what only some cells see the first before and the others after all else.
+
+    That are the words of regions, and references with regions; what no cell sees comes last. So for the usual two regions the keys of
+    every large group are one slice, and nothing is copied.
     """
+    some, every = by_cells
     ranks = [0] * len(keys)
+    in_front: tuple[str, int] | None = None
     for span in spans:
-        if span.kind == "words" and span.number != 0:
-            for number in classes[span.start : span.stop].unique().tolist():
-                ranks[number] = -1 if span.number == 1 else 1
+        if span.kind not in ("reference", "caption") and (span.kind != "words" or span.number == 0):
+            continue
+        for number in classes[span.start : span.stop].unique().tolist():
+            if span.kind != "words" and number in every:
+                continue
+            if span.kind != "words" and number not in some:
+                ranks[number] = 2
+                continue
+            what = (span.kind, span.number)
+            in_front = in_front or what
+            ranks[number] = -1 if what == in_front else 1
     order = sorted(range(len(keys)), key=lambda number: (ranks[number], number))
     return [order.index(number) for number in range(len(keys))]
 

@@ -13,16 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import families, groups, prompt_regions
+from . import families, groups, joint_probe, prompt_regions, reference_regions
 from .arguments import Arguments
 from .chain import SLOTS
 from .families import Family, Scene, Seen
 from .grid import Size
 from .groups import Plan, Where
+from .joint_probe import JointProbe
 from .layers import layers_of
 from .layout import Layout, with_texts
+from .maps import Reading
 from .prompt_regions import PromptRegion
-from .rows import Row, rows_of
+from .rows import VIEW, Row, rows_of
 from .visibility import Rule
 
 PARAMETERS = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
@@ -43,7 +45,10 @@ class Part:
 
 @dataclass
 class Run:
-    """One run of a transformer under a chain: made for it, and gone with it. `count` counts its calls of attention."""
+    """One run of a transformer under a chain: made for it, and gone with it.
+
+    `prompt` is how many words it gets of the prompt, without the regions'. `count` counts its calls of attention.
+    """
 
     model: Any
     family: Family
@@ -51,13 +56,13 @@ class Run:
     latent: Size
     sigma: float
     rows: tuple[Row, ...]
+    prompt: int
     parts: tuple[Part, ...]
     regions: tuple[PromptRegion, ...]
     patches: tuple[Any, ...]
     beneath: Callable[..., Tensor] | None
     plans: Plans
     count: int = 0
-    _layers: dict[Any, Any] = field(default_factory=dict)
 
     def __call__(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """`optimized_attention_override`: called by ComfyUI around each of its attention functions."""
@@ -72,18 +77,20 @@ class Run:
         self.count += 1
         if seen is None:
             return untouched(*args, **kwargs)
-        for patch in self.patches:
-            reads = getattr(patch, "read", None)
-            if reads is not None:
-                reads(call, seen, self)
         cuts = [self._plan(part, seen, q.device) for part in self.parts]
-        if all(cut is None or cut.free for cut in cuts):
+        probes = [patch for patch in self.patches if isinstance(patch, JointProbe) and patch.scope.covers(seen.layer, self.sigma)]
+        free = all(cut is None or cut.free for cut in cuts)
+        if free and not probes:
             return untouched(*args, **kwargs)
         if len(q) != len(self.rows):
             raise RuntimeError(
                 f"another node runs layer {seen.layer} on {len(q)} rows where the batch has {len(self.rows)}, so it is not known which row "
                 "is whose. Bypass that node, or MaskPrompt's."
             )
+        for probe in probes:
+            self._read(probe, call, seen, cuts)
+        if free:
+            return untouched(*args, **kwargs)
         where = Where(tokens, 2 if call.get("skip_output_reshape") else 1)
         if len(cuts) == 1:
             return _attend(call, cuts[0], where, untouched)
@@ -93,6 +100,20 @@ class Run:
         order = [row for part in self.parts for row in part.rows]
         result = torch.cat(results)
         return result if order == sorted(order) else result[torch.argsort(torch.tensor(order)).to(q.device)]
+
+    def _read(self, probe: JointProbe, call: Mapping[str, Any], seen: Seen, cuts: Sequence[Plan | None]) -> None:
+        """Puts what a probe looks for in this call into its readings, for the rows of the positive prompt."""
+        cells = joint_probe.cells_of(seen.layout)
+        if cells is None:
+            return
+        for part, cut in zip(self.parts, cuts, strict=True):
+            if part.row.half != 0:
+                continue
+            rows = [self.rows[row] for row in part.rows]
+            readout = probe.readout(rows, seen.layout, self.prompt, self.family.filled_in_front)
+            maps = joint_probe.shares({**call, **_rows_of(call, list(part.rows))}, cells, readout, cut)
+            pictures, maps = joint_probe.over_frames(rows, seen.layout.grid[0], maps)
+            probe.readings.add(Reading(seen.layer, seen.layout.grid[1:], self.latent, pictures, maps))
 
     def _plan(self, part: Part, seen: Seen, device: torch.device) -> Plan | None:
         """How a layer is cut for some rows; None where no rule acts. Kept for all layers alike and all steps."""
@@ -118,6 +139,11 @@ class Run:
             if patch.kind == "rule":
                 rule = patch.rule(part.row, self.latent, grid, seen.layer, self.sigma)
                 found += [] if rule is None else [rule]
+        if any(part.row.references):
+            if any(span.kind == "cells" for span in seen.layout.keys):
+                reference_regions.check(part.row.references, seen.layout.keys)
+            rule = reference_regions.rule(part.row, self.latent, grid, self.sigma)
+            found += [] if rule is None else [rule]
         return tuple(found)
 
 
@@ -158,6 +184,11 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
         return arguments.call(executor)
     family = families.of(model)
     x: Tensor = arguments.get("x")
+    if VIEW not in options and arguments.get("ref_latents") and any(patch.kind == "references" for patch in patches):
+        raise RuntimeError(
+            "another node runs the model in a way that tells nothing of the prompts, so it is not known where the reference pictures act. "
+            "Bypass that node, or Reference Region."
+        )
     latent, rows = rows_of(options, x.shape[0], (x.shape[-2], x.shape[-1]))
     regions = tuple(region for region in prompt_regions.active(patches, sigma) if any(prompt_regions.acts_on(region, row) for row in rows))
     with_regions = [any(prompt_regions.acts_on(region, row) for region in regions) for row in rows]
@@ -172,7 +203,7 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
     parts = _parts(rows, patches, regions, counts, prompt)
     options = arguments.get("transformer_options", {})
     beneath = options.get("optimized_attention_override")
-    state = Run(model, family, family.scene(model, arguments), latent, sigma, rows, parts, regions, patches, beneath, plans)
+    state = Run(model, family, family.scene(model, arguments), latent, sigma, rows, prompt, parts, regions, patches, beneath, plans)
     arguments = arguments.having(transformer_options={**options, "optimized_attention_override": state})
     result = arguments.call(executor)
     if state.count == 0:
@@ -185,20 +216,10 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
 
 def _by_halves(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plans, with_regions: Sequence[bool]) -> Tensor:
     """The rows with regions and those without in turn, for models in which further words move the picture's places."""
-    options = arguments.get("transformer_options", {})
-    batch, halves = len(with_regions), options.get("cond_or_uncond") or [0]
-    images = batch // len(halves)
     parts: dict[bool, tuple[list[int], Tensor]] = {}
     for wanted in (True, False):
-        chunks = [chunk for chunk in range(len(halves)) if with_regions[chunk * images] == wanted]
-        rows = [chunk * images + image for chunk in chunks for image in range(images)]
-        uuids = options.get("uuids") or []
-        here = {
-            **options,
-            "cond_or_uncond": [halves[chunk] for chunk in chunks],
-            "uuids": [uuids[chunk] for chunk in chunks] if len(uuids) == len(halves) else uuids,
-        }
-        parts[wanted] = (rows, run(chain, executor, model, arguments.of_rows(rows, batch).having(transformer_options=here), plans))
+        chunks = arguments.chunks(lambda row, wanted=wanted: with_regions[row] == wanted)
+        parts[wanted] = (arguments.rows_of_chunks(chunks), run(chain, executor, model, arguments.of_chunks(chunks), plans))
     order = torch.tensor([*parts[True][0], *parts[False][0]])
     return torch.cat([parts[True][1], parts[False][1]])[torch.argsort(order)]
 
@@ -206,11 +227,12 @@ def _by_halves(chain: Any, executor: Any, model: Any, arguments: Arguments, plan
 def _parts(
     rows: Sequence[Row], patches: Sequence[Any], regions: Sequence[PromptRegion], counts: Sequence[int], prompt: int
 ) -> tuple[Part, ...]:
-    """The batch's rows by what patches may say of them: half of CFG, masks, window."""
+    """The batch's rows by what patches may say of them: half of CFG, masks, window, references."""
     found: dict[Hashable, list[int]] = {}
     for number, row in enumerate(rows):
         masks = tuple(patch.mask.index(row.image) for patch in patches if hasattr(patch, "mask"))
-        found.setdefault((min(row.half, 1), masks, row.window), []).append(number)
+        shown = tuple((id(region), region.index(row.image)) for region in row.references if region is not None)
+        found.setdefault((min(row.half, 1), masks, row.window, row.references, shown), []).append(number)
     return tuple(
         Part(tuple(numbers), rows[numbers[0]], prompt_regions.lengths(regions, counts, prompt, prompt, rows[numbers[0]]))
         for numbers in found.values()

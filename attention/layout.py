@@ -12,7 +12,7 @@ from typing import Literal
 Grid = tuple[int, int, int]
 """Frames, height and width in cells; a picture has one frame. Tokens run in this order, the last index fastest."""
 
-SpanKind = Literal["words", "cells", "reference", "other"]
+SpanKind = Literal["words", "cells", "reference", "caption", "other"]
 
 UNUSED = -1
 """The number of words that belong to no text: they fill rows whose texts are shorter than another row's."""
@@ -24,6 +24,7 @@ class Span:
 
     `number` counts within the kind. Of words 0 is the prompt, 1 and up are the texts of regions, UNUSED is filling; of references it is
     their order.
+    A caption is what belongs to the reference of its number and is no part of its picture: a text of its own, or filling.
     """
 
     kind: SpanKind

@@ -19,6 +19,7 @@ from .chain import EVERYWHERE, Call, Inner, Kind, Scope
 from .grid import Size, halved
 from .layers import Layer, levels_of
 from .maps import Reading, Readings
+from .rows import PROMPT
 
 Group = tuple[int, ...]
 """Columns of a prompt that are read together: their weights are added up (the tokens of a word)."""
@@ -115,38 +116,45 @@ class Probe:
     kind: Kind = "cross"
 
     def __post_init__(self) -> None:
-        counts = {len(groups) for groups in self.wanted}
-        if len(counts) != 1 or counts == {0} or any(not group for groups in self.wanted for group in groups):
-            raise ValueError(f"every picture needs equally many groups of columns, at least one, none of them empty, not {self.wanted}")
-        outside = sorted({column for groups in self.wanted for group in groups for column in group if not 0 <= column < self.tokens})
-        if outside:
-            raise ValueError(f"the prompt has the columns 0 to {self.tokens - 1}, not {', '.join(map(str, outside))}")
+        check_wanted(self.wanted, self.tokens)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, call: Call, inner: Inner) -> Tensor:
         rows = [number for number, row in enumerate(call.rows) if row.half == 0]
         if rows:
-            _check(q, k, call, self.tokens)
+            prompt = call.options.get(PROMPT, k.shape[1])
+            _check(q, k, call, self.tokens, prompt)
             everything = len(rows) == len(q)
-            readout = torch.stack([self._readout(self.wanted[call.rows[row].image % len(self.wanted)], k.shape[1]) for row in rows])
+            groups = [self.wanted[call.rows[row].image % len(self.wanted)] for row in rows]
+            readout = torch.stack([self._readout(each, prompt, k.shape[1]) for each in groups])
             maps = columns(q if everything else q[rows], k if everything else k[rows], call.heads, readout)
             self.readings.add(Reading(call.layer, call.grid, call.latent, tuple(call.rows[row] for row in rows), maps))
         return inner(q, k, v)
 
-    def _readout(self, groups: Sequence[Group], count: int) -> Tensor:
-        """One where a column [count] belongs to a group."""
+    def _readout(self, groups: Sequence[Group], prompt: int, count: int) -> Tensor:
+        """One where a column [count] belongs to a group; those from `prompt` on are the words of regions, and belong to none."""
         own = torch.zeros(self.tokens, len(groups))
         for number, group in enumerate(groups):
             own[list(group), number] = 1
-        return own.repeat(count // self.tokens, 1)
+        return torch.cat([own.repeat(prompt // self.tokens, 1), own.new_zeros(count - prompt, len(groups))])
 
 
-def _check(q: Tensor, k: Tensor, call: Call, tokens: int) -> None:
+def check_wanted(wanted: Sequence[Sequence[Group]], tokens: int) -> None:
+    """Raises ValueError where a probe is asked for no columns, or for some that a prompt of so many tokens does not have."""
+    counts = {len(groups) for groups in wanted}
+    if len(counts) != 1 or counts == {0} or any(not group for groups in wanted for group in groups):
+        raise ValueError(f"every picture needs equally many groups of columns, at least one, none of them empty, not {wanted}")
+    outside = sorted({column for groups in wanted for group in groups for column in group if not 0 <= column < tokens})
+    if outside:
+        raise ValueError(f"the prompt has the columns 0 to {tokens - 1}, not {', '.join(map(str, outside))}")
+
+
+def _check(q: Tensor, k: Tensor, call: Call, tokens: int, prompt: int) -> None:
     if len(q) != len(call.rows) or len(k) != len(call.rows):
         raise RuntimeError(
             f"another node runs layer {call.layer} on {len(q)} rows where the batch has {len(call.rows)} (attention couple, for "
             "instance), so it is not known which row is whose. Bypass that node to read attention maps."
         )
-    if k.shape[1] % tokens:
+    if prompt % tokens or prompt > k.shape[1]:
         raise RuntimeError(
             f"the prompt has {tokens} tokens but layer {call.layer} gets {k.shape[1]}: another node adds or removes tokens, so it is not "
             "known which are the words'. Bypass that node to read attention maps."

@@ -6,8 +6,10 @@ CONDITIONING, its ControlNets, references and areas stay as they are, and no tex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -28,7 +30,7 @@ class PromptRegion:
 
     `strength` 1 is a prompt like the other, 0 is off, up to 2 is more. `replaces` takes the prompt out of the cells. `apart` in 0..1 is the
     share of the layers, evenly spread, in which they and the cells of other regions do not see each other. It stands beside
-    the prompt of its `scope.half`.
+    the prompt of its `scope.half`. Above the noise level `own_until` it has a pass of its own (`region_passes`).
     """
 
     text: Tensor
@@ -38,6 +40,7 @@ class PromptRegion:
     apart: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
     scope: Scope = BESIDE_PROMPT
+    own_until: float = math.inf
     kind: Literal["region"] = "region"
     _ready: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
@@ -53,6 +56,12 @@ class PromptRegion:
                 )
             self._ready[place] = words.to(like)
         return self._ready[place]
+
+    @cached_property
+    def everywhere(self) -> PromptRegion:
+        """The same text alone in the whole picture, for a pass of its own."""
+        mask = RegionMask(torch.ones_like(self.mask.masks[:1]))
+        return replace(self, mask=mask, strength=1.0, replaces=True, apart=0.0, own_until=math.inf)
 
     def release(self, *_: Any) -> None:
         """Drops what was made ready for a device, after each sampling."""

@@ -19,7 +19,7 @@ from .groups import Where
 from .layers import Layer, layers_of
 from .layout import Layout, spans_of, with_texts
 from .prompt_regions import PromptRegion
-from .rows import VIEW, rows_of
+from .rows import PROMPT, VIEW, rows_of
 
 Texts = tuple[tuple[int, int], ...]
 
@@ -93,7 +93,8 @@ def joined(patches: Sequence[Any], unet: Any, arguments: Arguments, plans: dict[
     apart = frozenset(layer for number, layer in enumerate(layers) if any(region.apart_on(number, len(layers)) for region in regions))
     if apart:
         own.append(RegionAttention(regions, texts, layers, plans, "self", Scope(apart)))
-    return arguments.having(context=torch.cat([context, *words], dim=1)), (*own, *others)
+    told = {**options, PROMPT: context.shape[1]}
+    return arguments.having(context=torch.cat([context, *words], dim=1), transformer_options=told), (*own, *others)
 
 
 def own_lengths(options: Mapping[str, Any], rows: int, prompt: int) -> list[int]:

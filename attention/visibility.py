@@ -167,8 +167,10 @@ class Masked:
         return (self.mask_key, self.words, self.words_paper, self.divided, self.divided_paper)
 
     def labels(self, spans: tuple[Span, ...], grid: Grid) -> Tensor:
-        codes = {"words": 2, "reference": 3, "other": 3}
-        parts = [self.inside.to(torch.int64) if span.kind == "cells" else torch.full((span.count,), codes[span.kind]) for span in spans]
+        parts = [
+            self.inside.to(torch.int64) if span.kind == "cells" else torch.full((span.count,), 2 if span.kind == "words" else 3)
+            for span in spans
+        ]
         return torch.cat(parts)
 
     def looks(self) -> tuple[Look, ...]:

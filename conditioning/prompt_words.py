@@ -1,12 +1,12 @@
-"""Where a prompt's words stand among the tokens that the UNet sees, asked of the CLIP that encodes it."""
+"""Where a prompt's words stand among the tokens that the UNet sees, asked of the CLIP that encodes it. Transformers: `encoder_words`."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -58,6 +58,12 @@ class Prompt:
         return list(dict.fromkeys([*found, *_EMBEDDING.findall(self.text)]))
 
 
+class Worded(Protocol):
+    """A prompt that knows its words."""
+
+    def words(self) -> list[str]: ...
+
+
 def split(words: str) -> list[str]:
     """A list of words as an artist writes it: separated by commas or lines."""
     return list(dict.fromkeys(" ".join(word.split()) for word in re.split(r"[,\n]", words) if word.strip()))
@@ -99,12 +105,12 @@ def find(clip: Any, prompt: Prompt, word: str) -> Group:
     sought = read(clip, word)
     if not any(sought.pieces.values()):
         what = f"there is no embedding of that name in models/embeddings: '{word}'" if "embedding:" in word else f"'{word}' is no word"
-        raise ValueError(f"{what}. {_named(prompt)}")
+        raise ValueError(f"{what}. {named(prompt)}")
     columns: set[int] = set()
     for letter, pieces in prompt.pieces.items():
         columns.update(_places(pieces, sought.pieces[letter]))
     if not columns:
-        raise ValueError(f"the word '{word}' is not in `text`. {_named(prompt)}")
+        raise ValueError(f"the word '{word}' is not in `text`. {named(prompt)}")
     return tuple(sorted(column for column in columns if column < prompt.length))
 
 
@@ -136,27 +142,27 @@ def find_mask(options: Mapping[str, Any], number: int) -> Group:
     raise ValueError(f"'mask:{number}': the positive prompt has {before} mask token{'s' * (before > 1)}. They are numbered from 1.")
 
 
-def columns(clip: Any, prompt: Prompt, words: Sequence[str], options: Mapping[str, Any]) -> tuple[Group, ...]:
-    """The columns of each of the words, handles (`embedding:name`) and mask tokens (`mask:1`). ValueError as `find` and `find_mask`."""
+def columns(prompt: Worded, words: Sequence[str], options: Mapping[str, Any], find: Callable[[str], Group]) -> tuple[Group, ...]:
+    """The columns of each of the words and mask tokens (`mask:1`); words by `find`. ValueError as `find` and `find_mask`."""
     if not words:
-        raise ValueError(f"`words` is empty: write the words that you want to see, separated by commas. {_named(prompt)}")
+        raise ValueError(f"`words` is empty: write the words that you want to see, separated by commas. {named(prompt)}")
     found = [(word, MASK.fullmatch(word)) for word in words]
-    return tuple(find_mask(options, int(mask[1])) if mask else find(clip, prompt, word) for word, mask in found)
+    return tuple(find_mask(options, int(mask[1])) if mask else find(word) for word, mask in found)
 
 
-def entries(positive: list[Any] | None, clip: Any, prompt: Prompt) -> list[Any]:
-    """The texts of a CONDITIONING that are `prompt`'s, all of one length; without a CONDITIONING the prompt encoded.
+def entries(positive: list[Any] | None, own: list[Any], length: int) -> tuple[list[Any], bool]:
+    """The texts of a CONDITIONING that are a prompt's, all of one length, and whether they are it for sure.
 
-    ValueError if none is long enough to be. Where none equals what the CLIP makes of the prompt, a warning and all that may be it.
+    `own` is the prompt encoded, which is taken without a CONDITIONING, `length` its length. ValueError if none is long enough to be it.
+    Where none equals `own`, a warning and all that may be it.
     """
-    own: list[Any] = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text))
     if positive is None:
-        return own
-    long_enough = [entry for entry in positive if entry[0].shape[1] >= prompt.length]
+        return own, True
+    long_enough = [entry for entry in positive if entry[0].shape[1] >= length]
     if not long_enough:
         lengths = " and ".join(str(entry[0].shape[1]) for entry in positive) or "nothing"
         raise ValueError(
-            f"`text` is {prompt.length} tokens long for the text encoder, but `positive` holds {lengths}: it was made from another text. "
+            f"`text` is {length} tokens long for the text encoder, but `positive` holds {lengths}: it was made from another text. "
             "Wire one text to this node and to the text node (right click, convert to input), or leave `positive` out."
         )
     same = [entry for entry in long_enough if any(_is(entry[0], text) for text, _ in own)]
@@ -166,7 +172,7 @@ def entries(positive: list[Any] | None, clip: Any, prompt: Prompt) -> list[Any]:
             "is another prompt, the maps are of other words."
         )
     found = same or long_enough
-    return [entry for entry in found if entry[0].shape[1] == found[0][0].shape[1]]
+    return [entry for entry in found if entry[0].shape[1] == found[0][0].shape[1]], bool(same)
 
 
 def _is(given: Tensor, text: Tensor) -> bool:
@@ -175,7 +181,8 @@ def _is(given: Tensor, text: Tensor) -> bool:
     return begin.shape == text[:1].shape and torch.allclose(begin, text[:1].float().cpu(), atol=SAME, rtol=SAME)
 
 
-def _named(prompt: Prompt) -> str:
+def named(prompt: Worded) -> str:
+    """A prompt's words, for messages."""
     words = prompt.words()
     if not words:
         return "`text` has no words: write the positive prompt into it."

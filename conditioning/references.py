@@ -8,6 +8,8 @@ filled from what is seen, and then nothing of it can get anywhere. Pure tensor w
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -58,3 +60,36 @@ def visible_tokens(visible: Tensor, downscale: int, patch: int, margin: int = 0)
     seen = F.avg_pool2d(F.pad(kept, padding)[:, None], cell)[:, 0]
     there = F.avg_pool2d(F.pad(torch.ones_like(kept), padding)[:, None], cell)[:, 0]
     return seen >= LEAST_SEEN * there
+
+
+def at_most(picture: Tensor, visible: Tensor, pixels: float, cell: int) -> tuple[Tensor, Tensor]:
+    """The picture [B, H, W, C] and what is `visible` of it, scaled down to about so many pixels, sides multiples of `cell` (pixels).
+
+    A picture that is no larger stays to the bit, and every picture if `pixels` is 0. A pixel of the smaller one is visible if half of its
+    place is.
+    """
+    height, width = picture.shape[1:3]
+    if pixels <= 0 or height * width <= pixels:
+        return picture, visible
+    scale = math.sqrt(pixels / (height * width))
+    size = [max(1, round(side * scale / cell)) * cell for side in (height, width)]
+    smaller = F.interpolate(picture.movedim(-1, 1), size=size, mode="bilinear", align_corners=False, antialias=True).movedim(1, -1)
+    part = F.interpolate(visible[:, None].float(), size=size, mode="area")[:, 0]
+    return smaller.clamp(0, 1), part >= 0.5
+
+
+def shown(picture: Tensor, tokens: Tensor, downscale: int, patch: int) -> Tensor:
+    """What a model is shown of a reference: what the VAE takes of [B, H, W, 3], hidden `tokens` (bool [B, rows, columns]) grey."""
+    used = cut_to(picture, downscale)
+    height, width = used.shape[1:3]
+    cell = downscale * patch
+    large = tokens.repeat_interleave(cell, 1).repeat_interleave(cell, 2)[:, :height, :width]
+    return torch.where(large[..., None], used, torch.full_like(used, 0.5))
+
+
+def cut_to(picture: Tensor, cell: int) -> Tensor:
+    """The middle of [B, H, W, C], of sides that are multiples of `cell` pixels; itself where a side is smaller than one."""
+    height, width = (side // cell * cell or side for side in picture.shape[1:3])
+    top = (picture.shape[1] - height) // 2
+    left = (picture.shape[2] - width) // 2
+    return picture[:, top : top + height, left : left + width]

@@ -78,6 +78,8 @@ def painted(pack: Path, prompts: Mapping[str, Prompt], folder: Path, made: Path 
     with server:
         for name, prompt in prompts.items():
             run.add_photographs(server, run.photographs(prompt))
+            if not any("Train" in entry["class_type"] for entry in prompt.values()):
+                _hand_on(server, made or server.folder)
             before = set(weights_in(folder))
             try:
                 result = server.run(prompt, None, run.LONGEST)
@@ -92,7 +94,6 @@ def painted(pack: Path, prompts: Mapping[str, Prompt], folder: Path, made: Path 
             weights = [file for file in sorted(weights_in(folder)) if file not in before]
             learned = {key: array for number, file in enumerate(weights) for key, array in numbers_of(file, number)}
             found[name] = Made(pictures | learned)
-            _hand_on(server, made)
             print(f"  {name}: {result.seconds:.0f} s, {len(pictures)} pictures, {len(weights)} files of weights", flush=True)
     return found
 
@@ -111,14 +112,15 @@ def numbers_of(file: Path, number: int) -> Iterator[tuple[str, np.ndarray]]:
         yield f"file {number} {key}", tensor.float().numpy()
 
 
-def _hand_on(server: Server, made: Path | None) -> None:
-    """Puts what a training saved where loaders look for it."""
-    source = made or server.folder
-    for (kind, name), _ in run.MADE_BY.items():
-        files = [source / "models" / kind / name, *sorted((source / "output" / kind).glob("*.safetensors"))]
-        for file in files:
-            if file.is_file() and not (server.folder / "models" / kind / name).exists():
-                server.add_model(kind, file, name)
+def _hand_on(server: Server, made: Path) -> None:
+    """Puts what the trainings of a server in the folder `made` saved where this one's loaders look for it."""
+    for kind in (*run.MADE_FILES.values(), "embeddings"):
+        for file in (made / "models" / kind).glob("*.safetensors"):
+            if not file.is_symlink() and made != server.folder:
+                server.add_model(kind, file)
+    for kind, name in run.MADE_BY:
+        for file in sorted((made / "output" / kind).glob("*.safetensors"))[-1:]:
+            server.add_model(kind, file, name)
 
 
 def differences(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 
 PAPER = (250, 249, 246)
 INK = (30, 30, 34)
@@ -71,9 +71,21 @@ def _tile(shown: Picture, height: int) -> Image.Image:
 
 
 def thumbnail(before: Picture, after: Picture, size: int = 512) -> Image.Image:
-    """A square picture of a workflow's result, with what it started from as an inset."""
-    page = ImageOps.fit(_on_paper(after), (size, size), Image.Resampling.LANCZOS)
+    """A square picture of a workflow's result, cut out around what changed, with what it started from as an inset."""
+    result = _on_paper(after)
+    page = ImageOps.fit(result, (size, size), Image.Resampling.LANCZOS, centering=_changed(_on_paper(before), result))
     inset = ImageOps.contain(_on_paper(before), (size // 3, size // 3), Image.Resampling.LANCZOS)
     framed = ImageOps.expand(inset, 4, PAPER)
     page.paste(framed, (GAP, size - framed.height - GAP))
     return page
+
+
+def _changed(before: Image.Image, after: Image.Image) -> tuple[float, float]:
+    """Where the middle of what changed lies between two pictures of one size, for `ImageOps.fit`; the middle for others."""
+    if before.size != after.size or (box := ImageChops.difference(before, after).getbbox()) is None:
+        return 0.5, 0.5
+    short = min(after.size)
+    middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+    free = [max(side - short, 1) for side in after.size]
+    x, y = (min(max((at - short / 2) / room, 0.0), 1.0) for at, room in zip(middle, free, strict=True))
+    return x, y

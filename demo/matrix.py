@@ -57,7 +57,7 @@ def comfyui_of(version: str) -> Path:
 def quick_workflows() -> dict[str, Prompt]:
     """The bundled workflows that need nothing but the tiny model's files, in few steps."""
     found: dict[str, Prompt] = {}
-    for title, prompt in run.workflows().items():
+    for title, prompt in run.paintable(run.workflows()).items():
         trains = any("Train" in entry["class_type"] for entry in prompt.values())
         loads = any(field in entry["inputs"] for entry in prompt.values() for field in run.MADE_FILES)
         if trains or loads:

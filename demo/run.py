@@ -1,4 +1,4 @@
-"""Paints every bundled workflow in a real ComfyUI, with the tiny model and real photographs.
+"""Paints every bundled workflow that the tiny model can serve in a real ComfyUI, with real photographs.
 
 `python -m demo.run [workflow ...]` posts workflows/api/*.json to a headless server and leaves pictures
 in demo/output/<workflow>/ and one page of all of them in demo/output/contact-sheet.png. A workflow is
@@ -43,6 +43,14 @@ MODEL_FILES: dict[str, tuple[str, Path]] = {
 }
 """The inputs that name model files: the folder below models/, and the small file, or folder of files, that the demo has for it."""
 
+PUBLISHED: dict[str, dict[str, str]] = {
+    "UNETLoader": {"unet_name": "diffusion_models"},
+    "CLIPLoader": {"clip_name": "text_encoders"},
+    "DualCLIPLoader": {"clip_name1": "text_encoders", "clip_name2": "text_encoders"},
+    "VAELoader": {"vae_name": "vae"},
+}
+"""The loaders of transformers and their parts: the folder below models/ of each input. The demo has no small model for them yet."""
+
 # All that the demo changes in a workflow: (class of the node, its input) to the value for the tiny model.
 CHANGES: dict[tuple[str, str], Any] = {
     ("CheckpointLoaderSimple", "ckpt_name"): TINY_MODEL.name,
@@ -75,11 +83,22 @@ CHANGES: dict[tuple[str, str], Any] = {
     ("MaskPromptTrainMaskControlNet", "gradient_checkpointing"): False,
     ("KSampler", "steps"): 20,
 }
+SAMPLER: dict[str, Any] = {"sampler_name": "euler", "scheduler": "normal"}
+"""What the tiny UNet likes in a KSampler, where a workflow's checkpoint gives way to it."""
+CFG: dict[str, float] = {
+    "MaskPromptTrainMaskControlNet": 2.5,
+    "MaskPromptLoadMaskControlNet": 2.5,
+    "MaskPromptDepthHint": 3.0,
+    "MaskPromptTrainMECA": 4.0,
+    "MaskPromptApplyMECA": 4.0,
+    "KSampler": 5.0,
+}
+"""And which CFG: that of the first of these nodes which the workflow has."""
 MADE_FILES: dict[str, str] = {"lora_name": "loras", "mcgm_name": "mcgm"}
 """The inputs of loaders that name files which other bundled workflows make: the folder below models/."""
 MADE_BY: dict[tuple[str, str], str] = {
-    ("loras", "dreamcom_subject.safetensors"): "18 Teach your subject",
-    ("mcgm", "scene.safetensors"): "20 Learn the subjects of one picture",
+    ("loras", "dreamcom_subject.safetensors"): "20 Teach your subject",
+    ("mcgm", "scene.safetensors"): "22 Learn the subjects of one picture",
 }
 """These files, by their folder and the name that they have in the workflows which load them: the workflow that makes each."""
 LONGEST = 1800
@@ -96,7 +115,18 @@ def changed(prompt: Prompt) -> Prompt:
             if isinstance(entry["inputs"].get(field), (list, type(None))):
                 raise ValueError(f"node {node} ({name}) has no input {field!r} to replace: bring demo/run.py's CHANGES up to date")
             entry["inputs"][field] = value
+    for entry in copy.values():
+        if entry["class_type"] == "KSampler":
+            entry["inputs"] |= of_sampler(copy)
     return copy
+
+
+def of_sampler(prompt: Prompt) -> dict[str, Any]:
+    """What the demo changes in a workflow's KSamplers beside CHANGES: nothing where the model is none that the tiny UNet stands in for."""
+    classes = {entry["class_type"] for entry in prompt.values()}
+    if "CheckpointLoaderSimple" not in classes:
+        return {}
+    return {**SAMPLER, "cfg": next(cfg for name, cfg in CFG.items() if name in classes)}
 
 
 def photographs(prompt: Prompt) -> list[str]:
@@ -127,6 +157,10 @@ def matching(wanted: str, titles: Iterable[str]) -> list[str]:
     titles = list(titles)
     if wanted in titles:
         return [wanted]
+    if wanted.isdigit():
+        found = [title for title in titles if re.match(rf"0*{int(wanted)}\b", title)]
+        if found:
+            return found
     words = {word.lstrip("0") for word in re.findall(r"[a-z0-9]+", wanted.lower())}
     found = [title for title in titles if words and words <= {word.lstrip("0") for word in re.findall(r"[a-z0-9]+", title.lower())}]
     if not found:
@@ -147,6 +181,11 @@ def workflow(name: str) -> Prompt:
     if len(found) > 1:
         raise ValueError(f"{name} may mean each of {'; '.join(found)}: write its number")
     return next(iter(found.values()))
+
+
+def paintable(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
+    """Those of the workflows for all of whose models the demo has a small one."""
+    return {name: prompt for name, prompt in prompts.items() if all(entry["class_type"] not in PUBLISHED for entry in prompt.values())}
 
 
 def in_order(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
@@ -224,7 +263,15 @@ def paint(server: Server, prompts: dict[str, Prompt]) -> list[Row]:
 
 
 def demo(names: Iterable[str], thumbnails: bool) -> None:
-    """Fetches what is missing, paints the workflows and makes the contact sheet, and with `thumbnails` the workflows' own."""
+    """Fetches what is missing, paints the workflows and makes the contact sheet, and with `thumbnails` the workflows' own.
+
+    Without names all that the tiny models can paint. ValueError for names of others.
+    """
+    asked = workflows(names)
+    chosen = paintable(asked)
+    others = "; ".join(sorted(asked.keys() - chosen.keys()))
+    if not chosen:
+        raise ValueError(f"{others}: the demo has no small model for this. Load it in ComfyUI with the files that it names.")
     setup.get_comfyui()
     setup.get_mobile_sam()
     OUTPUT.mkdir(parents=True, exist_ok=True)
@@ -233,7 +280,9 @@ def demo(names: Iterable[str], thumbnails: bool) -> None:
         try:
             print("Starting ComfyUI ...", flush=True)
             with server:
-                rows = paint(server, in_order(workflows(names)))
+                rows = paint(server, in_order(chosen))
+                if others:
+                    print(f"Not painted, since the demo has no small model for them: {others}.")
         finally:
             if server.log.is_file():
                 shutil.copyfile(server.log, OUTPUT / "server.log")

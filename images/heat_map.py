@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,25 @@ def scaled(maps: Tensor, scale: Scale) -> Tensor:
         return maps.clamp(0, 1)
     most = maps.amax((2, 3) if scale == "each word" else (1, 2, 3), keepdim=True)
     return (maps / most.clamp(min=torch.finfo(maps.dtype).tiny)).clamp(0, 1)
+
+
+def masks_of(maps: Tensor, threshold: float, smallest: float) -> Tensor:
+    """Maps [images, words, H, W] to masks of 0 and 1: white from `threshold` of each map's range (its least to its most) on.
+
+    Pieces smaller than `smallest` of the picture are left out, but for the largest one. A map that is alike everywhere gives an empty mask.
+    """
+    from scipy import ndimage
+
+    least, most = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+    inside = ((maps >= least + threshold * (most - least)) & (most > least)).cpu().numpy()
+    for one in inside.reshape(-1, *inside.shape[2:]):
+        found: Any = ndimage.label(one)
+        labels = found[0]
+        sizes = np.bincount(labels.ravel())
+        sizes[0] = 0
+        small = (sizes < smallest * one.size) & (np.arange(len(sizes)) != sizes.argmax())
+        one &= ~small[labels]
+    return torch.from_numpy(inside).to(maps)
 
 
 def coloured(heat: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from . import (
     patch_visibility,
     pointing,
     prompt_region,
+    reference_region,
     sample_pictures,
     score_against,
     score_pictures,
@@ -32,7 +33,8 @@ from . import (
 NODES: list[type[io.ComfyNode]] = [
     *segment.NODES, *dreamcom.NODES, *train_dreamcom.NODES, *crop.NODES, *paste_back.NODES,
     *mask_controlnet.NODES, *train_mask_controlnet.NODES, *caption.NODES, *mcgm.NODES, *train_mcgm.NODES,
-    *patch_visibility.NODES, *meca.NODES, *prompt_region.NODES, *train_meca.NODES, *depth_hint.NODES, *mask_grid.NODES,
+    *patch_visibility.NODES, *meca.NODES, *prompt_region.NODES, *reference_region.NODES, *train_meca.NODES, *depth_hint.NODES,
+    *mask_grid.NODES,
     *attention_map.NODES, *score_pictures.NODES, *score_against.NODES,
 ]  # fmt: skip
 

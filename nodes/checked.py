@@ -51,7 +51,7 @@ FILES = "_name"
 def checked(execute: Execute) -> Execute:
     """Check every given input of a V3 node's `execute` by its schema, and call it with what the checks return.
 
-    Missing optional inputs and None stay as they are. ValueError in the artist's words for anything else.
+    Missing optional inputs stay so, and None is the default. ValueError in the artist's words for anything else.
     """
     parameters = inspect.signature(execute)
 
@@ -93,11 +93,11 @@ def _each(value: Any, declared: Any, node: str, lists: bool) -> Any:
 
 
 def _one(value: Any, declared: Any, node: str, lists: bool) -> Any:
-    """One value by its declaration; None only where the input is optional. Which picture of a list is broken, the node says."""
+    """One value by its declaration. None, where the input is optional, is its default. Which picture of a list is broken, the node says."""
     name = declared.id
     kind = declared.get_io_type()
     if value is None and declared.optional:
-        return None
+        return getattr(declared, "default", None)
     if isinstance(value, str):
         _whole_characters(value, name, node)
     if kind == "IMAGE":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +15,8 @@ import torch
 if TYPE_CHECKING:
     from ..training.engine.job import Job
     from ..training.engine.loop import Progress
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -28,6 +32,8 @@ class TrainingProgress:
         self.ahead = max(1, steps // 10) if first else 0
         self.bar = ProgressBar(self.ahead + steps, node_id=node)
         self.first = ""
+        self.notes: tuple[str, ...] = ()
+        self.reached = 0
 
     def tell(self, what: str, done: int, count: int) -> None:
         """After a part of what is done before training or between its steps, such as "Encoding crops"."""
@@ -43,20 +49,74 @@ class TrainingProgress:
         """What to do after each step: bar, loss, a preview [B, H, W, 3] every so often (0: never), and the artist's interrupt."""
         from comfy.model_management import throw_exception_if_processing_interrupted
 
+        clock = Clock(self.steps)
+
         def after(progress: Progress) -> None:
+            self.reached = progress.step
             throw_exception_if_processing_interrupted()
             shown = None
             if preview_every and progress.step % preview_every == 0 and progress.step < self.steps:
                 image = preview()
                 shown = None if image is None else ("JPEG", picture(image), 512)
             self.bar.update_absolute(self.ahead + progress.step, preview=shown)
-            self.say(f"Step {progress.step} of {self.steps}, loss {progress.recent:.4f}")
+            self.say(f"Step {progress.step} of {self.steps}, loss {progress.recent:.4f}{clock.left(progress.step)}")
 
         return after
 
     def say(self, text: str) -> None:
-        """A line under the node; nothing without a server."""
-        say(self.node, text)
+        """A line under the node, and below it what the artist should not miss; nothing without a server."""
+        say(self.node, "\n".join((text, *self.notes)))
+
+    def stopped(self, resume: bool) -> None:
+        """After an interrupt: what is kept, and what the next Run does."""
+        if not self.reached:
+            self.say("Stopped before the first step.")
+        elif resume:
+            self.say(f"Stopped at step {self.reached} of {self.steps}. Nothing is lost: Run goes on from there.")
+        else:
+            then = "With resume off the next Run begins again; on, it goes on from there."
+            self.say(f"Stopped at step {self.reached} of {self.steps}. {then}")
+
+
+class Clock:
+    """Tells how long a training still takes, from the steps that it has seen."""
+
+    def __init__(self, steps: int, now: Callable[[], float] = time.monotonic) -> None:
+        self.steps = steps
+        self.now = now
+        self.begun: tuple[int, float] | None = None
+
+    def left(self, step: int) -> str:
+        """ ", about 12 minutes left", after a step; nothing before two steps were seen, nor where it is less than half a minute."""
+        if self.begun is None:
+            self.begun = step, self.now()
+            return ""
+        first, begun = self.begun
+        seconds = (self.now() - begun) * (self.steps - step) / max(1, step - first)
+        return f", about {duration(seconds)} left" if seconds >= 30 else ""
+
+
+def duration(seconds: float) -> str:
+    """A time in an artist's words: "2 minutes", "3 hours 5 minutes"."""
+    minutes = max(1, round(seconds / 60))
+    hours, rest = divmod(minutes, 60)
+    parts = [f"{count} {unit}{'s' if count > 1 else ''}" for count, unit in ((hours, "hour"), (rest, "minute")) if count]
+    return " ".join(parts)
+
+
+def room(needed: int, free: int | None) -> str:
+    """What a training's state takes of the disk, and whether that is there; both in bytes."""
+    takes = f"While it trains, its state takes up to {size(needed)} of disk"
+    if free is None:
+        return f"{takes}."
+    if free < needed:
+        return f"{takes}, but {size(free)} are free: an interrupt may lose what was learned. Free some space."
+    return f"{takes}; {size(free)} are free."
+
+
+def size(count: int) -> str:
+    """Bytes in megabytes or gigabytes."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6))} MB"
 
 
 def say(node: str | None, text: str) -> None:
@@ -95,13 +155,22 @@ def train(job: Job[Result], progress: TrainingProgress, preview_every: int, resu
 
     The state of a finished training stays, so that nothing is lost where the next node fails: the same Run gives the result at once.
     """
+    from comfy.model_management import InterruptProcessingException
+
     from ..training.engine import checkpoint
     from ..training.engine.job import run
 
     states = job.state_files(state_folder())
     if not resume:
         checkpoint.discard(states)
-    outcome = run(job, states, progress.watcher(preview_every, job.painted))
+    disk = room(job.disk, free_disk())
+    log.info("%s", disk)
+    progress.notes = (*job.doubts, disk)
+    try:
+        outcome = run(job, states, progress.watcher(preview_every, job.painted))
+    except InterruptProcessingException:
+        progress.stopped(resume)
+        raise
     if len(states) == 1:
         checkpoint.prune(states, job.method)
     return outcome

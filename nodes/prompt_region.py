@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -45,7 +46,11 @@ class PromptRegionNode(io.ComfyNode):
             ],
             inputs=[
                 io.Model.Input("model", tooltip="The model on its way to the sampler, also from another Prompt Region."),
-                io.Conditioning.Input("text", tooltip="What is in the region, from a text node with the same CLIP as the prompt."),
+                io.Conditioning.Input(
+                    "text",
+                    tooltip="What is in the region, from a text node with the same CLIP as the prompt; or a picture in place of words, "
+                    "from Apply Style Model (Redux) behind an empty text.",
+                ),
                 io.Mask.Input(
                     "mask",
                     tooltip="White is the region. Any size, of the same shape as the picture that is painted. One for all pictures, or one "
@@ -71,6 +76,12 @@ class PromptRegionNode(io.ComfyNode):
                     "apply_to", options=["positive", "negative", "both"], default="positive", optional=True, advanced=True,
                     tooltip="Beside which prompt the text stands. negative: what must not appear in the region.",
                 ),
+                io.Float.Input(
+                    "own_pass", default=0.0, min=0.0, max=1.0, step=0.05, optional=True,
+                    tooltip="For this share of the sampling, from its start, the region is painted in a pass of its own, as with "
+                    "Conditioning (Set Mask): each region's thing appears more surely, at the price of one more pass in those steps. 0: "
+                    "everything in one pass, the fastest.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model with the region: to the sampler or the next Prompt Region.")],
         )  # fmt: skip
@@ -89,6 +100,7 @@ class PromptRegionNode(io.ComfyNode):
         start_percent: float = 0.0,
         end_percent: float = 1.0,
         apply_to: chain.Half = "positive",
+        own_pass: float = 0.0,
     ) -> io.NodeOutput:
         if strength == 0:
             return io.NodeOutput(model)
@@ -99,7 +111,8 @@ class PromptRegionNode(io.ComfyNode):
             # A text that acts in a part of the sampling only (Conditioning Set Timestep Range) does so here too.
             start, end = max(start_percent, options.get("start_percent", 0.0)), min(end_percent, options.get("end_percent", 1.0))
             scope = chain.Scope(None, *inputs.noise_levels(model, start, end, "region"), apply_to)
-            patches.append(PromptRegion(words, region, strength, base == OUTSIDE, apart, options, scope))
+            own_until = inputs.noise_levels(model, 0.0, own_pass, "region")[1] if own_pass else math.inf
+            patches.append(PromptRegion(words, region, strength, base == OUTSIDE, apart, options, scope, own_until))
         return io.NodeOutput(prompt_regions.install(model, *patches))
 
 
@@ -122,6 +135,11 @@ def entries(text: list[Any]) -> list[tuple[torch.Tensor, dict[str, Any]]]:
     found = [(words, options) for words, options in text or () if isinstance(words, torch.Tensor) and words.shape[1] > 0]
     if not found:
         raise ValueError("the region has no text: wire a text node (CLIP Text Encode) to `text`.")
+    if any(options.get("attention_mask_img_shape") is not None for _, options in found):
+        raise ValueError(
+            "the region's text carries an attention mask of the whole picture (Apply Style Model with strength_type attn_bias), which "
+            "cannot act in a region. Choose strength_type multiply there."
+        )
     left = sorted({name for _, options in found for name in UNUSED_OPTIONS if options.get(name) is not None})
     if left:
         log.warning(

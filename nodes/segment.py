@@ -164,7 +164,8 @@ class MaskPromptSAMMask(io.ComfyNode):
                 io.Mask.Input(
                     "rough_mask",
                     optional=True,
-                    tooltip="The object painted roughly, or a few strokes on it (Load Image, right click, Open in MaskEditor).",
+                    tooltip="The object painted roughly, or a few strokes on it (Load Image, right click, Open in MaskEditor). Load "
+                    "Image's MASK may stay wired: where nothing is painted it counts as not given.",
                 ),
             ],
             outputs=[

@@ -23,6 +23,7 @@ class Cosmos:
     classes: tuple[str, ...]
     outer: bool = False
     counts_words: bool = False
+    filled_in_front: bool = False
 
     def fits(self, model: Any) -> bool:
         return reader.is_class(model, self.module, *self.classes)

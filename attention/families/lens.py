@@ -19,6 +19,7 @@ class Lens:
     name: str = "Lens"
     outer: bool = False
     counts_words: bool = False
+    filled_in_front: bool = False
 
     def fits(self, model: Any) -> bool:
         return reader.is_class(model, "comfy.ldm.lens.model", "LensTransformer2DModel")

@@ -17,7 +17,7 @@ from ..layout import SpanKind
 from . import reader
 from .reader import Scene, Seen
 
-Counted = tuple[tuple[SpanKind, int], ...]
+Counted = tuple[tuple[SpanKind, int] | tuple[SpanKind, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Lumina:
     name: str = "Z-Image and Lumina 2"
     outer: bool = False
     counts_words: bool = True
+    filled_in_front: bool = False
 
     def fits(self, model: Any) -> bool:
         return reader.is_class(model, "comfy.ldm.lumina.model", "NextDiT")
@@ -45,11 +46,14 @@ class Lumina:
         return reader.with_words(arguments, words)
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
-        """Words with their filling; before them the references' captions; after the cells their filling. `before` ends with pictures."""
+        """Words with their filling; before them the references' captions; after the cells their filling.
+
+        `before` has the captions, then the pictures with their filling.
+        """
         context, x = arguments.get("context"), arguments.get("x")
         grid = reader.grid_of(x, model.patch_size)
-        captions: list[tuple[SpanKind, int]] = []
-        pictures: list[tuple[SpanKind, int]] = []
+        captions: list[tuple[SpanKind, int, int]] = []
+        pictures: list[tuple[SpanKind, int, int]] = []
         given = arguments.get("ref_contexts", ())
         if arguments.get("siglip_feats"):
             raise reader.UnreadableError(
@@ -58,16 +62,18 @@ class Lumina:
         references = arguments.get("ref_latents", ())
         for number, reference in enumerate(references):
             caption = given[number].shape[1] if number < len(given) and given[number] is not None else model.pad_tokens_multiple
-            captions.append(("reference", _filled(caption, model)))
-            pictures.append(("reference", _filled(reader.cells_in(reader.grid_of(reference, model.patch_size)), model)))
+            cells = reader.cells_in(reader.grid_of(reference, model.patch_size))
+            captions.append(("caption", _filled(caption, model), number))
+            pictures.append(("reference", cells, number))
+            pictures.append(("caption", _filled(cells, model) - cells, number))
         after: Counted = tuple(("other", _filled(more.shape[1], model)) for more in given[len(references) :])
         return Scene(context.shape[1], grid, (*captions, *pictures), after)
 
     def seen(self, model: Any, scene: Scene, options: Mapping[str, Any], count: int, queries: int, keys: int) -> Seen | None:
         layers, cells = self.layers(model), reader.cells_in(scene.grid)
-        half = len(scene.before) // 2
-        text: Counted = (*scene.before[:half], ("words", _filled(scene.words, model)), *scene.after)
-        picture: Counted = (*scene.before[half:], ("cells", cells), ("other", _filled(cells, model) - cells))
+        references = len(scene.before) // 3
+        text: Counted = (*scene.before[:references], ("words", _filled(scene.words, model)), *scene.after)
+        picture: Counted = (*scene.before[references:], ("cells", cells), ("other", _filled(cells, model) - cells))
         words = len(model.context_refiner)
         index = options.get("block_index")
         if queries != keys:

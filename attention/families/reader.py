@@ -21,13 +21,14 @@ class UnreadableError(RuntimeError):
 class Scene:
     """One run of the model: how many words it is given (all texts together), and the grid of the picture being painted.
 
-    `before` and `after` are further tokens that the call tells of, (kind, count), around the words and behind the cells.
+    `before` and `after` are further tokens that the call tells of, (kind, count) or (kind, count, number), around the words and behind
+    the cells.
     """
 
     words: int
     grid: Grid
-    before: tuple[tuple[SpanKind, int], ...] = ()
-    after: tuple[tuple[SpanKind, int], ...] = ()
+    before: tuple[tuple[SpanKind, int] | tuple[SpanKind, int, int], ...] = ()
+    after: tuple[tuple[SpanKind, int] | tuple[SpanKind, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Family(Protocol):
     @property
     def counts_words(self) -> bool:
         """Whether the picture's places depend on how many words there are, so that rows with further words run apart from those without."""
+        ...
+
+    @property
+    def filled_in_front(self) -> bool:
+        """Whether a prompt that is too short for the model is filled up before its words, not behind them."""
         ...
 
     def fits(self, model: Any) -> bool:

@@ -25,6 +25,7 @@ class SD3:
     name: str = "SD 3 and 3.5"
     outer: bool = True
     counts_words: bool = False
+    filled_in_front: bool = False
 
     def fits(self, model: Any) -> bool:
         return reader.is_class(model, "comfy.ldm.modules.diffusionmodules.mmdit", "OpenAISignatureMMDITWrapper")

@@ -21,6 +21,7 @@ class Wan:
     name: str = "Wan 2.1 and 2.2"
     outer: bool = False
     counts_words: bool = False
+    filled_in_front: bool = False
 
     def fits(self, model: Any) -> bool:
         return reader.is_class(model, "comfy.ldm.wan.model", "WanModel")

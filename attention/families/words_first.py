@@ -34,6 +34,7 @@ class WordsFirst:
     places: Callable[[int, int], int] | None = None
     outer: bool = False
     counts_words: bool = False
+    filled_in_front: bool = False
 
     def fits(self, model: Any) -> bool:
         return reader.is_class(model, self.module, *self.classes)
@@ -100,9 +101,9 @@ def _beginning_alike(_prompt: int, _text: int) -> int:
 
 FLUX = WordsFirst(
     "Flux.1, Fill, Kontext and Flux.2", "comfy.ldm.flux.model", ("Flux",), (("double", "double_blocks"), ("single", "single_blocks")),
-    places=_ending_alike,
+    places=_ending_alike, filled_in_front=True,
 )  # fmt: skip
-"""Flux.1 counts no words. Flux.2 does, and its prompts stand at the end of 512 places."""
+"""Flux.1 counts no words and fills none up. Flux.2 does, and its prompts stand at the end of 512 places."""
 
 CHROMA = WordsFirst("Chroma", "comfy.ldm.chroma.model", ("Chroma",), (("double", "double_blocks"), ("single", "single_blocks")))
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from demo.pack import load_pack
 
 from ..figures import Figure, write
-from . import attention, joint, meca, probe, sam, training, visibility
+from . import attention, joint, meca, probe, references, sam, training, visibility
 
 PARTS: dict[str, Callable[[], list[Figure]]] = {
     "attention": attention.attention,
@@ -22,6 +22,7 @@ PARTS: dict[str, Callable[[], list[Figure]]] = {
     "training": training.training,
     "probe": probe.probe,
     "joint": joint.joint,
+    "references": references.references,
 }
 
 

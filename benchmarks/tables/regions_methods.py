@@ -15,9 +15,14 @@ from .tiny_model import words
 class Asked(Protocol):
     """What a case asks for (`regions.Case`)."""
 
-    first: tuple[str, str]
-    second: tuple[str, str]
-    ground: str
+    @property
+    def first(self) -> tuple[str, str]: ...
+
+    @property
+    def second(self) -> tuple[str, str]: ...
+
+    @property
+    def ground(self) -> str: ...
 
     @property
     def both(self) -> str: ...
@@ -34,7 +39,8 @@ class Method:
     `regions`: where that prompt acts beside the regions of Prompt Region ("everywhere" or "outside"); "" for none.
     `grounded`: whether the regions' texts name the ground again.
     `apart`: of Prompt Region.
-    `passes`: the part of the sampling, from its start, in which core's Set Mask paints each region in a pass of its own.
+    `passes`: the part of the sampling, from its start, in which each region is painted in a pass of its own: by Prompt Region's
+    `own_pass`, or where there are no `regions` by core's Set Mask.
     """
 
     name: str
@@ -51,23 +57,18 @@ class Method:
         texts = [painter.text([_text(case, number, self.grounded) for case in page]) for number in (0, 1)]
         masks = torch.stack([case.masks for case in page], 1)
         if self.regions:
-            model = self._with_regions(model, texts, masks)
-        positive: list[Any] = [[base, {"start_percent": self.passes, "end_percent": 1.0}]] if self.passes < 1 else []
-        if self.passes > 0:
-            outside = (1 - masks.amax(0)).clamp(0, 1)
-            parts = [*zip(texts, masks, strict=True), (painter.text([f"a photo on {case.ground}" for case in page]), outside)]
-            positive += [
-                [text, {"mask": mask, "set_area_to_bounds": False, "mask_strength": 1.0, "start_percent": 0.0, "end_percent": self.passes}]
-                for text, mask in parts
-            ]
-        return model, positive
+            return self._with_regions(model, texts, masks), [[base, {}]]
+        if not self.passes:
+            return model, [[base, {}]]
+        parts = [*zip(texts, masks, strict=True), (base, 1 - masks.amax(0))]
+        return model, [[text, {"mask": mask, "set_area_to_bounds": False, "mask_strength": 1.0}] for text, mask in parts]
 
     def _with_regions(self, model: Any, texts: Sequence[Tensor], masks: Tensor) -> Any:
         from maskprompt.nodes.prompt_region import EVERYWHERE, OUTSIDE, PromptRegionNode
 
         base = OUTSIDE if self.regions == "outside" else EVERYWHERE
         for text, mask in zip(texts, masks, strict=True):
-            (model,) = PromptRegionNode.execute(model, [[text, {}]], mask, 1.0, base, self.apart, self.passes, 1.0).args
+            (model,) = PromptRegionNode.execute(model, [[text, {}]], mask, 1.0, base, self.apart, own_pass=self.passes).args
         return model
 
 
@@ -88,5 +89,8 @@ METHODS = (
     Method("Prompt Region, base only where no region is and of the ground alone", "ground", "outside"),
     Method("Prompt Region, base only where no region is, its texts without the ground", "both", "outside", grounded=False),
     Method("Prompt Region, base only where no region is, regions apart", "both", "outside", apart=1.0),
-    Method("Set Mask for the first fifth, then Prompt Region, base only where no region is", "both", "outside", passes=0.2),
+    *(
+        Method(f"Prompt Region, base only where no region is, own passes for {part:g} of the sampling", "both", "outside", passes=part)
+        for part in (0.2, 0.4, 0.6, 1.0)
+    ),
 )

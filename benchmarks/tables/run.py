@@ -17,6 +17,7 @@ TABLES: dict[str, str] = {
     "sam": "sam",
     "regions": "regions",
     "tiny-edit": "tiny_edit",
+    "references": "references",
 }
 """The tables and the modules that measure them."""
 

@@ -21,6 +21,7 @@ __all__ = ["ALL", "BEST", "CHOICES", "LARGEST", "SMALLEST", "WHOLE", "Request", 
 log = logging.getLogger(__name__)
 
 _GRID = 128
+UNPAINTED = (64, 64)
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ def requests(image: torch.Tensor, positive: Any, negative: Any, boxes: Any, roug
 
     Points and typed boxes count for every picture; boxes (`boxes_per_image`) and rough masks (`match_batch`) for every picture or for
     each its own. ValueError if nothing is given, if only negative points are given, or if one of the inputs is wrong. Lists of boxes and
-    masks that are wired but empty are no error: then nothing was found before this node, and nothing is found here.
+    masks that are wired but empty are no error: then nothing was found before this node, and nothing is found here. Only what Load Image
+    gives for a picture that nobody painted on (`_unpainted`) counts as not given.
     """
     if image.ndim != 4:
         raise ValueError(f"image: an image has the shape [batch, height, width, channels], this one is {list(image.shape)}.")
@@ -46,6 +48,7 @@ def requests(image: torch.Tensor, positive: Any, negative: Any, boxes: Any, roug
     on_object = parse_points(positive, "positive_coords", height, width)
     beside = parse_points(negative, "negative_coords", height, width)
     drawn = parse_boxes(typed_boxes, "box")
+    rough = None if rough is None or _unpainted(rough, height, width) else rough
     if not on_object and not drawn and boxes is None and rough is None:
         given = "only negative points" if beside else "no prompt"
         raise ValueError(
@@ -158,6 +161,12 @@ def prompts_for(request: Request, height: int, width: int) -> list[tuple[sam.Pro
     elif free:
         prompts.append((sam.Prompt(points=(*free, *negative)), None))
     return prompts
+
+
+def _unpainted(rough: Any, height: int, width: int) -> bool:
+    """Whether this is the mask that Load Image gives for a picture without an alpha channel: black, of 64 x 64, whatever the picture."""
+    black = isinstance(rough, torch.Tensor) and rough.shape[-2:] == UNPAINTED and not rough.any()
+    return black and (height, width) != UNPAINTED
 
 
 def _painted(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -55,7 +55,7 @@ def model_inputs() -> dict[str, tuple[str, Path]]:
 
 @pytest.fixture(scope="session")
 def embeddings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The handles that belong to the mask encoder which artists make with workflow 20."""
+    """The handles that belong to the mask encoder which artists make with workflow 22."""
     folder = tmp_path_factory.mktemp("embeddings")
     vector = {"l": torch.zeros(1, TEXT_WIDTH)}
     return [Path(handles.save(str(folder), f"scene-{word}", vector, word)) for word in ("ball", "fish")]
@@ -86,13 +86,16 @@ def server(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     staged = run.stage(tmp_path_factory.mktemp("comfyui"))
+    any_file = run.TINY_MODEL  # what is only looked for and never loaded
     for file in embeddings:
         staged.add_model("embeddings", file)
     for prompt in run.workflows().values():
         run.add_photographs(staged, run.photographs(prompt))
         for node in prompt.values():
+            for field, kind in run.PUBLISHED.get(node["class_type"], {}).items():
+                staged.add_model(kind, any_file, node["inputs"][field])
             for field, (kind, file) in (model_inputs | own_inputs).items():
-                if field in node["inputs"]:
+                if field in node["inputs"] and node["class_type"] not in run.PUBLISHED:
                     staged.add_model(kind, file, node["inputs"][field])
     with staged as started:
         started.post("/settings", {"Comfy.TutorialCompleted": True})

@@ -12,7 +12,7 @@ from playwright.sync_api import Page
 from demo import run
 from demo.server import Server
 
-from ..support.frontend import ERRORS, NAMES, load, screenshot
+from ..support.frontend import ERRORS, load, screenshot
 
 TRAININGS = {
     "MaskPromptTrainDreamCom": ("steps",),
@@ -30,7 +30,7 @@ CHANGE = """(changes) => {
 PICTURES = "() => window.app.graph.nodes.filter(n => n.type === 'SaveImage').map(n => n.imgs?.length ?? 0)"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", run.paintable(run.workflows()))
 def test_run_paints(page: Page, server: Server, name: str) -> None:
     load(page, name)
     page.evaluate(CHANGE, [[node, field, value] for (node, field), value in CHANGES.items()])

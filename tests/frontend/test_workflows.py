@@ -15,7 +15,9 @@ from ..support.frontend import ERRORS, NAMES, graph_of, load, screenshot
 TITLE_HEIGHT = 30
 NODES = """() => window.app.graph.nodes.map(n => ({
     id: n.id, type: n.type, known: n.type in LiteGraph.registered_node_types, errors: !!n.has_errors,
-    box: [n.pos[0], n.pos[1], n.size[0], n.size[1]]}))"""
+    box: [n.pos[0], n.pos[1], n.size[0], n.flags?.collapsed ? 0 : n.size[1]]}))"""
+
+OPEN = "async ([graph, name]) => { await window.app.loadGraphData(graph, true, true, name, {openSource: 'template'}) }"
 
 
 def test_every_workflow_has_both_forms() -> None:
@@ -52,18 +54,45 @@ def test_no_node_covers_another(page: Page, name: str) -> None:
     assert covered == []
 
 
+@pytest.mark.parametrize("vue", [False, True])
+def test_every_template_opens_at_a_size_that_can_be_read(page: Page, vue: bool) -> None:
+    """As Browse Templates opens it, on a screen of 1920 x 1080, in either renderer."""
+    before = page.viewport_size
+    page.set_viewport_size({"width": 1920, "height": 1080})
+    page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue)
+    page.wait_for_timeout(1500)
+    try:
+        scales = {}
+        for name in NAMES:
+            page.evaluate(
+                "async ([g, n]) => { await window.app.loadGraphData(g, true, true, n, {openSource: 'template'}) }", [graph_of(name), name]
+            )
+            page.wait_for_timeout(1500)
+            scales[name] = page.evaluate("() => window.app.canvas.ds.scale")
+        assert {name: scale for name, scale in scales.items() if scale < 0.57} == {}
+    finally:
+        page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", False)
+        page.set_viewport_size(before or {"width": 2560, "height": 1440})
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_missing_models_are_offered(page: Page, model_inputs: dict[str, tuple[str, Path]], name: str) -> None:
     graph = graph_of(name)
     loaders = [node for node in graph["nodes"] if node.get("properties", {}).get("models")]
     prompt = run.workflow(name)
-    needed = sorted(node["inputs"][field] for node in prompt.values() for field in model_inputs if field in node["inputs"])
+    needed = sorted(
+        node["inputs"][field]
+        for node in prompt.values()
+        for field in run.PUBLISHED.get(node["class_type"], model_inputs)
+        if field in node["inputs"]
+    )
+    folders = {kind for kind, _ in model_inputs.values()} | {kind for fields in run.PUBLISHED.values() for kind in fields.values()}
     offered = [model for node in loaders for model in node["properties"]["models"]]
     assert sorted(model["name"] for model in offered) == needed
     for model in offered:
         assert model["url"].startswith("https://huggingface.co/")
         assert model["url"].endswith(f"/{model['name']}")
-        assert model["directory"] in {kind for kind, _ in model_inputs.values()}
+        assert model["directory"] in folders
     text = json.dumps(graph)
     for model in needed:
         text = text.replace(model, f"absent-{model}")

@@ -48,7 +48,7 @@ def trains(prompt: Prompt) -> bool:
 
 def graphs(training: bool) -> dict[str, Prompt]:
     """The bundled graphs that train, or those that do not, with the tiny model in few steps."""
-    found = {name: run.changed(prompt) for name, prompt in run.workflows().items() if trains(prompt) == training}
+    found = {name: run.changed(prompt) for name, prompt in run.paintable(run.workflows()).items() if trains(prompt) == training}
     for prompt in found.values():
         for entry in prompt.values():
             entry["inputs"] |= {"steps": STEPS} if entry["class_type"] == "KSampler" else {}

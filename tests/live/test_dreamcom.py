@@ -147,11 +147,11 @@ def test_a_lora_is_found_for_the_workflow_that_loads_it(server: Server) -> None:
     """The demo teaches the subject before it paints it, and the file that it saved then has the name that the workflow loads."""
     everything = run.in_order(run.workflows())
     assert sorted(everything) == sorted(run.workflows())
-    assert list(run.in_order(run.workflows(["19"]))) == ["18 Teach your subject", "19 Paint your subject into a box"]
-    assert list(everything).index("18 Teach your subject") < list(everything).index("19 Paint your subject into a box")
-    ((folder, name),) = (file for file, maker in run.MADE_BY.items() if maker == "18 Teach your subject")
+    assert list(run.in_order(run.workflows(["21"]))) == ["20 Teach your subject", "21 Paint your subject into a box"]
+    assert list(everything).index("20 Teach your subject") < list(everything).index("21 Paint your subject into a box")
+    ((folder, name),) = (file for file, maker in run.MADE_BY.items() if maker == "20 Teach your subject")
     server.run(training(seed=18))
-    run.hand_on(server, "18 Teach your subject")
+    run.hand_on(server, "20 Teach your subject")
     newest = max(lora_files(server), key=lambda file: file.stat().st_mtime)
     assert (server.folder / "models" / folder / name).read_bytes() == newest.read_bytes()
     loader = node("LoraLoaderModelOnly", model=["clip", 0], lora_name=name, strength_model=1.0)

@@ -42,12 +42,12 @@ def bundled(server: Server, name: str) -> Prompt:
 
 @pytest.fixture(scope="module")
 def product(server: Server) -> Prompt:
-    return bundled(server, "14 Keep an object, paint its surroundings")
+    return bundled(server, "16 Keep an object, paint its surroundings")
 
 
 @pytest.fixture(scope="module")
 def two(server: Server) -> Prompt:
-    return bundled(server, "15 Keep one of two objects")
+    return bundled(server, "17 Keep one of two objects")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The bundled workflows of MCGM, 20 to 22, through a real server: what the first leaves the others paint with, and each mask acts
+"""The bundled workflows of MCGM, 22 to 24, through a real server: what the first leaves the others paint with, and each mask acts
 where it should.
 """
 
@@ -56,7 +56,7 @@ def models(server: Server) -> dict[Path, bytes]:
 @pytest.fixture(scope="module")
 def training(server: Server) -> Prompt:
     """The training, which also shows the sentence that it paints."""
-    prompt = bundled(server, "20 Learn the subjects of one picture")
+    prompt = bundled(server, "22 Learn the subjects of one picture")
     return {**prompt, "sentence": node("PreviewAny", source=[titled(prompt, "A new place"), 0])}
 
 
@@ -64,7 +64,7 @@ def training(server: Server) -> Prompt:
 def trained(server: Server, training: Prompt) -> Result:
     """Also leaves a copy of the mask encoder in which it matters much whose mask it is."""
     result = server.run(training)
-    run.hand_on(server, "20 Learn the subjects of one picture")
+    run.hand_on(server, "22 Learn the subjects of one picture")
     folder = server.folder / "models" / "mcgm"
     encoder = mask_encoder_file.load(str(folder / "scene.safetensors"))
     assert encoder.network.subjects is not None
@@ -75,12 +75,12 @@ def trained(server: Server, training: Prompt) -> Result:
 
 @pytest.fixture(scope="module")
 def pose(server: Server, trained: Result) -> Prompt:
-    return bundled(server, "21 Pose a subject by its mask")
+    return bundled(server, "23 Pose a subject by its mask")
 
 
 @pytest.fixture(scope="module")
 def scene(server: Server, trained: Result) -> Prompt:
-    return bundled(server, "22 Pose several subjects by masks")
+    return bundled(server, "24 Pose several subjects by masks")
 
 
 def rewired(prompt: Prompt, title: str, field: str, source: str) -> Prompt:
@@ -179,7 +179,7 @@ def test_masks_follow_the_names_in_the_sentence(server: Server, scene: Prompt) -
 def test_what_a_workflow_made_is_handed_on(tmp_path: Path) -> None:
     """Train Poseable Subjects' files lie in models already, a saved LoRA is put there, and nothing at all is an error."""
     server = run.stage(tmp_path)
-    for workflow in ("20 Learn the subjects of one picture", "18 Teach your subject"):
+    for workflow in ("22 Learn the subjects of one picture", "20 Teach your subject"):
         with pytest.raises(RuntimeError, match=f"workflow {workflow} left no"):
             run.hand_on(server, workflow)
     encoder = server.folder / "models/mcgm/scene.safetensors"
@@ -187,17 +187,17 @@ def test_what_a_workflow_made_is_handed_on(tmp_path: Path) -> None:
     for file in (encoder, lora):
         file.parent.mkdir(parents=True)
         file.write_bytes(file.name.encode())
-    run.hand_on(server, "20 Learn the subjects of one picture")
-    run.hand_on(server, "18 Teach your subject")
+    run.hand_on(server, "22 Learn the subjects of one picture")
+    run.hand_on(server, "20 Teach your subject")
     assert encoder.read_bytes() == b"scene.safetensors"
     assert (server.folder / "models/loras/dreamcom_subject.safetensors").read_bytes() == b"now.safetensors"
     run.hand_on(server, "02 Paint an object into a box")
 
 
 def test_the_demo_trains_before_it_poses() -> None:
-    trained, *posed = run.in_order(run.workflows(["22", "21"]))
-    assert trained == "20 Learn the subjects of one picture"
-    assert posed == ["21 Pose a subject by its mask", "22 Pose several subjects by masks"]
+    trained, *posed = run.in_order(run.workflows(["24", "23"]))
+    assert trained == "22 Learn the subjects of one picture"
+    assert posed == ["23 Pose a subject by its mask", "24 Pose several subjects by masks"]
     everything = list(run.in_order(run.workflows()))
     assert sorted(everything) == sorted(run.workflows())
     assert everything.index(trained) < min(everything.index(title) for title in posed)

@@ -35,7 +35,7 @@ def flat(server: Server) -> tuple[str, str]:
 
 
 def test_the_bundled_workflow_scores_what_it_painted(server: Server) -> None:
-    prompt = run.changed(run.workflow("17 Measure which picture is better"))
+    prompt = run.changed(run.workflow("19 Measure which picture is better"))
     run.add_photographs(server, run.photographs(prompt))
     next(entry for entry in prompt.values() if entry["class_type"] == "KSampler")["inputs"]["steps"] = 4
     outputs = server.run(prompt).outputs

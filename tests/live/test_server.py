@@ -99,6 +99,32 @@ def test_a_template_is_served_with_its_thumbnail(server: Server, name: str) -> N
         assert min(thumbnail.size) >= 256
 
 
+@pytest.fixture(scope="module")
+def everything(server: Server) -> dict[str, dict[str, Any]]:
+    return server.object_info()
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_workflow_gives_each_node_what_it_takes(everything: dict[str, dict[str, Any]], name: str) -> None:
+    """By the server's own account: nodes that there are, all required inputs and no others, choices that it offers, links of one type."""
+    prompt: Prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text("utf-8"))
+    for number, entry in prompt.items():
+        node = everything[entry["class_type"]]
+        required, optional = (node["input"].get(group) or {} for group in ("required", "optional"))
+        known = {**required, **optional}
+        grown = {field.split(".")[0] for field in entry["inputs"]}  # inputs that grow are named inputs.input0, inputs.input1, ...
+        assert required.keys() <= grown <= known.keys(), number
+        for field, value in entry["inputs"].items():
+            kind, *more = known[field.split(".")[0]]
+            if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and value[0] in prompt:
+                given = everything[prompt[value[0]]["class_type"]]["output"][value[1]]
+                anything = given == "*" or "MATCHTYPE" in given or "." in field  # what it is depends on what is wired to it
+                assert anything or kind in ("*", given) or given in str(kind).split(","), (number, field)
+            elif not field.endswith("_name") and field not in ("image", "device"):  # files, which have other names here
+                offered = kind if isinstance(kind, list) else more[0].get("options") if kind == "COMBO" else None
+                assert offered is None or value in offered, (number, field)
+
+
 def test_the_start_is_quick_in_a_folder_of_any_name(tmp_path: Path) -> None:
     folder = tmp_path / "My MaskPrompt v1.0 (copy)"
     shutil.copytree(ROOT, folder, ignore=NOT_THE_PACK)

@@ -14,6 +14,7 @@ PROPERTIES = {
     "test_a_batch_with_cfg_and_a_mask_for_each_picture": "batch with CFG",
     "test_references_are_seen_by_all_cells": "with references",
     "test_masked_attention_equals_the_formula": "Masked Attention = formula",
+    "test_word_maps_equal_the_dense_softmax_and_change_nothing": "Attention Map = softmax",
     "test_where_no_region_acts_the_model_is_untouched_to_the_bit": "untouched to the bit",
     "test_another_packs_override_still_serves": "beside another's override",
     "test_half_precision_is_finite": "fp16 and bf16",
@@ -31,6 +32,7 @@ What the tests have shown of each family, on tiny models of random weights that 
 - **batch with CFG**: a mask for each picture of a batch (of a video: for each frame), the negative as long as the prompt, and longer.
 - **with references**: reference latents behind or before the picture. "-": the family has none in ComfyUI, or none that is read.
 - **Masked Attention = formula**: `paper`, `renormalised` and words alone, against the formula.
+- **Attention Map = softmax**: the words' shares in every layer, to 1e-6; the picture beside the probe is the model's own to the bit.
 - **untouched to the bit**: strength 0, outside of the part of the sampling, after a patched run; five runs alike.
 - **beside another's override**: an `optimized_attention_override` of another pack, set before and after ours, still serves.
 - **fp16 and bf16**: finite. **change in its place**: other words in a region change its own cells most.

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from demo import autoencoder
-from demo.tiny_edit import folders, grounds, latents, sentences, text, things, train, world
+from demo.server import Server
+from demo.tiny_edit import files, folders, grounds, latents, sentences, text, things, train, world
 from demo.tiny_edit.transformer import Flux
 
 
@@ -59,6 +60,13 @@ def random_weights(folder: Path, seed: int = 3) -> train.Training:
     run.average = {name: value + 0.05 * torch.randn(value.shape, generator=generator) for name, value in run.average.items()}
     run.save()
     return run
+
+
+def serve(server: Server, folder: Path) -> None:
+    """Gives a server tiny-edit of random weights, in the folders of the stock loaders."""
+    random_weights(folder)
+    for file, kind in zip(files.write(folder, folder / "files"), ("diffusion_models", "text_encoders", "vae"), strict=True):
+        server.add_model(kind, file)
 
 
 def flux_of(file: Path) -> Flux:

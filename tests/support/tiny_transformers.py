@@ -76,12 +76,12 @@ def _model(tiny: Tiny, dtype: torch.dtype) -> Any:
     config.set_inference_dtype(dtype, None)
     torch.manual_seed(0)
     model = config.get_model({}, "", device=torch.device("cpu"))
-    filled = {name: _filled(value) for name, value in model.diffusion_model.state_dict().items()}
-    model.diffusion_model.load_state_dict(filled)
+    weights = {name: filled(value) for name, value in model.diffusion_model.state_dict().items()}
+    model.diffusion_model.load_state_dict(weights)
     return comfy.model_patcher.ModelPatcher(model.eval(), torch.device("cpu"), torch.device("cpu"))
 
 
-def _filled(value: torch.Tensor) -> torch.Tensor:
+def filled(value: torch.Tensor) -> torch.Tensor:
     """Weights in which nothing is zero and nothing explodes."""
     if not value.is_floating_point():
         return value

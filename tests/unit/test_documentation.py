@@ -105,3 +105,24 @@ def test_contributing_names_files_that_are_there() -> None:
     assert len(methods) == 4
     for method in methods:
         assert all((ROOT / "training" / method / f"{part}.py").is_file() for part in ("options", "examples", "loss", "job")), method
+
+
+WITHOUT_PICTURE = {"MaskPromptReferenceRegion", "MaskPromptScorePictures"}
+"""What no model of this repository paints yet, or scores from one file."""
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "web" / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_a_help_page_opens_with_a_sentence_and_a_small_picture(page: Path) -> None:
+    title, sentence, picture, *_ = [part for part in page.read_text("utf-8").split("\n\n") if part]
+    assert title.startswith("# ")
+    assert len(sentence) <= 250
+    if page.stem in WITHOUT_PICTURE:
+        return
+    found = re.fullmatch(r"!\[[^\]]{10,}\]\(([a-z-]+\.jpg)\)", picture)
+    assert found is not None, picture
+    assert (page.parent / found[1]).stat().st_size <= 40_000
+
+
+def test_no_help_picture_is_left_over() -> None:
+    shown = {name for page in (ROOT / "web" / "docs").glob("*.md") for name in re.findall(r"\]\(([a-z-]+\.jpg)\)", page.read_text("utf-8"))}
+    assert {path.name for path in (ROOT / "web" / "docs").glob("*.jpg")} == shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +13,11 @@ import torch
 from torch import Tensor
 
 from ...images import masks
+from . import marks as doubtful
 from .captions import lines
 from .pictures import check_numbers, check_same_size, marking, separate
+
+log = logging.getLogger(__name__)
 
 
 class Example(NamedTuple):
@@ -118,6 +122,12 @@ def pair(images: Sequence[Tensor], captions: Sequence[str], marks: Sequence[Tens
     return Given([_example(number, *parts) for number, parts in enumerate(zip(shown, given, texts, beside, strict=True), 1)])
 
 
+def doubts(examples: Examples) -> tuple[str, ...]:
+    """What should be looked at before these are learned from (`doubtful.doubts`); of examples in memory alone."""
+    given = examples.examples if isinstance(examples, Given) else ()
+    return doubtful.doubts((f"picture {number}", mark) for number, one in enumerate(given, 1) for mark in one.marks)
+
+
 def _example(number: int, image: Tensor, marks: Tensor, caption: str, reference: Tensor | None) -> Example:
     """Checks picture `number` from 1. ValueError for one that is no picture, or whose masks mark nothing or are of another size."""
     check_numbers(number, image)
@@ -125,6 +135,9 @@ def _example(number: int, image: Tensor, marks: Tensor, caption: str, reference:
     if not len(objects):
         raise ValueError(f"the mask of picture {number} marks nothing: point SAM Mask at an object in it, or leave the picture out.")
     check_same_size(number, image, marks)
+    for mark in objects:
+        if (sentence := doubtful.doubt(f"picture {number}", mark)) is not None:
+            log.warning("%s", sentence)
     if reference is not None:
         if not bool(torch.isfinite(reference).all()):
             raise ValueError(

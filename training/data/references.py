@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from ...images import masks
+from . import marks as doubtful
 from .pictures import SMALLEST, check_numbers, check_same_size, separate, separate_masks
 
 log = logging.getLogger(__name__)
-
-NEARLY_ALL = 0.98
-"""A box of more than this part of a picture is likely to be an inverted mask's."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +56,14 @@ def _reference(number: int, image: Tensor, mask: Tensor) -> Reference:
             f"the mask of picture {number} marks nothing: point SAM Mask at the subject in that picture, or leave the picture out."
         )
     check_same_size(number, image, mask)
-    reference = Reference(image, mask)
-    if reference.box["width"] * reference.box["height"] > NEARLY_ALL * mask.numel():
-        log.warning(
-            "The mask of picture %d reaches over all of it. If it marks the background, invert it; else nothing is left around the "
-            "subject to learn from.", number,
-        )  # fmt: skip
-    return reference
+    if (sentence := doubtful.doubt(f"picture {number}", mask)) is not None:
+        log.warning("%s", sentence)
+    return Reference(image, mask)
+
+
+def doubts(references: Sequence[Reference]) -> tuple[str, ...]:
+    """What should be looked at before these are learned from (`doubtful.doubts`)."""
+    return doubtful.doubts((f"picture {number}", reference.mask) for number, reference in enumerate(references, 1))
 
 
 def fingerprint(references: Sequence[Reference]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.references import Reference
+from ..data.references import Reference, doubts
 from ..engine import job, loop, memory
 from ..engine.checkpoint import signature
 from ..engine.learner import Learner
@@ -105,7 +105,7 @@ def prepare(
     memory.check(memory.estimate(learner, options.latents, options.checkpointing, options.average > 0), learner.device, method)
     texts = job.encoded(clip, options.prompt, "")
     fingerprint = options.fingerprint(pictures, signature(model, texts))
-    return ready(learner, texts, options, fingerprint, pictures=pictures, vae=vae, tell=tell, process=process)
+    return ready(learner, texts, options, fingerprint, pictures=pictures, vae=vae, tell=tell, process=process, doubts=doubts(pictures))
 
 
 def ready(learner: Learner, texts: Sequence[Any], options: Options, fingerprint: str = "", **more: Any) -> DreamCom:

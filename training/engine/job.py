@@ -22,6 +22,10 @@ from .learner import Learner
 
 log = logging.getLogger(__name__)
 
+NUMBER = 4
+"""Bytes of a number in float32."""
+MOMENTS = 2
+"""The optimizer's, of each number."""
 Result = TypeVar("Result")
 """What leaves a method's training: a LoRA, an adapter, handles with their encoder ..."""
 Tell = Callable[[str, int, int], None]
@@ -48,7 +52,7 @@ class Job(ABC, Generic[Result]):
     """A training that has been checked and is ready to `run`.
 
     `weights`: how many numbers learn, in the phase that has the most. `process` is the number of this process among several that learn
-    together, each from samples of its own.
+    together, each from samples of its own. `doubts` are sentences about what was given that an artist should read before it is learned.
     """
 
     method: ClassVar[str]
@@ -59,6 +63,13 @@ class Job(ABC, Generic[Result]):
     weights: int
     tell: Tell = quiet
     process: int = 0
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def disk(self) -> int:
+        """Bytes that its states take on disk, at most: what learns, two moments of it and an average, and the next one beside it."""
+        average = max(phase.settings.average > 0 for phase in self.phases)
+        return 2 * NUMBER * (MOMENTS + 1 + average) * self.weights
 
     @property
     def steps(self) -> int:

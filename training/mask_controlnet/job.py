@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ...conditioning.texts import Texts
 from ...models.mask_controlnet.file import Content
-from ..data.objects import Examples
+from ..data.objects import Examples, doubts
 from ..engine import job, loop
 from ..engine.checkpoint import signature, signature_of
 from ..engine.checks import check_text
@@ -132,7 +132,7 @@ def prepare(
     check_text(learner, negative)
     fingerprint = options.fingerprint(examples.fingerprint(), signature(model, [negative]), signature_of(vae.first_stage_model))
     more: dict[str, Any] = {"shown": shown, "prompts": (positive, negative), "encoder": encoder, "tell": tell, "process": process}
-    return ready(learner, vae, options, source, Texts(clip), fingerprint, **more)
+    return ready(learner, vae, options, source, Texts(clip), fingerprint, doubts=doubts(examples), **more)
 
 
 def ready(learner: Learner, vae: Any, options: Options, source: Source, texts: Texts, fingerprint: str = "", **more: Any) -> MaskControlNet:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...images import masks
+from ..data import marks as doubtful
 from ..data.pictures import SMALLEST
 from ..engine.checks import ENLARGED, check_parts, check_size, check_unet
 from ..engine.options import check_numbers
@@ -58,7 +59,15 @@ def scene_of(image: Tensor, marks: Tensor, options: Options) -> Scene:
         if shared > OVERLAP:
             log.warning("Train Poseable Subjects: masks %d and %d share %.0f %% of the smaller one: there the subjects are learned mixed.",
                         first, second, 100 * shared)  # fmt: skip
+    for sentence in doubts(marked, options):
+        log.warning("%s", sentence)
     return Scene(picture, marked)
+
+
+def doubts(marked: Tensor, options: Options) -> tuple[str, ...]:
+    """What should be looked at before subjects of these masks [N, H, W] are learned (`doubtful.doubts`)."""
+    words = enumerate(options.words, 1)
+    return doubtful.doubts((f"subject {number} ({word})", mask) for (number, word), mask in zip(words, marked, strict=True))
 
 
 def fitted(scene: Scene, options: Options) -> Scene:

@@ -18,7 +18,7 @@ from ..engine.preview import paint
 from ..engine.text_learner import TextLearner
 from . import examples as pictures
 from . import prior
-from .checks import check, fitted, scene_of
+from .checks import check, doubts, fitted, scene_of
 from .examples import Examples
 from .loss import Loss, Prior
 from .options import Options
@@ -114,6 +114,7 @@ def prepare(
     `disk`: bytes that are free for its states, if that is known. ValueError, in the artist's words, for what cannot be trained.
     """
     scene = scene_of(image, masks, options)
+    doubtful = doubts(scene.masks, options)
     check(model, clip, vae, options, scene)
     scene = fitted(scene, options)
     shape = options.latents(scene)
@@ -129,7 +130,7 @@ def prepare(
     memory.check(memory.estimate(learner, shape, options.checkpointing, options.average > 0, beside), learner.device, method)
     known = signature(model, job.encoded(clip, *options.words))
     fingerprints = [options.fingerprint(phase, scene, known) for phase in (1, 2)]
-    return ready(learner, options, fingerprints, scene=scene, given=(model, clip, vae), tell=tell, process=process)
+    return ready(learner, options, fingerprints, scene=scene, given=(model, clip, vae), tell=tell, process=process, doubts=doubtful)
 
 
 def ready(learner: Learner, options: Options, fingerprints: Sequence[str] = ("", ""), **more: Any) -> MCGM:

@@ -15,6 +15,7 @@ from ...support import dense
 from ...support.dense import Area, Token
 from ...support.tiny_transformers import TINIES, Tiny
 from ...support.transformer_texts import TEXTS, close, families, masks, regions, sample, text_of
+from ...support.word_maps import SIZE, WANTED, check, installed, watching
 
 
 def inside(mask: torch.Tensor, tiny: Tiny, size: tuple[int, int], frames: int | None = None) -> torch.Tensor:
@@ -224,3 +225,18 @@ def test_masked_attention_equals_the_formula(tiny: Tiny, mode: str) -> None:
         sample(patched, tiny, size, text_of(tiny)),
         sample(by_the_formula(model, told, inside(mask, tiny, size), True, mode), tiny, size, text_of(tiny)),
     )
+
+
+@families
+def test_word_maps_equal_the_dense_softmax_and_change_nothing(tiny: Tiny) -> None:
+    """One step, an odd size; the result beside the probe is the model's own, to the bit."""
+    size, model = SIZE, tiny.model()
+    probed, found = installed(model)
+    watched, seen = watching(model, tiny, (WANTED,))
+    result = sample(probed, tiny, size, text_of(tiny), steps=1)
+    assert torch.equal(sample(watched, tiny, size, text_of(tiny), steps=1), result)
+    assert torch.equal(sample(model, tiny, size, text_of(tiny), steps=1), result)
+    check(found, seen, tiny.grid(size)[0])
+    on_latent = found.on_latent()
+    assert on_latent.shape == (tiny.grid(size)[0], len(WANTED), *size)
+    assert float(on_latent.min()) > 0

@@ -15,9 +15,6 @@ from PIL import Image
 from demo import photos, subject_pictures
 from demo.pack import ROOT
 
-NOT_SHIPPED = {"china.png", "flower.png"}
-"""Photographs under CC BY: theirs to name, not ours to ship. Templates that load them wait for pictures in the public domain."""
-
 
 def loaded_by_templates() -> set[str]:
     graphs = [json.loads(file.read_text("utf-8")) for file in (ROOT / "workflows" / "api").glob("*.json")]
@@ -27,8 +24,7 @@ def loaded_by_templates() -> set[str]:
 
 def test_an_empty_input_folder_gets_what_the_templates_load(tmp_path: Path) -> None:
     placed = sample_pictures.place(tmp_path)
-    assert loaded_by_templates() - NOT_SHIPPED == set(placed) == {file.name for file in tmp_path.iterdir()}
-    assert loaded_by_templates() >= NOT_SHIPPED, "these are no longer loaded: take them off the list"
+    assert loaded_by_templates() == set(placed) == {file.name for file in tmp_path.iterdir()}
     for name in placed:
         stem = Path(name).stem
         expected = subject_pictures.load(stem) if stem in subject_pictures.names() else photos.load(stem)

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from maskprompt.attention import layers
 from maskprompt.conditioning import mask_tokens, prompt_words
 from maskprompt.images import heat_map
-from maskprompt.nodes.attention_map import AUTO, NODES, AttentionMap, noise_level
+from maskprompt.nodes.attention_map import AUTO, NODES, AttentionMap
+from maskprompt.nodes.looked_at import noise_level
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -172,7 +173,7 @@ def shown(tiny: Any, words: str, text: str = PROMPT, **more: Any) -> tuple[Tenso
         "latent": {"samples": torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))},
     } | more  # fmt: skip
     with torch.inference_mode():
-        maps, image = AttentionMap.execute(**given).args
+        maps, image, _ = AttentionMap.execute(**given).args
     return maps, image
 
 
@@ -363,10 +364,10 @@ def test_a_prompt_that_does_not_act_then_is_refused_in_words(tiny: Painter) -> N
         shown(tiny, "ball", positive=encoded(tiny, PROMPT, start_percent=0.8, end_percent=1.0), at_percent=0.2)
 
 
-def test_a_model_that_is_no_unet_is_refused_in_words(tiny: Painter) -> None:
-    class Flux:
+def test_a_model_that_is_not_known_is_refused_in_words(tiny: Painter) -> None:
+    class Unknown:
         def get_model_object(self, name: str) -> torch.nn.Module:
             return torch.nn.Linear(2, 2)
 
-    with pytest.raises(ValueError, match="not a UNet"):
-        shown(tiny, "ball", model=Flux())
+    with pytest.raises(ValueError, match="neither a UNet nor a transformer that MaskPrompt can read"):
+        shown(tiny, "ball", model=Unknown())

@@ -34,6 +34,7 @@ class Probe(io.ComfyNode):
                 io.Latent.Input("latent", optional=True),
                 io.Conditioning.Input("positive", optional=True),
                 io.Clip.Input("clip", optional=True),
+                io.Float.Input("late", default=0.7, optional=True),
             ],
             outputs=[],
         )
@@ -63,6 +64,11 @@ def test_good_values_are_handed_on_as_they_are() -> None:
     assert found["clip"] is clip
     assert (found["count"], found["part"], found["flag"], found["mode"]) == (9, 1.0, True, "two")
     assert found["mask"] is None
+
+
+def test_nothing_in_an_optional_number_is_its_default() -> None:
+    assert given(late=None)["late"] == 0.7
+    assert given(mask=None)["mask"] is None
 
 
 def test_no_masks_at_all_are_the_nodes_own_matter_where_a_mask_is_optional() -> None:

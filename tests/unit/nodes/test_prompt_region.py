@@ -11,7 +11,7 @@ from maskprompt.attention import chain, layers
 from maskprompt.nodes.dreamcom import MaskedAttention
 from maskprompt.nodes.prompt_region import EVERYWHERE, OUTSIDE, PromptRegionNode
 
-from ...support.dense import Area, blended, listed, mask_of, softmax_attention
+from ...support.dense import Area, blended, listed, mask_of, override, softmax_attention
 from ...support.models import Sample
 from ...support.tiny_transformers import TINIES
 
@@ -232,6 +232,46 @@ def test_a_flux_samples_through_the_node() -> None:
         comfy.sample.sample(
             longer_positions(longer), noise, *arguments, seed=1, disable_pbar=True
         )  # fmt: skip
+
+
+class StyleModel:
+    """Redux as core's Apply Style Model sees it: a vision output to tokens."""
+
+    def get_cond(self, seen: torch.Tensor) -> torch.Tensor:
+        return seen
+
+
+def test_redux_acts_in_its_region() -> None:
+    """The tokens that core's Apply Style Model appends to an empty text are the region's text; with attn_bias they are refused."""
+    import comfy.sample
+
+    import nodes  # pyright: ignore[reportMissingImports]
+
+    tiny = TINIES[0]
+    model, size = tiny.model(), (16, 16)
+    picture = tiny.words(9, 77)
+    empty = [[tiny.words(4, 50), {"pooled_output": None}]]
+    (styled,) = nodes.StyleModelApply().apply_stylemodel(empty, StyleModel(), picture, 1.0, "multiply")
+    (patched,) = PromptRegionNode.execute(model=model, text=styled, mask=masks()[0]).args
+    inside = F.avg_pool2d(masks()[0][None], 16)[0, 0].flatten() >= 0.5
+    told = tiny.tokens((9, 13), size)
+    clone = model.clone()
+    clone.model_options["transformer_options"]["optimized_attention_override"] = override(told, [Area(inside)])
+    noise = tiny.latent(size)
+
+    def run_on(to: Any, text: torch.Tensor) -> torch.Tensor:
+        prompt = [[text, {**tiny.options}]]
+        return comfy.sample.sample(
+            to, noise, 2, 1.0, "euler", "simple", prompt, prompt, torch.zeros_like(noise), seed=1, disable_pbar=True
+        )  # fmt: skip
+
+    result = run_on(patched, tiny.words(9, 1))
+    wanted = run_on(clone, torch.cat([tiny.words(9, 1), tiny.words(4, 50), picture], 1))
+    scale = float(wanted.abs().max())
+    torch.testing.assert_close(result / scale, wanted / scale, atol=1e-5, rtol=0)
+    (biased,) = nodes.StyleModelApply().apply_stylemodel(empty, StyleModel(), picture, 0.5, "attn_bias")
+    with pytest.raises(ValueError, match="strength_type attn_bias"):
+        PromptRegionNode.execute(model=model, text=biased, mask=masks()[0])
 
 
 def longer_positions(model: Any) -> Any:

@@ -233,7 +233,7 @@ def test_a_picture_with_alpha_and_a_grey_one(random_sam: sam.LoadedSam, picture:
         {"bboxes": [[]]},
         {"bboxes": NOTHING},
         {"rough_mask": torch.zeros(1, 60, 80)},
-        {"rough_mask": torch.zeros(1, 64, 64), "negative_coords": points((1, 1))},
+        {"rough_mask": torch.zeros(1, 48, 64), "negative_coords": points((1, 1))},
         {"positive_coords": points((40, 30)), "min_score": 1.0},
     ],
 )
@@ -265,6 +265,8 @@ def test_nothing_found_on_one_picture_of_a_batch(random_sam: sam.LoadedSam, pict
         ({"positive_coords": "  "}, "got no prompt"),
         ({"positive_coords": "[]"}, "got no prompt"),
         ({"negative_coords": points((1, 1))}, "got only negative points"),
+        ({"rough_mask": torch.zeros(1, 64, 64)}, "got no prompt"),
+        ({"rough_mask": torch.zeros(64, 64), "negative_coords": points((1, 1))}, "got only negative points"),
         ({"positive_coords": "[120, 80"}, r"positive_coords: write the points as .*This is not JSON: '\[120, 80'"),
         ({"positive_coords": "12"}, "positive_coords: write the points as .*This is not a point: '12'"),
         ({"positive_coords": "1,2; 3"}, "This is not a point: '3'"),
@@ -308,6 +310,18 @@ def test_a_box_over_the_edge_is_cut_off_with_a_warning(
 def test_a_picture_of_a_wrong_shape_is_refused(random_sam: sam.LoadedSam) -> None:
     with pytest.raises(ValueError, match=r"image must be pictures of the shape .*, this one is \[60, 80, 3\]"):
         sam_mask(random_sam, torch.zeros(60, 80, 3), positive_coords=points((1, 1)))
+
+
+def test_a_wired_mask_that_nobody_painted_changes_nothing(random_sam: sam.LoadedSam, picture: torch.Tensor) -> None:
+    """Load Image gives a black mask of 64 x 64 for a picture without alpha, and ones of the picture's size, as painted, else."""
+    for prompt in ({"positive_coords": points((40, 30))}, {"bboxes": Box(x=5, y=5, width=50, height=40)}):
+        alone, wired, blank = (
+            sam_mask(random_sam, picture, **prompt, **more)
+            for more in ({}, {"rough_mask": torch.zeros(1, 64, 64)}, {"rough_mask": torch.zeros(1, 60, 80)})
+        )
+        assert torch.equal(alone[0], wired[0])
+        assert torch.equal(alone[0], blank[0])
+        assert alone[0].any()
 
 
 def test_the_same_prompt_twice_gives_the_same_mask(random_sam: sam.LoadedSam, picture: torch.Tensor) -> None:

@@ -284,7 +284,7 @@ def test_a_rate_that_is_far_too_high_is_said(node: Node) -> None:
 def test_the_node_says_what_happens(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[tuple[str, str]] = []
     server = SimpleNamespace(PromptServer=SimpleNamespace(instance=SimpleNamespace(
-        send_progress_text=lambda text, node_id: said.append((text, node_id)), client_id=None, send_sync=lambda *given: None
+        send_progress_text=lambda text, node_id: said.append((text.split("\n")[0], node_id)), client_id=None, send_sync=lambda *given: None
     )))  # fmt: skip
     monkeypatch.setitem(__import__("sys").modules, "server", server)
     _, _, losses = node(steps=2)

@@ -78,10 +78,14 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What was sent through ComfyUI's server: text, node."""
+    """What was sent through ComfyUI's server: the first line of the text, node."""
     found: list[tuple[str, str]] = []
     server: Any = types.ModuleType("server")
-    server.PromptServer = SimpleNamespace(instance=SimpleNamespace(send_progress_text=lambda *given: found.append(given)))
+
+    def send(text: str, node: str) -> None:
+        found.append((text.split("\n")[0], node))
+
+    server.PromptServer = SimpleNamespace(instance=SimpleNamespace(send_progress_text=send))
     monkeypatch.setitem(sys.modules, "server", server)
     return found
 

@@ -63,7 +63,7 @@ def test_a_mask_over_everything_is_taken_with_a_warning(caplog: pytest.LogCaptur
         references.pair([pictures(1)], [marks(1)])
         assert not caplog.records
         references.pair([pictures(1)], [1 - marks(1)])
-    assert "If it marks the background, invert it" in caplog.text
+    assert "The mask of picture 1 touches all four borders of it. If it marks the background, invert it" in caplog.text
 
 
 def test_the_fingerprint_tells_pictures_and_masks_apart() -> None:

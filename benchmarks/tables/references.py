@@ -1,0 +1,143 @@
+"""What Reference Region does for tiny-edit's pictures, by the judge of its world: a thing in its region, and nothing of what is hidden.
+
+nox -s tables -- references
+
+Things that no training showed, on photographs that none showed; the tasks are those that tiny-edit learned with two references. It paints
+from the files that ComfyUI loads, in ComfyUI's own sampler.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from demo.tiny_edit import files, folders, judge, scenes, things, train, world
+from demo.tiny_edit.painter import CFG, STEPS
+
+from ..figures import Figure, rate, size_of, write
+from .tiny_edit import photographs
+
+SIDES = {"left": 0.25, "right": 0.75}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many cases, the pixels of a side, and the steps of sampling."""
+
+    cases: int = 100
+    size: int = 256
+    steps: int = STEPS
+
+
+@dataclass(frozen=True)
+class Case:
+    """A portrait [1, S, S, 3] of `code` beside `other`, `shown` [1, S, S] of the first, a photograph, and the side to paint it on."""
+
+    code: str
+    other: str
+    portrait: Tensor
+    shown: Tensor
+    photograph: Tensor
+    side: str
+
+    def region(self, size: int) -> Tensor:
+        """The half of the picture on that side, [1, S, S]."""
+        mask = torch.zeros(1, size, size)
+        half = slice(0, size // 2) if self.side == "left" else slice(size // 2, size)
+        mask[:, :, half] = 1
+        return mask
+
+
+def cases(place: world.World, size: Size, seed: int = 11) -> list[Case]:
+    rng = np.random.default_rng(seed)
+    grounds = photographs(place, rng, size.cases, size.size).movedim(1, -1)
+    found: list[Case] = []
+    for number in range(size.cases):
+        code, other = (things.HELD_OUT[index] for index in rng.choice(len(things.HELD_OUT), 2, replace=False))
+        first, second = (0.28, 0.74) if rng.random() < 0.5 else (0.72, 0.26)
+        both = (scenes.Placed(other, second, 0.55, 0.42), scenes.Placed(code, first, 0.55, 0.42))
+        drawn = scenes.render(place, scenes.Scene(both, scenes.random_ground(rng, place.grounds())), size.size)
+        portrait = torch.from_numpy(drawn.image.copy()).float()[None] / 255
+        shown = (torch.from_numpy(drawn.masks[1].copy()) >= 0.5).float()[None]
+        side = "left" if number % 2 else "right"
+        found.append(Case(code, other, portrait, shown, grounds[number : number + 1], side))
+    return found
+
+
+class Painter:
+    """tiny-edit as ComfyUI loads it."""
+
+    def __init__(self, folder: Path) -> None:
+        import comfy.sd
+        import comfy.utils
+
+        from demo import registration
+
+        registration.register()
+        registration.tiny_edit.register()
+        transformer, text, autoencoder = files.write(folders.DEFAULT, folder)
+        self.model = comfy.sd.load_diffusion_model(str(transformer))
+        self.clip = comfy.sd.load_clip([str(text)], clip_type=comfy.sd.CLIPType.FLUX2)
+        self.vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(autoencoder)))
+
+    def words(self, text: str) -> list[Any]:
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+
+    @torch.no_grad()
+    def paint(self, case: Case, size: Size, region: bool, show: bool, seed: int) -> Tensor:
+        """The thing of the portrait into the photograph, [3, S, S] in 0..1."""
+        import comfy.sample
+        from maskprompt.nodes.reference_region import ReferenceRegionNode
+
+        line: tuple[Any, ...] = (
+            self.model, self.words(f"the thing of the first picture on the {case.side} in the second picture"), self.words("")
+        )  # fmt: skip
+        asked: dict[str, Any] = {"region": case.region(size.size) if region else None, "show": case.shown if show else None}
+        for image, more in ((case.portrait, asked), (case.photograph, {})):
+            line = ReferenceRegionNode.execute(
+                model=line[0], positive=line[1], negative=line[2], image=image, vae=self.vae, **more
+            ).args  # fmt: skip
+        noise = torch.randn(1, 8, size.size // 8, size.size // 8, generator=torch.Generator().manual_seed(seed))
+        painted = comfy.sample.sample(
+            line[0], noise, size.steps, CFG, "euler", "simple", line[1], line[2], torch.zeros_like(noise), seed=seed, disable_pbar=True
+        )  # fmt: skip
+        return self.vae.decode(painted)[0].movedim(-1, 0).clamp(0, 1).cpu()
+
+
+def measure(painter: Painter, eye: judge.Judge, found: Sequence[Case], size: Size) -> list[Figure]:
+    """Each case four times from the same noise: with and without the region, with and without what is shown."""
+    figures: list[Figure] = []
+    for region in (False, True):
+        for show in (False, True):
+            there: list[bool] = []
+            place: list[bool] = []
+            stranger: list[bool] = []
+            for number, case in enumerate(found):
+                picture = painter.paint(case, size, region, show, number)
+                likest = eye.look(picture, things.HELD_OUT)[0]
+                there.append(likest.code == case.code)
+                place.append(likest.code == case.code and abs(likest.centre - SIDES[case.side]) < 0.25)
+                stranger.append(likest.code == case.other)
+            name = f"{'a region' if region else 'no region'}, {'its other thing hidden' if show else 'all of it shown'}"
+            figures.append(rate(f"{name}: the thing is there", there))
+            figures.append(rate(f"{name}: the thing is there, in its place", place))
+            figures.append(rate(f"{name}: the other thing of the reference is there in its stead", stranger))
+    return figures
+
+
+def main(command: str, arguments: Sequence[str] = ()) -> None:
+    size = size_of(Size(), command, __doc__, arguments)
+    if not (folders.DEFAULT / train.STATE).is_file():
+        raise SystemExit(f"{command}: no training of tiny-edit here ({train.STATE}); `nox -s train_tiny -- edit` begins one")
+    place = world.load(folders.world(folders.DEFAULT))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        figures = measure(Painter(Path(folder)), judge.Judge(place, things.HELD_OUT), cases(place, size), size)
+    notes = {"settings": f"{size.steps} steps of Euler, CFG {CFG}, {size.size} pixels, the same noise for the four ways"}
+    write("references", command, figures, notes, whole=size == Size())

@@ -1,0 +1,140 @@
+"""Regions in passes of their own: what ComfyUI's own Conditioning (Set Mask) gives, on UNets and transformers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from maskprompt.attention import chain, prompt_regions
+from maskprompt.attention.grid import RegionMask
+from maskprompt.nodes.prompt_region import EVERYWHERE, OUTSIDE, PromptRegionNode
+
+from ...support.tiny_transformers import TINIES, Tiny
+from ...support.transformer_texts import TEXTS, close, text_of
+
+WIDTH = 128
+ALWAYS = 0.0
+
+
+def words(count: int, seed: int) -> torch.Tensor:
+    return torch.randn(1, count, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def masks(height: int = 128, width: int = 128) -> list[torch.Tensor]:
+    """A left half and a lower part that overlaps it, along the latent's pixels."""
+    left, lower = torch.zeros(1, height, width), torch.zeros(1, height, width)
+    left[:, :, : width // 16 * 8] = 1
+    lower[:, height // 16 * 8 :, width // 24 * 8 :] = 1
+    return [left, lower]
+
+
+def with_mask(text: torch.Tensor, mask: torch.Tensor, **options: Any) -> list[Any]:
+    """As Conditioning (Set Mask) makes it."""
+    return [text, {"mask": mask, "set_area_to_bounds": False, "mask_strength": 1.0, **options}]
+
+
+def paint(model: Any, positive: list[Any], negative: Any, noise: torch.Tensor, cfg: float = 1.0, steps: int = 2) -> torch.Tensor:
+    import comfy.sample
+
+    return comfy.sample.sample(
+        model, noise, steps, cfg, "euler", "simple", positive, [negative], torch.zeros_like(noise), seed=3, disable_pbar=True
+    )  # fmt: skip
+
+
+def node(model: Any, base: str, **more: Any) -> Any:
+    for number, mask in enumerate(masks()):
+        (model,) = PromptRegionNode.execute(model=model, text=[[words(77, 40 + number), {}]], mask=mask, base=base, **more).args
+    return model
+
+
+@pytest.mark.parametrize("base", [EVERYWHERE, OUTSIDE])
+def test_all_the_way_it_is_cores_set_mask(model: Any, base: str) -> None:
+    own, negative = words(77, 7), [words(77, 8), {}]
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    result = paint(node(model, base, own_pass=1.0), [[own, {}]], negative, noise, 4.0)
+    left, lower = masks()
+    around = [[own, {}]] if base == EVERYWHERE else [with_mask(own, 1 - torch.maximum(left, lower))]
+    each = [with_mask(words(77, 40 + number), mask) for number, mask in enumerate((left, lower))]
+    close(result, paint(model, [*around, *each], negative, noise, 4.0))
+
+
+def test_the_rows_without_regions_run_once_and_later_steps_in_one_pass(model: Any) -> None:
+    unet = model.get_model_object("diffusion_model")
+    rows: list[int] = []
+    handle = unet.time_embed.register_forward_hook(lambda _module, args, _result: rows.append(len(args[0])))
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    try:
+        paint(node(model, OUTSIDE, own_pass=0.5), [[words(77, 7), {}]], [words(77, 8), {}], noise, 4.0, steps=4)
+    finally:
+        handle.remove()
+    assert rows[:3] == [2, 1, 1]
+    assert rows[-1] == 2
+    assert sum(rows) < 4 * 4
+
+
+def test_off_it_is_the_one_pass_to_the_bit(model: Any) -> None:
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    given = ([[words(77, 7), {}]], [words(77, 8), {}], noise, 4.0)
+    assert torch.equal(paint(node(model, OUTSIDE, own_pass=0.0), *given), paint(node(model, OUTSIDE), *given))
+    assert not torch.equal(paint(node(model, OUTSIDE, own_pass=0.5), *given), paint(node(model, OUTSIDE), *given))
+
+
+def test_a_region_beside_the_negative_has_its_pass_there(model: Any) -> None:
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    left, _ = masks()
+    (patched,) = PromptRegionNode.execute(
+        model=model, text=[[words(77, 40), {}]], mask=left, base=OUTSIDE, apply_to="negative", own_pass=1.0
+    ).args
+    own, negative = words(77, 7), words(77, 8)
+    import comfy.sample
+
+    result = paint(patched, [[own, {}]], [negative, {}], noise, 4.0)
+    both = [with_mask(negative, 1 - left), with_mask(words(77, 40), left)]
+    wanted = comfy.sample.sample(
+        model, noise, 2, 4.0, "euler", "simple", [[own, {}]], both, torch.zeros_like(noise), seed=3, disable_pbar=True
+    )  # fmt: skip
+    close(result, wanted)
+
+
+ALIKE = [tiny for tiny in TINIES if tiny.frames in (None, 1) and not tiny.padded and tiny.positions is None and tiny.layout is None]
+"""Families whose words have no places, so that a region's are the same behind a prompt and alone."""
+
+
+@pytest.mark.parametrize("tiny", ALIKE, ids=lambda tiny: tiny.name)
+def test_on_transformers_too(tiny: Tiny) -> None:
+    size = (8, 12)
+    left, lower = masks(size[0] * 8, size[1] * 8)
+    texts = [tiny.words(TEXTS[0], 20 + number) for number in (0, 1)]
+    regions = [
+        replace(prompt_regions.PromptRegion(text, RegionMask(mask)), replaces=True, own_until=ALWAYS)
+        for text, mask in zip(texts, (left, lower), strict=True)
+    ]
+    model = tiny.model()
+    noise = tiny.latent(size)
+    negative = [tiny.words(TEXTS[0], 90), {**tiny.options}]
+    patched = chain.install(model, *regions)
+    result = paint(patched, [[text_of(tiny), {**tiny.options}]], negative, noise, 3.0)
+    each = [with_mask(text, mask, **tiny.options) for text, mask in zip(texts, (left, lower), strict=True)]
+    around = with_mask(text_of(tiny), 1 - torch.maximum(left, lower), **tiny.options)
+    close(result, paint(model, [around, *each], negative, noise, 3.0))
+
+
+@pytest.mark.parametrize("tiny", [tiny for tiny in TINIES if tiny not in ALIKE], ids=lambda tiny: tiny.name)
+def test_on_every_other_transformer_a_region_changes_its_own_part_alone(tiny: Tiny) -> None:
+    """In one step nothing outside of a mask is another; inside everything is."""
+    size = (8, 12)
+    left, _ = masks(size[0] * 8, size[1] * 8)
+    region = prompt_regions.PromptRegion(tiny.words(TEXTS[1], 20), RegionMask(left), replaces=True, own_until=ALWAYS)
+    model = tiny.model()
+    noise = tiny.latent(size)
+    given = ([[text_of(tiny), {**tiny.options}]], [tiny.words(TEXTS[0], 90), {**tiny.options}], noise, 1.0, 1)
+    plain = paint(model, *given)
+    result = paint(chain.install(model, region), *given)
+    edge = size[1] // 2
+    scale = float(plain.abs().max())
+    torch.testing.assert_close(result[..., edge:] / scale, plain[..., edge:] / scale, atol=1e-6, rtol=0)
+    assert float((result[..., :edge] - plain[..., :edge]).abs().max()) > 1e-3 * scale
+    assert math.isfinite(float(result.sum()))
