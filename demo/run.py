@@ -21,7 +21,8 @@ from PIL import Image
 
 from . import photos, setup, subject_pictures
 from .contact_sheet import Row, contact_sheet, thumbnail
-from .server import ROOT, Prompt, Result, Server, Step, WorkflowError
+from .progress import Progress
+from .server import ROOT, Prompt, Result, Server, WorkflowError
 
 WORKFLOWS = ROOT / "workflows"
 OUTPUT = ROOT / "demo" / "output"
@@ -210,23 +211,6 @@ def hand_on(server: Server, workflow: str) -> None:
             server.add_model(folder, saved[-1], name)
         elif not (server.folder / "models" / folder / name).is_file():
             raise RuntimeError(f"workflow {workflow} left no {name} in models/{folder}, and no other file in {server.output / folder}")
-
-
-class Progress:
-    """Prints how far a workflow is: one line that renews itself in a terminal, one line a node elsewhere."""
-
-    def __init__(self, workflow: str) -> None:
-        self.workflow = workflow
-        self.last = ""
-        self.terminal = sys.stdout.isatty()
-
-    def __call__(self, step: Step) -> None:
-        count = f" {step.value:.0f}/{step.maximum:.0f}" if step.maximum > 1 else ""
-        if self.terminal:
-            print(f"\r{self.workflow}: {step.name}{count}".ljust(100), end="", flush=True)
-        elif step.name != self.last or 1 < step.maximum == step.value:
-            print(f"{self.workflow}: {step.name}{count}", flush=True)
-        self.last = step.name
 
 
 def collect(name: str, prompt: Prompt, result: Result, server: Server) -> Row:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..figures import Figure, ratio
-from .measure import device, in_turns, peak
+from .measure import device, in_turns, peak, small_flux
 
 WORDS = 128
 """Of each text."""
@@ -99,19 +99,10 @@ def layer(rounds: int = 15) -> list[Figure]:
 
 def model(rounds: int = 7) -> list[Figure]:
     """A Flux of width 256 with 2 double and 4 single blocks, 4,096 cells: the words come with the call on both sides."""
-    import comfy.ops
-    from comfy.ldm.flux.model import Flux
     from comfy.patcher_extension import WrappersMP
     from maskprompt.attention import chain, grid, prompt_regions
 
-    small: dict[str, Any] = {
-        "in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 64, "hidden_size": 256, "mlp_ratio": 4.0, "num_heads": 4,
-        "depth": 2, "depth_single_blocks": 4, "axes_dim": [16, 24, 24], "theta": 10000, "patch_size": 2, "qkv_bias": True,
-        "guidance_embed": False, "txt_ids_dims": [],
-    }  # fmt: skip
-    flux = Flux(**small, dtype=torch.float32, device=device(), operations=comfy.ops.disable_weight_init).eval()
-    for parameter in flux.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
+    flux = small_flux()
     figures = []
     for count in (2, 4):
         masks = quarters(count, 64)

@@ -72,3 +72,19 @@ def peak(run: Callable[[], Any]) -> int:
     with Held() as held:
         run()
     return held.most
+
+
+def small_flux() -> Any:
+    """A Flux of width 256 with 2 double and 4 single blocks, of random weights, on the device."""
+    import comfy.ops
+    from comfy.ldm.flux.model import Flux
+
+    small: dict[str, Any] = {
+        "in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 64, "hidden_size": 256, "mlp_ratio": 4.0, "num_heads": 4,
+        "depth": 2, "depth_single_blocks": 4, "axes_dim": [16, 24, 24], "theta": 10000, "patch_size": 2, "qkv_bias": True,
+        "guidance_embed": False, "txt_ids_dims": [],
+    }  # fmt: skip
+    flux = Flux(**small, dtype=torch.float32, device=device(), operations=comfy.ops.disable_weight_init).eval()
+    for parameter in flux.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return flux

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from ..figures import Figure, ratio
 from .joint import WORDS, quarters
-from .measure import device, in_turns, peak
+from .measure import device, in_turns, peak, small_flux
 
 SIDE = 64
 """Cells along an axis of the painted picture, and of a reference as large as it."""
@@ -16,20 +14,11 @@ SIDE = 64
 
 def references(rounds: int = 7) -> list[Figure]:
     """A Flux of width 256 with 2 double and 4 single blocks, 4,096 cells, references of 4,096 tokens or two of 2,048."""
-    import comfy.ops
-    from comfy.ldm.flux.model import Flux
     from comfy.patcher_extension import WrappersMP
     from maskprompt.attention import chain, grid, rows
     from maskprompt.attention.reference_regions import Listener, ReferenceRegion
 
-    small: dict[str, Any] = {
-        "in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 64, "hidden_size": 256, "mlp_ratio": 4.0, "num_heads": 4,
-        "depth": 2, "depth_single_blocks": 4, "axes_dim": [16, 24, 24], "theta": 10000, "patch_size": 2, "qkv_bias": True,
-        "guidance_embed": False, "txt_ids_dims": [],
-    }  # fmt: skip
-    flux = Flux(**small, dtype=torch.float32, device=device(), operations=comfy.ops.disable_weight_init).eval()
-    for parameter in flux.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
+    flux = small_flux()
     latent = (2 * SIDE, 2 * SIDE)
     x = torch.randn(1, 16, *latent, device=device())
     text = torch.randn(1, WORDS, 64, device=device())
