@@ -55,7 +55,7 @@ class SD3:
         if count >= len(calls) or queries != keys:
             reader.refuse("a layer", queries, keys, f"{len(calls)} calls in all")
         index, joint = calls[count]
-        words: tuple[tuple[SpanKind, int], ...] = (*scene.before, ("words", scene.words)) if joint else ()
+        words: tuple[tuple[SpanKind, int] | tuple[SpanKind, int, int], ...] = (*scene.before, ("words", scene.words)) if joint else ()
         cells = reader.cells_in(scene.grid)
         layout = reader.layout_of(scene.grid, keys, f"layer joint {index}", *words, ("cells", cells))
         return Seen(("joint", index, 0), index, len(model.joint_blocks), layout)

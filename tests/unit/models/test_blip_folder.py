@@ -12,6 +12,7 @@ import folder_paths
 import pytest
 import torch
 from maskprompt.models.blip import captioner
+from maskprompt.models.blip import folder as blip_folder
 from maskprompt.models.blip.captioner import Search
 from maskprompt.nodes.caption import NO_FOLDERS, CaptionImage
 from safetensors.torch import load_file, save_file
@@ -27,7 +28,7 @@ def test_a_missing_file_is_named_with_what_to_do_and_not_looked_for(folder: Path
     (folder / "tokenizer.json").unlink(missing_ok=True)
     wanted = "There is no BLIP folder 'tiny'" if name == "config.json" else f"tiny is not complete: it lacks .*{name}"
     with pytest.raises(ValueError, match=f"(?s){wanted}.*Download all files of Salesforce/blip-image-captioning-base.*models/blip"):
-        captioner.find("tiny")
+        blip_folder.find("tiny")
     assert no_network == []
 
 
@@ -36,12 +37,12 @@ def test_all_that_is_missing_is_named_at_once(folder: Path) -> None:
         if one.name != "config.json":
             one.unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors or pytorch_model\.bin; tokenizer\.json or vocab\.txt; preprocessor_config"):
-        captioner.find("tiny")
+        blip_folder.find("tiny")
 
 
 def test_folders_are_listed_at_any_usual_place(blips: Path, original: Path, tmp_path: Path) -> None:
     """Below a publisher's name, in a copy of the Hub's cache, through a link, and files put straight into `blip`."""
-    assert captioner.folders() == {}
+    assert blip_folder.folders() == {}
     assert CaptionImage.GET_SCHEMA().inputs[1].as_dict()["options"] == [NO_FOLDERS]  # pyright: ignore[reportAttributeAccessIssue]
     hub = "models--Salesforce--base/snapshots/82a37760"
     for place in ("b", "Salesforce/base", hub, "a/b/c/d/too-deep"):
@@ -52,20 +53,20 @@ def test_folders_are_listed_at_any_usual_place(blips: Path, original: Path, tmp_
     (blips / "b" / "onnx").mkdir()
     shutil.copy(original / "config.json", blips / "b" / "onnx")
     os.symlink(original, blips / "link")
-    assert list(captioner.folders()) == ["Salesforce/base", "b", "link", hub]
-    assert captioner.find("link") == blips / "link"
+    assert list(blip_folder.folders()) == ["Salesforce/base", "b", "link", hub]
+    assert blip_folder.find("link") == blips / "link"
     shutil.copytree(original, blips, dirs_exist_ok=True)
-    assert list(captioner.folders()) == [".", "Salesforce/base", "b", "link", hub]
-    assert captioner.find(".") == blips
+    assert list(blip_folder.folders()) == [".", "Salesforce/base", "b", "link", hub]
+    assert blip_folder.find(".") == blips
     extra = Path(shutil.copytree(original, tmp_path / "extra" / "mine"))
     folder_paths.add_model_folder_path("blip", str(extra.parent))
-    assert captioner.find("mine") == extra
+    assert blip_folder.find("mine") == extra
 
 
 @pytest.mark.parametrize("name", ["x", "../tiny-blip", "/", "", NO_FOLDERS])
 def test_an_unknown_name_lists_the_known_ones(folder: Path, name: str) -> None:
     with pytest.raises(ValueError, match=r"There is no BLIP folder '.*' in .*blip \(found there: tiny\)\. Download all files"):
-        captioner.find(name)
+        blip_folder.find(name)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_an_unknown_name_lists_the_known_ones(folder: Path, name: str) -> None:
 def test_another_model_is_named_before_anything_is_read(folder: Path, changed: dict[str, Any], message: str) -> None:
     write(folder, settings_of(folder) | changed)
     with pytest.raises(ValueError, match=message):
-        captioner.find("tiny")
+        blip_folder.find("tiny")
     assert message.split(r" \(")[0].replace("\\", "") in str(CaptionImage.validate_inputs(["tiny"]))
 
 
@@ -87,7 +88,7 @@ def test_another_model_is_named_before_anything_is_read(folder: Path, changed: d
 def test_a_damaged_config_is_named(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"config\.json (cannot be read .*download it again|says model_type None)"):
-        captioner.find("tiny")
+        blip_folder.find("tiny")
 
 
 def test_a_config_of_wrong_values_is_named(folder: Path) -> None:
@@ -95,14 +96,14 @@ def test_a_config_of_wrong_values_is_named(folder: Path) -> None:
     config["text_config"]["hidden_size"] = "large"
     write(folder, config)
     with pytest.raises(ValueError, match=r"tiny"):
-        captioner.load(captioner.find("tiny"))
+        captioner.load(blip_folder.find("tiny"))
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json"])
 def test_damaged_small_files_are_named(folder: Path, name: str) -> None:
     (folder / name).write_text('{"version": "1.0", "model": {')
     with pytest.raises(ValueError, match=r"The settings or the tokenizer in .*tiny cannot be read .*Download its small files again"):
-        captioner.load(captioner.find("tiny"))
+        captioner.load(blip_folder.find("tiny"))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
@@ -113,7 +114,7 @@ def test_a_truncated_file_of_weights_is_named(folder: Path, name: str) -> None:
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=rf"{name}' .*damaged or not complete.*download it again"):
-        captioner.load(captioner.find("tiny"))
+        captioner.load(blip_folder.find("tiny"))
 
 
 class Evil:
@@ -131,7 +132,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(folder: Path) -> None:
     torch.save({**load_file(folder / "model.safetensors"), "x": Evil(flag)}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"pytorch_model\.bin' was refused.*run any program"):
-        captioner.load(captioner.find("tiny"))
+        captioner.load(blip_folder.find("tiny"))
     assert not flag.exists()
 
 
