@@ -45,7 +45,7 @@ def rate(name: str, right: Sequence[bool], at_least: float | None = None) -> Fig
     high = min(1.0, middle + half)
     if at_least is None:
         return Figure(name, share, low, high, count)
-    return Figure(name, share, low, high, count, f"≥ {at_least:g}", share >= at_least)
+    return Figure(name, share, low, high, count, f"\u2265 {at_least:g}", share >= at_least)
 
 
 def mean(name: str, values: Sequence[float], seed: int = 0) -> Figure:
@@ -72,7 +72,7 @@ def ratio(name: str, tops: Sequence[float], bottoms: Sequence[float], at_most: f
     """The median of paired ratios, with the quartiles as its interval."""
     found = np.asarray(tops) / np.asarray(bottoms)
     low, middle, high = np.quantile(found, (0.25, 0.5, 0.75))
-    bar = "" if at_most is None else f"≤ {at_most:g}"
+    bar = "" if at_most is None else f"\u2264 {at_most:g}"
     return Figure(name, float(middle), float(low), float(high), len(found), bar, None if at_most is None else bool(middle <= at_most))
 
 

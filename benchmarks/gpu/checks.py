@@ -90,5 +90,5 @@ def release() -> None:
 
 def figure(name: str, value: float, at_most: float | None = None) -> Figure:
     """One measured value, with its bar."""
-    bar = "" if at_most is None else f"≤ {at_most:g}"
+    bar = "" if at_most is None else f"\u2264 {at_most:g}"
     return Figure(name, value, value, value, 1, bar, None if at_most is None else value <= at_most)

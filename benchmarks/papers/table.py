@@ -15,6 +15,9 @@ Values = Mapping[str, Mapping[str, Sequence[float]]]
 """Scores case by case: of each of our settings, of each score."""
 ORDER = ("DINO", "CLIP-I", "CLIP-T", "FID", "IS", "PSNR", "SSIM", "LPIPS", "IoU", "preferred, %")
 LOWER = frozenset({"FID", "LPIPS"})
+UP = "\u2191"
+DOWN = "\u2193"
+"""Which way a score is better."""
 
 
 def summed(values: Values) -> dict[str, dict[str, Figure]]:
@@ -26,7 +29,7 @@ def markdown(published: Published, ours: Mapping[str, Mapping[str, Figure]]) -> 
     """Write the table: a column for each score that the paper or we have, arrows for the better way."""
     known = {score for row in published.rows.values() for score in row} | {score for row in ours.values() for score in row}
     columns = [score for score in ORDER if score in known]
-    lines = [f"### {published.title}", "", f"| method | {' | '.join(score + (' ↓' if score in LOWER else ' ↑') for score in columns)} |"]
+    lines = [f"### {published.title}", "", f"| method | {' | '.join(f'{score} {DOWN if score in LOWER else UP}' for score in columns)} |"]
     lines.append("|---" * (len(columns) + 1) + "|")
     for name, row in published.rows.items():
         lines.append(f"| {name} (published) | {' | '.join(f'{row[score]:g}' if score in row else '' for score in columns)} |")

@@ -22,7 +22,7 @@ TOKENS = 79
 WANTED = ((5,), (8,), (77,), (78,))
 """Two handles and two mask tokens."""
 WEIGHTS = (1.0, 1.0, 0.3, 0.3)
-"""Equation 3: λ_m is 0.3."""
+"""Equation 3: lambda_m is 0.3."""
 
 PLAIN = "no maps"
 OURS = "the probe"

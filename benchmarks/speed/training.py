@@ -82,7 +82,7 @@ def training() -> list[Figure]:
     if len(losses) != STEPS or not all(map(math.isfinite, losses)):
         raise RuntimeError(f"the steps' losses are {losses}")
     name = f"DreamCom, SD 1.5, {SIZE} px, {STEPS} steps of a LoRA: the process's peak memory in GB"
-    return [Figure(name, peak / 1e9, peak / 1e9, peak / 1e9, 1, f"≤ {AT_MOST:g}", peak / 1e9 <= AT_MOST)]
+    return [Figure(name, peak / 1e9, peak / 1e9, peak / 1e9, 1, f"\u2264 {AT_MOST:g}", peak / 1e9 <= AT_MOST)]
 
 
 if __name__ == "__main__":

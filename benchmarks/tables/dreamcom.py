@@ -191,7 +191,7 @@ def tables(bench: Bench) -> list[Figure]:
 
     before = figures_of("before", gathered(BEFORE))
     after = figures_of("after", gathered(WHOLE))
-    figures = [at_most(before[0], 0.1), *before[1:], replace(after[0], bar="≥ 0.85", met=after[0].value >= 0.85), *after[1:]]
+    figures = [at_most(before[0], 0.1), *before[1:], replace(after[0], bar="\u2265 0.85", met=after[0].value >= 0.85), *after[1:]]
     figures += figures_of("the subject itself, through the VAE", [score for subject in chosen for score in itself(bench, subject)])
     figures += [rate(f"after, {s.name}: appears in the box", [x.success for x in gathered(WHOLE, among=[s])]) for s in chosen]
     # A table of hours shares its machine: the least disturbed training tells what one takes.

@@ -53,7 +53,7 @@ def ssim(picture: Tensor, background: Tensor, mask: Tensor) -> float:
 
 
 def at_most(figure: Figure, limit: float) -> Figure:
-    return replace(figure, bar=f"≤ {limit:g}", met=figure.value <= limit)
+    return replace(figure, bar=f"\u2264 {limit:g}", met=figure.value <= limit)
 
 
 def figures_of(name: str, scores: Sequence[Score]) -> list[Figure]:

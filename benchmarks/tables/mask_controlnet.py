@@ -205,7 +205,7 @@ def tables(bench: Bench) -> list[Figure]:
     for method in (MASK, BARE, OUTSIDE, TUNED, REAL):
         found = figures_of(method.name, gathered(method, cases_of))
         if method == MASK:
-            found[2] = replace(found[2], bar="≥ 0.85", met=found[2].value >= 0.85)
+            found[2] = replace(found[2], bar="\u2265 0.85", met=found[2].value >= 0.85)
         figures += found
     both = gathered(MASK, pairs_of)
     right = [one.chosen and other.chosen for one, other in zip(both[::2], both[1::2], strict=True)]

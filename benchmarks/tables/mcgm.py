@@ -217,7 +217,7 @@ def tables(bench: Bench) -> list[Figure]:
     figures = []
     for other in (BLANK, BASELINE):
         won = mean(f"shaped masks against {other.name}: pairs won", wins(gathered(SHAPED, counts), gathered(other, counts)))
-        figures.append(replace(won, bar="≥ 0.9", met=won.value >= 0.9))
+        figures.append(replace(won, bar="\u2265 0.9", met=won.value >= 0.9))
     for other in (BLANK, BASELINE):
         figures.append(
             no_worse(f"shaped masks against {other.name}: the subject is there", gathered(SHAPED, counts), gathered(other, counts))

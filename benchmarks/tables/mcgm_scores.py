@@ -67,7 +67,7 @@ def no_worse(name: str, ours: Sequence[Score], others: Sequence[Score]) -> Figur
     """The difference of how often the subjects are there; no worse by more than five points."""
     differences = [float(np.mean(one.present)) - float(np.mean(other.present)) for one, other in zip(ours, others, strict=True)]
     found = mean(name, differences)
-    return replace(found, bar="≥ -0.05", met=found.value >= -0.05)
+    return replace(found, bar="\u2265 -0.05", met=found.value >= -0.05)
 
 
 def wins(ours: Sequence[Score], others: Sequence[Score]) -> list[float]:

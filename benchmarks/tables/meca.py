@@ -204,7 +204,7 @@ def short(method: Method) -> str:
     """A method's name under a picture."""
     if method.mode == RENDER:
         return "render"
-    return method.way.removesuffix(" only").replace("λ ", "") + (", eq. 1" if method.seen == PAPER else "")
+    return method.way.removesuffix(" only").replace("\u03bb ", "") + (", eq. 1" if method.seen == PAPER else "")
 
 
 def said(score: Score) -> str:
@@ -221,7 +221,7 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     figures = tables(bench)
     sheet(bench)
     notes = {
-        "painting": f"{SAMPLER}, {STEPS} steps, CFG {CFG}; whole pictures of {subjects.SIZE} px, λ 1 unless told",
+        "painting": f"{SAMPLER}, {STEPS} steps, CFG {CFG}; whole pictures of {subjects.SIZE} px, \u03bb 1 unless told",
         "cases": f"every {PHOTO_EVERY}th reference is a photograph; boxes of {SIDES[0]} or {SIDES[1]} px; triples never seen in training",
         "region purity": "outside the box the judge names the reference's ground, and in it finds the text's object, in shape and colour",
         "in the box": "nine tenths of the object lie inside, and it fills an eighth",

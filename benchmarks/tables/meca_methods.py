@@ -36,7 +36,7 @@ RENDERED = Method("render of what was asked", RENDER)
 TEXT = Method("text only")
 IMAGE = Method("image only", "global", text=False)
 GLOBAL = Method("global", "global")
-FAINT = Method("global, λ 0.5", "global", weight=0.5)
+FAINT = Method("global, \u03bb 0.5", "global", weight=0.5)
 REGION = Method("region", "region")
 QUERY = Method("query", "query")
 METHODS = (

@@ -273,7 +273,7 @@ function addPicture(node, pointing) {
 }
 
 app.registerExtension({
-    name: "MaskPrompt.Pointing",
+    name: "maskprompt.pointing",
     nodeCreated(/** @type {any} */ node) {
         if (!NODES.includes(node.comfyClass)) return
         const pointing = new Pointing(node)

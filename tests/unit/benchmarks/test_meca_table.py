@@ -164,7 +164,7 @@ def test_the_distance_is_frechets() -> None:
 
 
 def test_the_distance_of_fewer_pictures_than_features() -> None:
-    """Two pictures each, apart along one feature: normal distributions of one dimension, (μ₁ − μ₂)² + (σ₁ − σ₂)² apart."""
+    """Two pictures each, apart along one feature: normal distributions, (mean 1 - mean 2)² + (deviation 1 - deviation 2)² apart."""
     found = np.zeros((2, 5))
     wanted = np.zeros((2, 5))
     found[1, 2] = 6.0

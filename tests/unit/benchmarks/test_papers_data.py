@@ -116,7 +116,7 @@ def test_the_table_stands_both_side_by_side(tmp_path: Path) -> None:
     values = {"masked": {"DINO": [0.5, 0.6, 0.7], "CLIP-I": [0.8, 0.8, 0.8]}, "plain": {"DINO": [0.4]}}
     text = table.write(published.DREAMCOM_DREAMEDIT, values, "python -m benchmarks.papers dreamcom", tmp_path / "out" / "dreamcom")
     lines = text.splitlines()
-    assert lines[2] == "| method | DINO ↑ | CLIP-I ↑ | SSIM ↑ | LPIPS ↓ |"
+    assert lines[2] == "| method | DINO \u2191 | CLIP-I \u2191 | SSIM \u2191 | LPIPS \u2193 |"
     assert "| DreamCom (published) | 0.669 | 0.805 | 0.776 | 0.154 |" in lines
     assert any(
         line.startswith("| **masked (here)** | 0.600 (0.5") and "3 cases) | 0.800 (0.800 to 0.800, 3 cases) |  |  |" in line

@@ -256,7 +256,7 @@ def test_a_fresh_network_begins_with_the_texts_keys_and_values() -> None:
 
 
 def test_compression_is_equation_3() -> None:
-    """Z' = Q · Zᵗ · Z with attention's linear maps, softmax and scale, written densely."""
+    """Z' = Q · transpose(Z) · Z with attention's linear maps, softmax and scale, written densely."""
     network = meca_network.fresh(text_weights(), features=48, tokens=6, heads=3)
     projection: Any = network.image_proj
     states = torch.randn(2, 20, 48)

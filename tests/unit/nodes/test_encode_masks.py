@@ -126,7 +126,7 @@ def test_repeated_texts_with_their_tokens_attend_as_once(model: Any) -> None:
 @pytest.mark.parametrize("blanks", [1, 3])
 @pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
 def test_what_a_zero_token_does_to_the_attention(model: Any, blanks: int, scale: float) -> None:
-    """Measured in every layer against a dense softmax: e⁰ = 1 more in the denominator and nothing in the sum, so the words' part of the
+    """Measured in every layer against a dense softmax: exp(0) = 1 more in the denominator and nothing in the sum, so the words' part of the
     result shrinks to Z / (Z + n), where Z is the sum of the words' e^logit."""
     shares: list[float] = []
     for attention in ip_adapter_layers.cross_attention(model.get_model_object("diffusion_model")).values():

@@ -194,7 +194,7 @@ def wide_clip() -> Any:
         ({"name": "my fox"}, "'my fox-ball' cannot be a handle's name: .* Use letters from a to z, digits, - and _ only"),
         ({"name": "../fox"}, "'../fox-ball' cannot be a handle's name"),
         ({"name": "fox(1)"}, r"'fox\(1\)-ball' cannot be a handle's name"),
-        ({"name": "лиса"}, "'лиса-ball' cannot be a handle's name"),
+        ({"name": "\u043b\u0438\u0441\u0430"}, "'\u043b\u0438\u0441\u0430-ball' cannot be a handle's name"),
         ({"name": "f" * 120}, r"'f{40}\.\.\.' is too long for a handle's name \(125 characters, at most 100\). Use a shorter name"),
         ({"words": "ball, " + "star " * 40}, "'fox-star-.* is too long for a handle's name .* one plain word for each subject"),
         ({"clip": None}, "no text encoder was given"),

@@ -57,7 +57,7 @@ class DenseAttention:
         return result
 
     def compressed(self, features: Tensor) -> Tensor:
-        """Z' = softmax(Q (Z W_k)ᵗ / √d) (Z W_v)."""
+        """Z' = softmax(Q transpose(Z W_k) / sqrt(d)) (Z W_v)."""
         part = {name.removeprefix("image_proj."): value for name, value in self.weights.items() if name.startswith("image_proj.")}
         z = normed(features, part["norm_in.weight"], part["norm_in.bias"])
         k = z @ part["to_k.weight"].T
