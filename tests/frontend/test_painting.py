@@ -21,7 +21,7 @@ TRAININGS = {
     "MaskPromptTrainMaskControlNet": ("steps",),
 }
 SHORT = {(node, field): 3 for node, fields in TRAININGS.items() for field in fields} | {("MaskPromptTrainMCGM", "variations"): 8}
-CHANGES = {**run.CHANGES, **SHORT, ("KSampler", "steps"): 6}
+CHANGES = {**run.CHANGES, **SHORT, ("KSampler", "steps"): 10}
 CHANGE = """(changes) => {
     for (const node of window.app.graph.nodes)
         for (const [type, field, value] of changes)
@@ -33,7 +33,8 @@ PICTURES = "() => window.app.graph.nodes.filter(n => n.type === 'SaveImage').map
 @pytest.mark.parametrize("name", run.paintable(run.workflows()))
 def test_run_paints(page: Page, server: Server, name: str) -> None:
     load(page, name)
-    page.evaluate(CHANGE, [[node, field, value] for (node, field), value in CHANGES.items()])
+    changes = CHANGES | {("KSampler", field): value for field, value in run.of_sampler(run.workflow(name)).items()}
+    page.evaluate(CHANGE, [[node, field, value] for (node, field), value in changes.items()])
     before = set(server.get_json("/history"))
     page.get_by_test_id("queue-button").click()
     deadline = time.monotonic() + 300
