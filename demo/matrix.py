@@ -7,6 +7,7 @@ neither trains nor loads what another one trained must paint with the tiny model
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import tempfile
@@ -14,11 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from . import run, setup
 from .server import ROOT, Prompt, Server, WorkflowError
 
 PAGE = ROOT / "docs" / "compatibility.md"
+KEPT = PAGE.with_suffix(".json")
 STEPS = 4
 """Of painting."""
 OLDER: dict[str, tuple[str, str]] = {
@@ -100,31 +103,54 @@ def _painted(server: Server, prompt: Prompt) -> str:
     return "" if any(output.get("images") or output.get("text") for output in result.outputs.values()) else "it left nothing"
 
 
-def page(outcomes: Sequence[Outcome]) -> str:
-    """The page of docs."""
-    lines = [
-        "# Versions of ComfyUI",
-        "",
-        f"Measured by `nox -s matrix` on {date.today().isoformat()} with Python {sys.version.split()[0]} and PyTorch {_torch()}, on a CPU:",
-        "the pack is started with each version, all of its nodes must be there, and the workflows that need no trained file must paint.",
-        "",
-        "| ComfyUI | nodes | workflows that paint | what does not |",
-        "|---|---|---|---|",
-    ]
-    for one in outcomes:
-        wrong = {title: said for title, said in (one.workflows or {}).items() if said}
-        count = len(node_ids())
-        told = one.said or "; ".join([*(f"no {name}" for name in one.missing), *(f"{title}: {said}" for title, said in wrong.items())])
-        painted = len(one.workflows or {}) - len(wrong)
-        words = " ".join(told.split()).replace("|", "/")[:400]
-        lines.append(f"| {one.version} | {count - len(one.missing)} of {count} | {painted} of {len(one.workflows or {})} | {words} |")
-    return "\n".join(lines) + "\n"
-
-
-def _torch() -> str:
+def row(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as the kept file has it."""
     import torch
 
-    return torch.__version__
+    workflows = outcome.workflows or {}
+    wrong = [f"{title}: {said}" for title, said in workflows.items() if said]
+    told = outcome.said or "; ".join([*(f"no {name}" for name in outcome.missing), *wrong])
+    count = len(node_ids())
+    return {
+        "comfyui": outcome.version,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+        "nodes": f"{count - len(outcome.missing)} of {count}",
+        "workflows": f"{len(workflows) - len(wrong)} of {len(workflows)}",
+        "wrong": " ".join(told.split()).replace("|", "/")[:400],
+    }
+
+
+def keep(rows: Sequence[dict[str, Any]]) -> None:
+    """Put rows in the place of those of the same versions, and write the page anew."""
+    before = json.loads(KEPT.read_text("utf-8")) if KEPT.is_file() else []
+    new = {_versions(one) for one in rows}
+    every = sorted([*(one for one in before if _versions(one) not in new), *rows], key=_versions)
+    KEPT.write_text(json.dumps(every, indent=1) + "\n", "utf-8")
+    PAGE.write_text(page(every), "utf-8")
+
+
+def _versions(one: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """ComfyUI's version, and Python's without its last part."""
+    python = tuple(int(part) for part in one["python"].split(".")[:2])
+    return tuple(int(part) for part in one["comfyui"].split(".")), python
+
+
+def page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The page of docs."""
+    lines = [
+        "# Versions of ComfyUI and Python",
+        "",
+        "Measured by `nox -s matrix`, on a CPU: the pack is started with each version, all of its nodes must be there, and the workflows",
+        "that need no file which another one trains must paint with the tiny model. `MASKPROMPT_ENV` names another Python's environment.",
+        "",
+        "| ComfyUI | Python | PyTorch | nodes | workflows that paint | what does not | date |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    names = ("comfyui", "python", "torch", "nodes", "workflows", "wrong", "date")
+    lines += ["| " + " | ".join(str(one[name]) for name in names) + " |" for one in rows]
+    return "\n".join(lines) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,9 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outcomes = []
     for version in options.versions or [*OLDER, NEWEST]:
         outcomes.append(tried(version))
-        print(page(outcomes[-1:]).splitlines()[-1], flush=True)
-    if not options.versions:
-        PAGE.write_text(page(outcomes), "utf-8")
+        keep([row(outcomes[-1])])
+        print(" | ".join(row(outcomes[-1]).values()), flush=True)
     return int(not all(outcome.fine for outcome in outcomes))
 
 
