@@ -28,7 +28,7 @@ from . import folders, latents, records, text, train
 
 LIMIT = 60 * 2**20
 PIECE = 15 * 2**20
-MODULES: tuple[str, ...] = ("__init__", "autoencoder", "photos", "scenes", "setup", "trainer")
+MODULES: tuple[str, ...] = ("__init__", "autoencoder", "drawing", "photos", "scenes", "setup", "trainer")
 """Modules of `demo` that the training imports, beside this package."""
 LIST = "pieces.json"
 LIGHT: tuple[str, ...] = ("networks", "average")

@@ -15,7 +15,7 @@ from ..support.frontend import ERRORS, NAMES, graph_of, load, screenshot
 TITLE_HEIGHT = 30
 NODES = """() => window.app.graph.nodes.map(n => ({
     id: n.id, type: n.type, known: n.type in LiteGraph.registered_node_types, errors: !!n.has_errors,
-    box: [n.pos[0], n.pos[1], n.size[0], n.flags?.collapsed ? 0 : n.size[1]]}))"""
+    box: [n.pos[0], n.pos[1], ...(n.flags?.collapsed ? [n._collapsed_width || 80, 0] : n.size)]}))"""
 
 OPEN = "async ([graph, name]) => { await window.app.loadGraphData(graph, true, true, name, {openSource: 'template'}) }"
 

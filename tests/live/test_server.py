@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -120,7 +121,7 @@ def test_a_workflow_gives_each_node_what_it_takes(everything: dict[str, dict[str
                 given = everything[prompt[value[0]]["class_type"]]["output"][value[1]]
                 anything = given == "*" or "MATCHTYPE" in given or "." in field  # what it is depends on what is wired to it
                 assert anything or kind in ("*", given) or given in str(kind).split(","), (number, field)
-            elif not field.endswith("_name") and field not in ("image", "device"):  # files, which have other names here
+            elif not re.search("_name[12]?$", field) and field not in ("image", "device"):  # files, which have other names here
                 offered = kind if isinstance(kind, list) else more[0].get("options") if kind == "COMBO" else None
                 assert offered is None or value in offered, (number, field)
 

@@ -219,7 +219,7 @@ def test_every_choice_reaches_the_training(node: Node, monkeypatch: pytest.Monke
         ({"background_weight": 0.9}, {"background_weight": 0.9}), ({"prior_weight": 0.6}, {"prior_weight": 0.6}),
         ({"mask_tokens": "paper"}, {"mode": "paper"}), ({"mask_tokens": "off"}, {"masks": False}),
         ({"gradient_checkpointing": True}, {"checkpointing": True}), ({"average": 0.9}, {"average": 0.9}),
-        ({"preset": "paper"}, PRESETS["paper"]),
+        ({"preset": "paper"}, PRESETS["paper"]), ({"variations": 9}, {"variations": 9}),
     ]  # fmt: skip
     for given, wanted in choices:
         found, others = shown_options(monkeypatch, lambda given=given: node(**given))

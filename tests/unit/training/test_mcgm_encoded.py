@@ -53,8 +53,8 @@ def test_encoded_pictures_are_what_was_drawn(background: Any, move: bool, monkey
     assert not list(drawn_)
 
 
-@pytest.mark.parametrize(("count", "subjects", "each"), [(1, 2, 1), (5, 2, 2), (10_000, 2, 200), (10_000, 1, 400)])
-def test_never_too_many_and_at_least_one_of_each(count: int, subjects: int, each: int) -> None:
+@pytest.mark.parametrize(("count", "subjects", "each"), [(1, 2, 1), (5, 2, 2), (40, 2, 20), (40, 1, 40)])
+def test_as_many_as_are_asked_for_and_at_least_one_of_each(count: int, subjects: int, each: int) -> None:
     found = encode(scene_of(((8, 10, 30, 20), (50, 40, 10, 20))[:subjects], 64, 64), Vae(), "original", False, count, 0)
     assert [len(examples.latents) for examples in found] == [each] * subjects
 

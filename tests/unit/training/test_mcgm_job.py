@@ -139,7 +139,7 @@ def test_handles_begin_as_their_words_and_subjects_take_the_same_seed(small: Any
 SHARED: dict[str, Any] = {
     "words": ("cat", "fox"), "handle_rate": 1e-3, "batch": 2, "size": 128, "seed": 1, "background": "original",
     "move": False, "masks": False, "mode": "paper", "attention_weight": 0.02, "mask_attention_weight": 0.2, "background_weight": 0.1,
-    "prior_weight": 1.0, "prior_prompt": "a beach", "prior_pictures": 3,
+    "prior_weight": 1.0, "prior_prompt": "a beach", "prior_pictures": 3, "variations": 9,
 }  # fmt: skip
 SECOND: dict[str, Any] = {"steps": 9, "rate": 0.5, "method": "full", "rank": 3, "average": 0.9}
 NEITHER: dict[str, Any] = {"weight_steps": 9, "checkpointing": True}
