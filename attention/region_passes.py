@@ -7,6 +7,7 @@ ComfyUI's Conditioning (Set Mask). Only the rows of the batch on which a region 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,40 +23,40 @@ from .rows import Row, rows_of
 
 
 def run(chain: Any, executor: Any, model: Any, arguments: Arguments) -> Tensor:
-    """One call of a diffusion model under a chain, with further passes for the regions that have their own at this noise level."""
+    """One call of a diffusion model under a chain, with further passes for the regions that have their own at this noise level.
+
+    What the passes predict is averaged cell by cell: a region's counts by its strength, the prompt's 1, or in a region that replaces it
+    what that leaves of 1.
+    """
+    if not any(isinstance(patch, PromptRegion) and patch.own_until < math.inf for patch in chain.patches):
+        return chain.once(executor, model, arguments)
     options = arguments.get("transformer_options", {})
-    sigma = float(options["sigmas"].max()) if "sigmas" in options else float("inf")
-    regions = [region for region in prompt_regions.active(chain.patches, sigma) if sigma > region.own_until]
+    sigma = float(options["sigmas"].max()) if "sigmas" in options else math.inf
     x: Tensor = arguments.get("x")
-    latent, rows = rows_of(options, x.shape[0], (x.shape[-2], x.shape[-1])) if regions else ((0, 0), ())
-    regions = [region for region in regions if any(prompt_regions.acts_on(region, row) for row in rows)]
+    latent, rows = rows_of(options, x.shape[0], (x.shape[-2], x.shape[-1]))
+    regions: list[tuple[PromptRegion, list[int], Arguments]] = []
+    for region in prompt_regions.active(chain.patches, sigma):
+        chunks = arguments.chunks(lambda row, region=region: prompt_regions.acts_on(region, rows[row]))
+        if sigma > region.own_until and chunks:
+            # Before any pass: models write into their options and take a ControlNet's parts out of its lists.
+            regions.append((region, arguments.rows_of_chunks(chunks), arguments.of_chunks(chunks)))
     if not regions:
         return chain.once(executor, model, arguments)
-    others = tuple(patch for patch in chain.patches if all(patch is not region for region in regions))
-    # Of its own options: models write into them as they run.
-    base = replace(chain, patches=others).once(executor, model, arguments.having(transformer_options={**options}))
+    own = [region for region, _, _ in regions]
+    others = tuple(patch for patch in chain.patches if all(patch is not region for region in own))
+    base = replace(chain, patches=others).once(executor, model, arguments)
     # Regions that share the pass with the prompt, and what reads the prompt's maps, have no part in another text's pass.
     beside = tuple(patch for patch in others if not isinstance(patch, PromptRegion) and not hasattr(patch, "readings"))
-    weights = base_weights(regions, rows, latent, base)
+    weights = torch.ones_like(base[:, :1])
+    counts = [region.strength * inside(region, [rows[row] for row in here], latent, base) for region, here, _ in regions]
+    for (region, here, _), count in zip(regions, counts, strict=True):
+        if region.replaces:
+            weights[here] *= 1 - count.clamp(max=1)
     result = base * weights
-    for region in regions:
-        chunks = arguments.chunks(lambda row, region=region: prompt_regions.acts_on(region, rows[row]))
-        own = replace(chain, patches=(*beside, region.everywhere)).once(executor, model, arguments.of_chunks(chunks))
-        here = arguments.rows_of_chunks(chunks)
-        counts = region.strength * inside(region, [rows[row] for row in here], latent, base)
-        result[here] += counts * own
-        weights[here] += counts
+    for (region, here, given), count in zip(regions, counts, strict=True):
+        result[here] += count * replace(chain, patches=(*beside, region.everywhere)).once(executor, model, given)
+        weights[here] += count
     return result / weights
-
-
-def base_weights(regions: Sequence[PromptRegion], rows: Sequence[Row], latent: Size, like: Tensor) -> Tensor:
-    """How much the prompt's own pass counts, [B, 1, (T,) h, w]: 0 in the cells of regions that replace it, else 1."""
-    found = torch.ones_like(like[:, :1])
-    for region in regions:
-        here = [number for number, row in enumerate(rows) if prompt_regions.acts_on(region, row)]
-        if region.replaces and here:
-            found[here] *= 1 - inside(region, [rows[number] for number in here], latent, like)
-    return found
 
 
 def inside(region: PromptRegion, rows: Sequence[Row], latent: Size, like: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from comfy.controlnet import ControlBase
 from maskprompt.attention import chain, prompt_regions
 from maskprompt.attention.grid import RegionMask
 from maskprompt.nodes.prompt_region import EVERYWHERE, OUTSIDE, PromptRegionNode
+from typing_extensions import override
 
 from ...support.tiny_transformers import TINIES, Tiny
 from ...support.transformer_texts import TEXTS, close, text_of
@@ -59,6 +61,42 @@ def test_all_the_way_it_is_cores_set_mask(model: Any, base: str) -> None:
     around = [[own, {}]] if base == EVERYWHERE else [with_mask(own, 1 - torch.maximum(left, lower))]
     each = [with_mask(words(77, 40 + number), mask) for number, mask in enumerate((left, lower))]
     close(result, paint(model, [*around, *each], negative, noise, 4.0))
+
+
+class Push(ControlBase):
+    """A control network that adds a number in the UNet's middle; the UNet takes it out of its list, as it does with all of them."""
+
+    @override
+    def get_control(self, x_noisy: torch.Tensor, t: Any, cond: Any, batched_number: int, transformer_options: Any) -> Any:
+        return {"input": [], "middle": [torch.full((len(x_noisy), 1, 1, 1), 0.7)], "output": []}
+
+
+@pytest.mark.parametrize("own_pass", [0.0, 1.0])
+def test_a_control_network_acts_in_every_pass(model: Any, own_pass: float) -> None:
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    negative = [words(77, 8), {}]
+    more = {"control": Push(), "control_apply_to_uncond": False}
+    result = paint(node(model, OUTSIDE, own_pass=own_pass), [[words(77, 7), more]], negative, noise, 4.0)
+    assert not torch.allclose(result, paint(node(model, OUTSIDE, own_pass=own_pass), [[words(77, 7), {}]], negative, noise, 4.0))
+    if own_pass:
+        left, lower = masks()
+        around = with_mask(words(77, 7), 1 - torch.maximum(left, lower), **more)
+        each = [with_mask(words(77, 40 + number), mask, **more) for number, mask in enumerate((left, lower))]
+        close(result, paint(model, [around, *each], negative, noise, 4.0))
+
+
+@pytest.mark.parametrize(("base", "share"), [(OUTSIDE, 0.25), (EVERYWHERE, 0.2)])
+def test_a_weaker_region_leaves_the_prompt_its_part(model: Any, base: str, share: float) -> None:
+    """In one step: of the region's cells a quarter (or one in five beside the prompt's whole one) is the region's."""
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    given = ([words(77, 8), {}], noise, 1.0, 1)
+    mask = torch.ones(1, 128, 128)
+    (patched,) = PromptRegionNode.execute(
+        model=model, text=[[words(77, 40), {}]], mask=mask, base=base, strength=0.25, own_pass=1.0
+    ).args  # fmt: skip
+    mixed = paint(patched, [[words(77, 7), {}]], *given)
+    alone, prompt = (paint(model, [[words(77, seed), {}]], *given) for seed in (40, 7))
+    close(mixed, share * alone + (1 - share) * prompt)
 
 
 def test_the_rows_without_regions_run_once_and_later_steps_in_one_pass(model: Any) -> None:
