@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,21 @@ def kept_pictures(file: Path, size: int) -> Tensor:
     """The same again, [B, size, size, 3]."""
     with Image.open(file) as kept:
         return image_of(np.asarray(kept)).reshape(-1, size, size, 3)
+
+
+def pictures_in(file: Path, size: int, paint: Callable[[], Tensor]) -> Tensor:
+    """The pictures [B, size, size, 3] of a file, painted and kept there first if there is none."""
+    if not file.is_file():
+        keep_pictures(file, paint())
+    return kept_pictures(file, size)
+
+
+def records_in(file: Path, judge: Callable[[], Iterable[Any]]) -> list[dict[str, Any]]:
+    """The dataclasses of a file as dicts, with lists for tuples; judged and kept there first if there is none."""
+    if not file.is_file():
+        text = json.dumps([asdict(one) for one in judge()])
+        keep(file, lambda part: part.write_text(text, encoding="utf-8"))
+    return json.loads(file.read_text("utf-8"))
 
 
 def image_of(pixels: np.ndarray) -> Tensor:

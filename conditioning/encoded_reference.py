@@ -41,17 +41,16 @@ def encode(
     channels the model's latents have; with `whole` a picture is cut to whole tokens. ValueError in the artist's words for what does not
     fit together.
     """
-    if (image is None) == (latent is None):
+    if image is None and latent is not None:
+        found = _of_latent(latent["samples"], show, invert, margin, patch, latent_pixels)
+    elif image is None or latent is not None:
         given = "neither" if image is None else "both"
         raise ValueError(
             f"Reference Region: {given} of image and latent is wired. Wire the reference picture to image (and the VAE to vae)."
         )
-    if latent is not None:
-        found = _of_latent(latent["samples"], show, invert, margin, patch, latent_pixels)
+    elif vae is None:
+        raise ValueError("Reference Region: no VAE was given, and the picture must be encoded. Wire the model's VAE (Load VAE) to vae.")
     else:
-        assert image is not None
-        if vae is None:
-            raise ValueError("Reference Region: no VAE was given, and the picture must be encoded. Wire the model's VAE (Load VAE) to vae.")
         found = _of_picture(image[..., :3].cpu(), vae, show, invert, megapixels * 1024 * 1024, margin, patch, whole)
     if whole and any(side % patch for side in found.latent.shape[-2:]):
         raise ValueError(

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -30,10 +30,11 @@ from .autoencoder import NarrowAutoencoder, narrowed
 from .painter import Painter
 from .trainer import Log
 
+if TYPE_CHECKING:
+    from maskprompt.training.mask_controlnet.options import Pairs as Kind
+
 FILE = Path(__file__).resolve().parent / "tiny-mask-controlnet.safetensors"
 BARE = "tiny-mask-controlnet-bare.safetensors"
-Kind = Literal["none", "grounds", "given"]
-"""As `maskprompt.training.mask_controlnet.options.Pairs`, which the command line names before the pack is loaded."""
 RATE = 1e-3
 """The usual rate for ControlNets is for layers ten times as wide, which are trained far longer."""
 PATTERNED = 0.6
@@ -196,6 +197,9 @@ def train(options: argparse.Namespace) -> Path:
 
 
 def main() -> None:
+    load_pack()
+    from maskprompt.training.mask_controlnet.options import Pairs as Kind
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--batch", type=int, default=8)
@@ -209,7 +213,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    load_pack()
     train(options)
 
 

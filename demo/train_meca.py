@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -28,10 +28,11 @@ from . import photos, scenes, tiny_model
 from .painter import Painter
 from .trainer import Log
 
+if TYPE_CHECKING:
+    from maskprompt.attention.meca import Mode
+    from maskprompt.models.clip_vision.patch_visibility import Visibility
+
 FILE = Path(__file__).resolve().parent / "tiny-meca.safetensors"
-Mode = Literal["region", "query", "global"]
-Visibility = Literal["hide", "paper"]
-"""As in `maskprompt.training.meca.options`, which the command line names before the pack is loaded."""
 TOKENS = 8
 RATE = 1e-3
 """The paper's 1e-4 is for layers ten times as wide; Adam's best rate goes with one over the width."""
@@ -131,6 +132,10 @@ def train(
 
 
 def main() -> None:
+    load_pack()
+    from maskprompt.attention.meca import Mode
+    from maskprompt.models.clip_vision.patch_visibility import Visibility
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=16)
@@ -144,7 +149,6 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    load_pack()
     train(options.work, options.steps, options.seed, options.count, options.batch, options.rate, options.mode, options.visibility)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..attention import chain, layers
+from ..images.masks import to_mask
+
+log = logging.getLogger(__name__)
 
 LIST = "list"
 """The choice of layers that are named in `layer_list`."""
@@ -32,6 +37,20 @@ def part_of_sampling(what: str) -> list[io.Input]:
             tooltip=f"Until which part of the sampling the {what} acts (1 is the end).",
         ),
     ]  # fmt: skip
+
+
+def region_masks(mask: Tensor, empty: str, some_empty: str) -> Tensor:
+    """The masks of a region on the CPU, [M, H, W] in 0..1.
+
+    ValueError with the words `empty` if there is nothing in them; where some are empty a warning, `some_empty` with how many of how many.
+    """
+    masks = to_mask(mask).cpu()
+    dark = (masks < 0.5).flatten(1).all(1)
+    if bool(dark.all()):
+        raise ValueError(empty)
+    if bool(dark.any()):
+        log.warning(some_empty, int(dark.sum()), len(masks))
+    return masks
 
 
 def noise_levels(model: Any, start: float, end: float, what: str) -> tuple[float, float]:

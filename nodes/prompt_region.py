@@ -16,13 +16,17 @@ from typing_extensions import override
 from ..attention import chain, prompt_regions
 from ..attention.grid import RegionMask
 from ..attention.prompt_regions import PromptRegion
-from ..images.masks import to_mask
 from . import inputs
 from .checked import checked
 
 log = logging.getLogger(__name__)
 
 EVERYWHERE, OUTSIDE = "everywhere", "only where no region is"
+EMPTY = (
+    "the mask of this region is empty (nothing in it is brighter than 0.5), so its text would act nowhere. Paint the region white, or "
+    "bypass this node."
+)
+SOME_EMPTY = "Prompt Region: %d of %d masks are empty; there the region's text does not act."
 UNUSED_OPTIONS = ("area", "mask", "control", "reference_latents", "gligen", "concat_latent_image")
 """What a region's CONDITIONING may carry beside its words, and what does not act here."""
 
@@ -105,7 +109,7 @@ class PromptRegionNode(io.ComfyNode):
         if strength == 0:
             return io.NodeOutput(model)
         inputs.check_model(model, [PromptRegion])
-        region = RegionMask(drawn(mask))
+        region = RegionMask(inputs.region_masks(mask, EMPTY, SOME_EMPTY))
         patches: list[PromptRegion] = []
         for words, options in entries(text):
             # A text that acts in a part of the sampling only (Conditioning Set Timestep Range) does so here too.
@@ -114,20 +118,6 @@ class PromptRegionNode(io.ComfyNode):
             own_until = inputs.noise_levels(model, 0.0, own_pass, "region")[1] if own_pass else math.inf
             patches.append(PromptRegion(words, region, strength, base == OUTSIDE, apart, options, scope, own_until))
         return io.NodeOutput(prompt_regions.install(model, *patches))
-
-
-def drawn(mask: torch.Tensor) -> torch.Tensor:
-    """The masks on the CPU, [M, H, W]. ValueError if there is nothing in them; a warning if some are empty."""
-    masks = to_mask(mask).cpu()
-    empty = (masks < 0.5).flatten(1).all(1)
-    if bool(empty.all()):
-        raise ValueError(
-            "the mask of this region is empty (nothing in it is brighter than 0.5), so its text would act nowhere. Paint the region white, "
-            "or bypass this node."
-        )
-    if bool(empty.any()):
-        log.warning("Prompt Region: %d of %d masks are empty; there the region's text does not act.", int(empty.sum()), len(masks))
-    return masks
 
 
 def entries(text: list[Any]) -> list[tuple[torch.Tensor, dict[str, Any]]]:

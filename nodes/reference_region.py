@@ -22,13 +22,17 @@ from ..attention.families import references as support
 from ..attention.grid import RegionMask
 from ..attention.reference_regions import REFERENCES, ReferenceRegion
 from ..conditioning import encoded_reference
-from ..images.masks import to_mask
 from . import inputs
 from .checked import checked
 
 log = logging.getLogger(__name__)
 
 NAME = "Reference Region"
+EMPTY = (
+    f"{NAME}: the region is empty (nothing in it is brighter than 0.5), so the reference would act nowhere. Paint it white, or unwire "
+    "`region`: then the reference acts everywhere."
+)
+SOME_EMPTY = f"{NAME}: %d of %d regions are empty; there the reference does not act."
 MODEL, POSITIVE, NEGATIVE = 0, 1, 2
 """The numbers of the outputs."""
 
@@ -128,7 +132,7 @@ class ReferenceRegionNode(io.ComfyNode):
         family = families.of(model.get_model_object("diffusion_model"))
         patch = family.patch_of(model.get_model_object("diffusion_model"))
         noise_levels = inputs.noise_levels(model, start_percent, end_percent, "reference")
-        place = None if region is None else RegionMask(drawn(region))
+        place = None if region is None else RegionMask(inputs.region_masks(region, EMPTY, SOME_EMPTY))
         found = encoded_reference.encode(image, vae, latent, show, invert, megapixels, margin, patch, *latents_of(model), takes.whole)
         if strength == 0:
             return io.NodeOutput(model, positive, negative, found.preview)
@@ -145,9 +149,8 @@ def check_model(model: Any) -> support.References:
     """What a MODEL does with references. ValueError in the artist's words if it takes none."""
     if inputs.is_unet(model):
         raise ValueError(
-            f"{NAME}: this model (SD 1.5, SD 2.1 or SDXL) takes no reference pictures. Use Image Prompt Region, or an IP-Adapter, to "
-            f"show it one; "
-            "Apply MECA has a region as well."
+            f"{NAME}: this model (SD 1.5, SD 2.1 or SDXL) takes no reference pictures. Use Image Prompt Region, or an IP-Adapter, to show "
+            "it one."
         )
     inputs.check_model(model, [])
     takes = support.of(model.get_model_object("diffusion_model"))
@@ -185,20 +188,6 @@ def check_wired(hidden: Any, negative: bool) -> None:
         raise ValueError(f"{NAME}: a negative prompt goes in, but the output `negative` is wired to nothing. Wire it to the sampler.")
     if not negative and NEGATIVE in used:
         raise ValueError(f"{NAME}: the output `negative` is used, but no negative prompt goes in. Wire one to the input `negative`.")
-
-
-def drawn(region: torch.Tensor) -> torch.Tensor:
-    """The regions on the CPU, [M, H, W]. ValueError if there is nothing in them; a warning if some are empty."""
-    masks = to_mask(region).cpu()
-    empty = (masks < 0.5).flatten(1).all(1)
-    if bool(empty.all()):
-        raise ValueError(
-            f"{NAME}: the region is empty (nothing in it is brighter than 0.5), so the reference would act nowhere. Paint it white, or "
-            "unwire `region`: then the reference acts everywhere."
-        )
-    if bool(empty.any()):
-        log.warning("%s: %d of %d regions are empty; there the reference does not act.", NAME, int(empty.sum()), len(masks))
-    return masks
 
 
 def warn(takes: support.References, count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -131,9 +132,9 @@ def steps(family: Family, dtype: torch.dtype) -> Callable[[Setting], list[result
         one = Run(family, setting, dtype)
         label = f"a step of {family.name}, {str(dtype).removeprefix('torch.')}, two regions of text"
         masked = one.dense()
-        ours = lambda: one.step(one.with_regions, one.prompt)  # noqa: E731
-        plain = lambda: one.step(one.model, one.longer)  # noqa: E731
-        dense = lambda: one.step(masked, one.longer)  # noqa: E731
+        ours = functools.partial(one.step, one.with_regions, one.prompt)
+        plain = functools.partial(one.step, one.model, one.longer)
+        dense = functools.partial(one.step, masked, one.longer)
         rounds = max(2, setting.rounds // 2)
         found = [
             results.ratio(f"{label}: time against as many words without regions", *bench.in_turns(ours, plain, rounds),

@@ -26,7 +26,7 @@ from .work import Work
 
 PRESETS = (
     Preset("paper", {"method": "full", "steps": 400, "rate": 5e-6, "batch": 1, "size": 512}, Sampling("ddim", "ddim_uniform", 50, 7.5), 5),
-    Preset("ours", {}, Sampling("euler", "normal", 30, 5.0), 5),
+    Preset("ours", {}, Sampling("dpmpp_2m", "karras", 25, 7.0), 5),
 )
 """Ours: the training's own defaults, a LoRA, and the workflow "Paint your subject into a box"."""
 CONTEXT = 0.5

@@ -25,7 +25,7 @@ from .work import Work
 
 PRESETS = (
     Preset("paper", {}, Sampling("ddim", "ddim_uniform", 50, 7.5), 4),
-    Preset("ours", {}, Sampling("euler", "normal", 30, 2.5), 4),
+    Preset("ours", {}, Sampling("dpmpp_2m", "karras", 25, 6.0), 4),
 )
 """Four pictures for each prompt, as the DreamBooth set's own protocol has it. Ours is of the workflow "Keep an object, paint its
 surroundings"."""

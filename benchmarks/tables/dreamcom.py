@@ -8,7 +8,6 @@ and found again by the next run. The key knows nothing of the code: delete that 
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +22,7 @@ from demo import judge, scenes, subjects, tiny_model
 from demo.painter import CFG, SAMPLER, Painter
 from demo.subjects import SUBJECTS, Subject
 
-from ..cache import Kept, image_of, keep, keep_pictures, kept_pictures, sha
+from ..cache import Kept, image_of, keep, pictures_in, records_in, sha
 from ..figures import Figure, mean, rate, size_of, write
 from .dreamcom_methods import ALL, BEFORE, CAUSES, CHOICES, FEWER, FIVE, NEITHER, NO_CROSS, NO_SELF, OUTER, PARTS, WHOLE, Method, patched
 from .dreamcom_scores import MARGIN, Score, at_most, colour_error, figures_of, said, ssim
@@ -89,7 +88,7 @@ class Bench:
         from maskprompt.training.dreamcom.job import prepare
         from maskprompt.training.engine.job import run
         from safetensors import safe_open
-        from safetensors.torch import save_file
+        from safetensors.torch import load_file, save_file
 
         options = self.options(subject, method)
         file = self.lora(subject, method)
@@ -103,7 +102,8 @@ class Bench:
             about = {"subject": subject.name, "references": str(method.references), "seconds": f"{seconds:.1f}"}
             keep(file, lambda part: save_file({key: value.contiguous() for key, value in learned.lora.items()}, part, about))
         with safe_open(file, "pt") as kept:
-            return {key: kept.get_tensor(key) for key in kept.keys()}, float(kept.metadata()["seconds"])  # noqa: SIM118  (a safetensors file is no dict)
+            seconds = float(kept.metadata()["seconds"])
+        return load_file(file), seconds
 
     def model(self, subject: Subject, method: Method, masks: Tensor) -> Any:
         """The model that paints: with the subject's LoRA and the method's masked attention."""
@@ -126,14 +126,14 @@ class Bench:
 
     def painted(self, subject: Subject, method: Method, seed: int) -> Tensor:
         """All backgrounds with the subject in their boxes [B, 128, 128, 3], nothing pasted back."""
-        file = self.page(subject, method, seed)
-        if not file.is_file():
+
+        def paint() -> Tensor:
             shown, images, masks = self.backgrounds(subject)
             model = self.model(subject, method, masks)
             words = [self.options(subject, method).prompt] * len(shown)
-            pictures = self.painter.inpaint(images, masks, words, seed=seed, steps=STEPS, model=model)
-            keep_pictures(file, pictures)
-        return kept_pictures(file, subjects.SIZE)
+            return self.painter.inpaint(images, masks, words, seed=seed, steps=STEPS, model=model)
+
+        return pictures_in(self.page(subject, method, seed), subjects.SIZE, paint)
 
     def backgrounds(self, subject: Subject) -> tuple[list[subjects.Background], Tensor, Tensor]:
         shown = places(subject, self.size.backgrounds)
@@ -143,10 +143,7 @@ class Bench:
         pictures = self.painted(subject, method, seed)
         page = self.page(subject, method, seed).stem
         file = self.kept.file("scores", of=page, subject=subject.name, judge=self.eyes).with_suffix(".json")
-        if not file.is_file():
-            text = json.dumps([asdict(one) for one in self.judged(subject, pictures)])
-            keep(file, lambda part: part.write_text(text, encoding="utf-8"))
-        return [Score(**one) for one in json.loads(file.read_text("utf-8"))]
+        return [Score(**one) for one in records_in(file, lambda: self.judged(subject, pictures))]
 
     def judged(self, subject: Subject, pictures: Tensor) -> list[Score]:
         """The judge looks at the box only, for nothing else was painted. Fidelity is of what it finds there, else of the whole box."""

@@ -8,9 +8,8 @@ settings, which know nothing of the code: delete that folder after a change to w
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from demo import judge, subjects, tiny_model, train_mask_controlnet
 from demo.painter import CFG, SAMPLER, SCHEDULER, Painter
 from demo.subjects import SUBJECTS, Subject
 
-from ..cache import Kept, image_of, keep, keep_pictures, kept_pictures, sha
+from ..cache import Kept, image_of, pictures_in, records_in, sha
 from ..figures import Figure, mean, rate, size_of, write
 from . import dreamcom
 from .mask_controlnet_cases import GROUNDS, Case, cases_of, masks_of, pairs_of, pictures_of, real, rendered
@@ -104,10 +103,7 @@ class Bench:
 
     def painted(self, cases: Sequence[Case], method: Method, seed: int) -> Tensor:
         """A picture for each case: [B, 128, 128, 3]."""
-        file = self.page(cases, method, seed)
-        if not file.is_file():
-            keep_pictures(file, self.paint(cases, method, seed))
-        return kept_pictures(file, subjects.SIZE)
+        return pictures_in(self.page(cases, method, seed), subjects.SIZE, lambda: self.paint(cases, method, seed))
 
     @torch.no_grad()
     def paint(self, cases: Sequence[Case], method: Method, seed: int) -> Tensor:
@@ -156,10 +152,7 @@ class Bench:
         pictures = self.painted(cases, method, seed)
         limits = [THERE, BESIDE, "nearer"]
         file = self.kept.file("scores", of=self.page(cases, method, seed).stem, judge=self.eyes, limits=limits).with_suffix(".json")
-        if not file.is_file():
-            text = json.dumps([asdict(one) for one in self.judged(cases, pictures, method)])
-            keep(file, lambda part: part.write_text(text, encoding="utf-8"))
-        return [Score(**one) for one in json.loads(file.read_text("utf-8"))]
+        return [Score(**one) for one in records_in(file, lambda: self.judged(cases, pictures, method))]
 
     def judged(self, cases: Sequence[Case], pictures: Tensor, method: Method) -> list[Score]:
         """What is tuned in has no place of its own: of it the judge takes the object of its shape, wherever it stands."""

@@ -25,7 +25,7 @@ from demo import judge, scenes, tiny_model
 from demo.painter import SAMPLER, SCHEDULER, Painter
 from demo.subjects import Subject
 
-from ..cache import Kept, image_of, keep, keep_pictures, kept_pictures, sha
+from ..cache import Kept, image_of, pictures_in, records_in, sha
 from ..figures import Figure, apart, mean, size_of, write
 from .mcgm_methods import BASELINE, BLANK, ONE, SHAPED, WHOLE, WITHOUT_LOSS, Method, Trained
 from .mcgm_pictures import PICTURES, SIZE, grounds, poses, rendered
@@ -132,10 +132,7 @@ class Bench:
 
     def painted(self, picture: tuple[Subject, ...], method: Method, seed: int) -> Tensor:
         """The subjects on another ground, once for each pose: [B, 128, 128, 3]."""
-        file = self.page(picture, method, seed)
-        if not file.is_file():
-            keep_pictures(file, self.paint(picture, method, seed))
-        return kept_pictures(file, SIZE)
+        return pictures_in(self.page(picture, method, seed), SIZE, lambda: self.paint(picture, method, seed))
 
     @torch.no_grad()
     def paint(self, picture: tuple[Subject, ...], method: Method, seed: int, readings: Any = None) -> Tensor:
@@ -190,12 +187,12 @@ class Bench:
     def scores(self, picture: tuple[Subject, ...], method: Method, seed: int) -> list[Score]:
         pictures = self.painted(picture, method, seed)
         file = self.kept.file("scores", of=self.page(picture, method, seed).stem, judge=self.eyes).with_suffix(".json")
-        if not file.is_file():
+
+        def judged() -> list[Score]:
             parts = zip(self.poses(picture), judge.look(self.eye, pictures), owners(self.eye, picture, pictures), strict=True)
-            found = [score_of(picture, pose.masks, seen, whose) for pose, seen, whose in parts]
-            text = json.dumps([asdict(one) for one in found])
-            keep(file, lambda part: part.write_text(text, encoding="utf-8"))
-        return [Score(**{name: tuple(value) for name, value in one.items()}) for one in json.loads(file.read_text("utf-8"))]
+            return [score_of(picture, pose.masks, seen, whose) for pose, seen, whose in parts]
+
+        return [Score(**{name: tuple(value) for name, value in one.items()}) for one in records_in(file, judged)]
 
 
 def tables(bench: Bench) -> list[Figure]:

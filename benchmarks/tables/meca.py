@@ -8,7 +8,6 @@ code: delete that folder after a change to what paints.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 from demo import judge, subjects, tiny_model
 from demo.painter import CFG, SAMPLER, STEPS, Painter
 
-from ..cache import Kept, image_of, keep, keep_pictures, kept_pictures, sha
+from ..cache import Kept, image_of, pictures_in, records_in, sha
 from ..figures import Figure, size_of, write
 from .meca_cases import PHOTO_EVERY, SIDES, Case, cases, regions_of, shown
 from .meca_methods import GLOBAL, METHODS, PAPER, QUERY, REGION, RENDER, WHOLE, Method
@@ -90,10 +89,7 @@ class Bench:
 
     def painted(self, page: Sequence[Case], method: Method, seed: int) -> Tensor:
         """The pictures of a page [B, 128, 128, 3]."""
-        file = self.page(page, method, seed)
-        if not file.is_file():
-            keep_pictures(file, self.paint(page, method, seed))
-        return kept_pictures(file, subjects.SIZE)
+        return pictures_in(self.page(page, method, seed), subjects.SIZE, lambda: self.paint(page, method, seed))
 
     @torch.no_grad()
     def paint(self, page: Sequence[Case], method: Method, seed: int) -> Tensor:
@@ -124,10 +120,7 @@ class Bench:
     def scores(self, page: Sequence[Case], method: Method, seed: int) -> list[Score]:
         pictures = self.painted(page, method, seed)
         file = self.kept.file("scores", of=self.page(page, method, seed).stem, judge=self.eyes).with_suffix(".json")
-        if not file.is_file():
-            text = json.dumps([asdict(one) for one in judged(self.eye, pictures, page)])
-            keep(file, lambda part: part.write_text(text, encoding="utf-8"))
-        return [Score(**one) for one in json.loads(file.read_text("utf-8"))]
+        return [Score(**one) for one in records_in(file, lambda: judged(self.eye, pictures, page))]
 
     def gathered(self, method: Method) -> Scores:
         """All scores of a method."""

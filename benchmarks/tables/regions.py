@@ -7,10 +7,10 @@ keys of their settings, which know nothing of the code: delete that folder after
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ from torch import Tensor
 from demo import judge, scenes, subjects, tiny_model
 from demo.painter import CFG, SAMPLER, SCHEDULER, Painter
 
-from ..cache import Kept, keep, keep_pictures, kept_pictures, sha
+from ..cache import Kept, pictures_in, records_in, sha
 from ..figures import Figure, rate, size_of, write
 from .regions_methods import METHODS, PLAIN, Method
 from .tiny_model import words
 
-FORMAT = 1
+FORMAT = 2
 WORK = tiny_model.ROOT / "demo" / "work" / "regions"
 SHEET = tiny_model.ROOT / "demo" / "output" / "regions-table.png"
 STEPS = 15
@@ -33,8 +33,6 @@ PAGE = 25
 LEFT = (0, 60)
 RIGHT = (68, 128)
 """Columns of the two regions, of 128; they reach from top to bottom."""
-WITHIN = 0.8
-"""An object stands in a region if so much of it lies there."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +119,7 @@ class Bench:
 
     def painted(self, page: Sequence[Case], method: Method, seed: int) -> Tensor:
         """The pictures of a page [B, 128, 128, 3]."""
-        file = self.page(page, method, seed)
-        if not file.is_file():
-            keep_pictures(file, self.paint(page, method, seed))
-        return kept_pictures(file, subjects.SIZE)
+        return pictures_in(self.page(page, method, seed), subjects.SIZE, lambda: self.paint(page, method, seed))
 
     @torch.no_grad()
     def paint(self, page: Sequence[Case], method: Method, seed: int) -> Tensor:
@@ -151,23 +146,28 @@ class Bench:
     def _judged(self, page: Sequence[Case], method: Method, seed: int) -> list[Score]:
         pictures = self.painted(page, method, seed)
         file = self.kept.file("scores", of=self.page(page, method, seed).stem, judge=self.eyes).with_suffix(".json")
-        if not file.is_file():
-            verdicts = judge.look(self.eye, pictures)
-            text = json.dumps([asdict(score_of(case, verdict)) for case, verdict in zip(page, verdicts, strict=True)])
-            keep(file, lambda part: part.write_text(text, encoding="utf-8"))
-        return [Score(tuple(one["there"]), tuple(one["placed"]), one["ground"]) for one in json.loads(file.read_text("utf-8"))]
+
+        def judged() -> list[Score]:
+            masks = torch.stack([case.masks for case in page], 1)
+            return list(map(score_of, page, *(judge.look(self.eye, pictures, region) for region in (None, *masks))))
+
+        return [Score(tuple(one["there"]), tuple(one["placed"]), one["ground"]) for one in records_in(file, judged)]
 
 
-def score_of(case: Case, verdict: judge.Verdict) -> Score:
-    """An object counts by its shape and its colour; it is placed if `WITHIN` of it lies in its region."""
-    there: list[bool] = []
-    placed: list[bool] = []
-    for (shape, colour), (start, end) in zip((case.first, case.second), case.columns, strict=True):
-        alike = [found for found in verdict.objects if (found.shape, found.colour) == (shape, colour)]
-        inside = [float(found.mask[:, start // 2 : end // 2].sum() / found.mask.sum()) for found in alike]
-        there.append(bool(alike))
-        placed.append(any(part >= WITHIN for part in inside))
-    return Score((there[0], there[1]), (placed[0], placed[1]), verdict.ground == case.ground)
+def score_of(case: Case, whole: judge.Verdict, first: judge.Verdict, second: judge.Verdict) -> Score:
+    """What the judge sees in the whole picture, and in each region alone: there things that touch at the border are apart.
+
+    An object counts by its shape and its colour. It is placed if it is seen so in its region, and what of it lies beyond does not hide
+    its shape.
+    """
+    things = (case.first, case.second)
+    placed = [_among(thing, verdict) for thing, verdict in zip(things, (first, second), strict=True)]
+    there = [own or _among(thing, whole) for thing, own in zip(things, placed, strict=True)]
+    return Score((there[0], there[1]), (placed[0], placed[1]), whole.ground == case.ground)
+
+
+def _among(thing: tuple[str, str], verdict: judge.Verdict) -> bool:
+    return any((found.shape, found.colour) == thing for found in verdict.objects)
 
 
 def tables(bench: Bench) -> list[Figure]:
@@ -191,14 +191,17 @@ def sheet(bench: Bench, count: int = 8) -> None:
     """For a human: the first cases, each method's picture, and what the judge says of it."""
     from demo.contact_sheet import contact_sheet, picture_of
 
-    rows = []
     page = bench.pages[0]
+    rows: list[Any] = []
+    for number, method in enumerate(METHODS, 1):
+        print(f"on the sheet {number}: {method.name}", flush=True)
     for index, case in enumerate(page[:count]):
         row = []
-        for method in METHODS:
+        for number, method in enumerate(METHODS, 1):
             score = bench._judged(page, method, 0)[index]
-            said = f"{sum(score.placed)} placed, {sum(score.there)} there"
-            row.append((f"{method.name}: {said}", picture_of(bench.painted(page, method, 0)[index])))
+            row.append(
+                (f"{number}: {sum(score.placed)} placed, {sum(score.there)} there", picture_of(bench.painted(page, method, 0)[index]))
+            )
         rows.append((f"{case.both}; the first {'right' if case.swapped else 'left'}", row))
     SHEET.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(rows, 160).save(SHEET)
@@ -212,7 +215,7 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     notes = {
         "painting": f"{SAMPLER}, {STEPS} steps, CFG {CFG}; whole pictures of {subjects.SIZE} px",
         "cases": "two things of other shapes and colours, no triple with the ground ever in training; the regions are the two halves",
-        "in its own region": f"{WITHIN:g} of an object of that shape and colour lies in the region",
+        "in its own region": "the judge, which is shown the region alone, finds an object of that shape and colour there",
         "one plain prompt": f"'{PLAIN.name}' names both and knows nothing of regions: half of its places are right by chance",
         "checkpoint": tiny_model.CHECKPOINT.name,
     }

@@ -5,7 +5,7 @@ From "Patch-enhanced Mask Encoder Prompt Image Generation", section 3.2. The mod
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -15,9 +15,11 @@ from . import patch_grid, patch_input
 if TYPE_CHECKING:
     from comfy.clip_vision import ClipVisionModel
 
-HIDE = "hide"
-PAPER = "paper"
-MODES = (HIDE, PAPER)
+Visibility = Literal["hide", "paper"]
+"""What happens to hidden patches, as `encode` says."""
+HIDE: Visibility = "hide"
+PAPER: Visibility = "paper"
+MODES = get_args(Visibility)
 
 
 class Seen(NamedTuple):

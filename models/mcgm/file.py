@@ -110,8 +110,7 @@ def _about(metadata: Mapping[str, str], title: str) -> About:
         kind = f"'{metadata['format']}'" if metadata.get("format", "pt") != "pt" else "without a format"
         raise ValueError(
             f"'{title}' is no mask encoder but another kind of file ({kind}). Take one that Train Poseable Subjects has written. A LoRA "
-            f"goes "
-            "into models/loras, an embedding into models/embeddings."
+            "goes into models/loras, an embedding into models/embeddings."
         )
     version = metadata.get("format_version", "")
     if version != str(VERSION):

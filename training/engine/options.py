@@ -61,6 +61,18 @@ def from_inputs(options: type[Options], given: Mapping[str, Any], **more: Any) -
     return options(**found, **more)
 
 
+def written(options: Any, *later: str) -> str:
+    """Options as a fingerprint has them: without the fields that came `later`, where these are at their default.
+
+    So trainings that were interrupted before there was such a choice go on.
+    """
+    text = str(options)
+    for field in dataclasses.fields(options):
+        if field.name in later:
+            text = text.replace(f", {field.name}={field.default!r}", "")
+    return text
+
+
 def check_numbers(options: Any, node: str) -> None:
     """ValueError for a number that is none (NaN), infinite or too low, which ComfyUI's own limits let pass; `node` says whose it is."""
     for field, (_, about) in described(type(options)).items():

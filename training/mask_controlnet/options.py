@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from ..engine import loop
 from ..engine import options as engine
-from ..engine.options import option
+from ..engine.options import option, written
 
 USUAL_CHANNELS = 320
 """Channels of the UNet for which the usual rate is; a narrower one takes more, as `dreamcom.USUAL_RATE` says."""
@@ -60,6 +60,5 @@ class Options:
 
         The number of steps is not part of it, so that a training can be made longer, nor is what changes memory alone.
         """
-        own = str(replace(self, steps=0, checkpointing=True))
-        # Trainings that were interrupted before there were pairs go on.
-        return " ".join(["mask-controlnet 1", own.replace(f", pairs={NONE!r}", ""), *parts])
+        own = written(replace(self, steps=0, checkpointing=True), "pairs")
+        return " ".join(["mask-controlnet 1", own, *parts])

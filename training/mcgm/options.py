@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ...models.mcgm.mask_encoder import Mode
 from ..engine import loop
 from ..engine import options as engine
-from ..engine.options import Option, option
+from ..engine.options import Option, option, written
 from ..engine.trainable_weights import Method
 from .scene import Background, Scene
 
@@ -151,9 +151,7 @@ class Options:
         """
         same = replace(self, weight_steps=0, checkpointing=True)
         same = replace(same, steps=0, rate=None, method="lora", rank=0, average=0.0) if phase == 1 else same
-        # Trainings that were interrupted before the number could be chosen go on.
-        own = str(same).replace(", variations=400", "")
-        return f"mcgm 1 phase {phase} {own} {scene.fingerprint()} {model}"
+        return f"mcgm 1 phase {phase} {written(same, 'variations')} {scene.fingerprint()} {model}"
 
 
 def of_mask_tokens(tokens: str) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 from ...attention.meca import Mode
+from ...models.clip_vision.patch_visibility import HIDE, Visibility
 from ..engine import loop
 from ..engine import options as engine
-from ..engine.options import option
+from ..engine.options import option, written
 
-Visibility = Literal["hide", "paper"]
 CHUNK = 256
 """Samples are encoded so many at a time, so that neither VAE nor CLIP need stay loaded while the adapter learns."""
 
@@ -44,7 +44,7 @@ class Options:
         0.5, "As in Hide in Reference: a patch is hidden when more than this part of it lies outside of the region.", step=0.01
     )
     visibility: Visibility = option(
-        "hide",
+        HIDE,
         "How the vision model is kept from seeing hidden patches; choose the same in Hide in Reference later. hide: they are left out. "
         "paper: equation 1, they are empty and keep their places.",
         choices=get_args(Visibility),
@@ -79,6 +79,5 @@ class Options:
 
         The number of steps is not part of it, so that a training can be made longer, nor is what changes memory alone.
         """
-        own = str(replace(self, steps=0, checkpointing=True))
-        # Trainings that were interrupted before there was a choice go on.
-        return " ".join(["meca 1", own.replace(", visibility='hide'", ""), *parts])
+        own = written(replace(self, steps=0, checkpointing=True), "visibility")
+        return " ".join(["meca 1", own, *parts])

@@ -12,7 +12,6 @@ from comfy.controlnet import ControlBase
 from maskprompt.attention import chain, prompt_regions
 from maskprompt.attention.grid import RegionMask
 from maskprompt.nodes.prompt_region import EVERYWHERE, OUTSIDE, PromptRegionNode
-from typing_extensions import override
 
 from ...support.tiny_transformers import TINIES, Tiny
 from ...support.transformer_texts import TEXTS, close, text_of
@@ -66,7 +65,6 @@ def test_all_the_way_it_is_cores_set_mask(model: Any, base: str) -> None:
 class Push(ControlBase):
     """A control network that adds a number in the UNet's middle; the UNet takes it out of its list, as it does with all of them."""
 
-    @override
     def get_control(self, x_noisy: torch.Tensor, t: Any, cond: Any, batched_number: int, transformer_options: Any) -> Any:
         return {"input": [], "middle": [torch.full((len(x_noisy), 1, 1, 1), 0.7)], "output": []}
 
