@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps, ImageStat
 
 PAPER = (250, 249, 246)
 INK = (30, 30, 34)
@@ -78,7 +78,11 @@ def thumbnail(before: Picture, after: Picture, size: int = 512) -> Image.Image:
     page = ImageOps.fit(result, (size, size), Image.Resampling.LANCZOS, centering=_changed(_on_paper(before), result))
     inset = ImageOps.contain(_on_paper(before), (size // 3, size // 3), Image.Resampling.LANCZOS)
     framed = ImageOps.expand(inset, 4, PAPER)
-    page.paste(framed, (GAP, size - framed.height - GAP))
+    top = size - framed.height - GAP
+    # In the lower corner where it hides less of what was painted.
+    corners = (GAP, size - framed.width - GAP)
+    hidden = [sum(ImageStat.Stat(page.crop((left, top, left + framed.width, top + framed.height))).stddev) for left in corners]
+    page.paste(framed, (corners[hidden[1] < hidden[0]], top))
     return page
 
 
