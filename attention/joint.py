@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,11 @@ from .visibility import Rule
 PARAMETERS = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
 """The arguments of ComfyUI's attention functions, in their order."""
 MOST_PLANS = 1024
+MOST_SHARES = 4
+"""Into how many shares the heads of a call go at most, one after the other, so that less stands beside the call's own tensors."""
+LEAST_ROWS = {"cpu": 1 << 12}
+"""How many queries of a head a share has at least, all heads and pictures counted: fewer do not keep a device busy."""
+LEAST_ROWS_ELSEWHERE = 1 << 17
 
 Plans = dict[Hashable, Plan]
 
@@ -93,9 +99,9 @@ class Run:
             return untouched(*args, **kwargs)
         where = Where(tokens, 2 if call.get("skip_output_reshape") else 1)
         if len(cuts) == 1:
-            return _attend(call, cuts[0], where, untouched)
+            return attend(call, cuts[0], where, untouched)
         results = [
-            _attend({**call, **_rows_of(call, list(part.rows))}, cut, where, untouched) for part, cut in zip(self.parts, cuts, strict=True)
+            attend({**call, **_rows_of(call, list(part.rows))}, cut, where, untouched) for part, cut in zip(self.parts, cuts, strict=True)
         ]
         order = [row for part in self.parts for row in part.rows]
         result = torch.cat(results)
@@ -147,16 +153,29 @@ class Run:
         return tuple(found)
 
 
-def _attend(call: Mapping[str, Any], cut: Plan | None, where: Where, attention: Callable[..., Tensor]) -> Tensor:
+def attend(call: Mapping[str, Any], cut: Plan | None, where: Where, attention: Callable[..., Tensor]) -> Tensor:
+    """A call of ComfyUI's `attention`, given its arguments by name, by a plan; without one it is the call itself."""
     others = {name: value for name, value in call.items() if name not in ("q", "k", "v", "heads", "mask")}
 
+    shares = 1 if cut is None or cut.free else _shares(call, where)
+
     def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        return attention(q, k, v, call["heads"], mask=mask, **others)
+        return attention(q, k, v, call["heads"] // shares, mask=mask, **others)
 
     mask = call.get("mask")
     if cut is None:
         return run(call["q"], call["k"], call["v"], mask)
-    return groups.attend(call["q"], call["k"], call["v"], cut, run, where, mask)
+    return groups.attend(call["q"], call["k"], call["v"], cut, run, where, mask, shares=shares)
+
+
+def _shares(call: Mapping[str, Any], where: Where) -> int:
+    """Into how many shares the heads of a call go: each has as many whole heads, of the keys too, and keeps the device busy."""
+    q, k, heads = call["q"], call["k"], call["heads"]
+    size = q.shape[3 - where.tokens] // heads
+    of_keys = k.shape[3 - where.tokens] // size
+    rows = len(q) * q.shape[where.tokens] * heads
+    most = min(MOST_SHARES, max(1, rows // LEAST_ROWS.get(q.device.type, LEAST_ROWS_ELSEWHERE)))
+    return max(count for count in range(1, most + 1) if math.gcd(heads, of_keys) % count == 0)
 
 
 def _rows_of(call: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:

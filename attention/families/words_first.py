@@ -54,7 +54,7 @@ class WordsFirst:
     def joined(self, model: Any, arguments: Arguments, words: Tensor, counts: Sequence[int]) -> Arguments:
         prompt = arguments.get("context").shape[1]
         joined = reader.with_words(arguments, words)
-        if self.places is None:
+        if self.places is None or not _has_places(model):
             return joined
         return reader.with_patch(joined, "post_input", reader.texts_restarting((prompt, *counts), self.places))
 
@@ -89,6 +89,12 @@ class Krea(WordsFirst):
             reader.refuse("the words", queries, keys, f"{scene.words} of text")
         layout = reader.layout_of(scene.grid, keys, "the words", ("words", scene.words))
         return Seen(("text", count - apart, 0), 0, len(self.layers(model)), layout)
+
+
+def _has_places(model: Any) -> bool:
+    """Whether words have places at all: Flux.1's have none, and a patch in its way would hold the picture's first tokens to the end."""
+    axes = getattr(getattr(model, "params", None), "txt_ids_dims", None)
+    return axes is None or len(axes) > 0
 
 
 def _ending_alike(prompt: int, text: int) -> int:
