@@ -22,7 +22,7 @@ from .grid import Size
 from .groups import Plan, Where
 from .joint_probe import JointProbe
 from .layers import layers_of
-from .layout import Layout, with_texts
+from .layout import Layout, Lengths, with_texts
 from .maps import Reading
 from .prompt_regions import PromptRegion
 from .rows import VIEW, Row, rows_of
@@ -42,18 +42,18 @@ Plans = dict[Hashable, Plan]
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of the batch that share all rules, and the lengths of their texts."""
+    """Rows of the batch that share all rules, and the lengths of their texts for each stream of words."""
 
     rows: tuple[int, ...]
     row: Row
-    texts: tuple[tuple[int, int], ...]
+    texts: tuple[Lengths, ...]
 
 
 @dataclass
 class Run:
     """One run of a transformer under a chain: made for it, and gone with it.
 
-    `prompt` is how many words it gets of the prompt, without the regions'. `count` counts its calls of attention.
+    `prompt` is how many words of each stream it gets of the prompt, without the regions'. `count` counts its calls of attention.
     """
 
     model: Any
@@ -62,7 +62,7 @@ class Run:
     latent: Size
     sigma: float
     rows: tuple[Row, ...]
-    prompt: int
+    prompt: tuple[int, ...]
     parts: tuple[Part, ...]
     regions: tuple[PromptRegion, ...]
     patches: tuple[Any, ...]
@@ -110,7 +110,7 @@ class Run:
     def _read(self, probe: JointProbe, call: Mapping[str, Any], seen: Seen, cuts: Sequence[Plan | None]) -> None:
         """Puts what a probe looks for in this call into its readings, for the rows of the positive prompt."""
         cells = joint_probe.cells_of(seen.layout)
-        if cells is None:
+        if not cells:
             return
         for part, cut in zip(self.parts, cuts, strict=True):
             if part.row.half != 0:
@@ -213,12 +213,14 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
     with_regions = [any(prompt_regions.acts_on(region, row) for region in regions) for row in rows]
     if family.counts_words and any(with_regions) and not all(with_regions):
         return _by_halves(chain, executor, model, arguments, plans, with_regions)
-    prompt = family.scene(model, arguments).words
-    counts: list[int] = []
+    text = family.text(arguments)
+    prompt = tuple(part.shape[1] for part in text)
+    counts: list[tuple[int, ...]] = []
     if regions:
-        words = prompt_regions.further_words(regions, rows, model, family, family.text(arguments))
-        counts = [part.shape[1] for part in words]
-        arguments = family.joined(model, arguments, torch.cat(words, dim=1), counts)
+        words = prompt_regions.further_words(regions, rows, model, family, text)
+        counts = [tuple(part.shape[1] for part in parts) for parts in words]
+        further = tuple(torch.cat(parts, dim=1) for parts in zip(*words, strict=True))
+        arguments = family.joined(model, arguments, further, [count[0] for count in counts])
     parts = _parts(rows, patches, regions, counts, prompt)
     options = arguments.get("transformer_options", {})
     beneath = options.get("optimized_attention_override")
@@ -244,7 +246,11 @@ def _by_halves(chain: Any, executor: Any, model: Any, arguments: Arguments, plan
 
 
 def _parts(
-    rows: Sequence[Row], patches: Sequence[Any], regions: Sequence[PromptRegion], counts: Sequence[int], prompt: int
+    rows: Sequence[Row],
+    patches: Sequence[Any],
+    regions: Sequence[PromptRegion],
+    counts: Sequence[tuple[int, ...]],
+    prompt: tuple[int, ...],
 ) -> tuple[Part, ...]:
     """The batch's rows by what patches may say of them: half of CFG, masks, window, references."""
     found: dict[Hashable, list[int]] = {}
@@ -252,7 +258,9 @@ def _parts(
         masks = tuple(patch.mask.index(row.image) for patch in patches if hasattr(patch, "mask"))
         shown = tuple((id(region), region.index(row.image)) for region in row.references if region is not None)
         found.setdefault((min(row.half, 1), masks, row.window, row.references, shown), []).append(number)
-    return tuple(
-        Part(tuple(numbers), rows[numbers[0]], prompt_regions.lengths(regions, counts, prompt, prompt, rows[numbers[0]]))
-        for numbers in found.values()
-    )
+
+    def texts(row: Row) -> tuple[Lengths, ...]:
+        streams = (([count[stream] for count in counts], own) for stream, own in enumerate(prompt))
+        return tuple(prompt_regions.lengths(regions, further, own, own, row) for further, own in streams)
+
+    return tuple(Part(tuple(numbers), rows[numbers[0]], texts(rows[numbers[0]])) for numbers in found.values())

@@ -171,7 +171,8 @@ def test_without_rules_the_call_is_the_call_that_would_have_been_made() -> None:
 
 
 def test_who_sees_nothing_is_zero_and_never_nan() -> None:
-    spans = with_texts(Layout(spans_of(("words", 6), ("cells", 4)), spans_of(("words", 6), ("cells", 4)), (1, 2, 2)), ((0, 4), (UNUSED, 2)))
+    tokens = spans_of(("words", 6), ("cells", 4))
+    spans = with_texts(Layout(tokens, tokens, (1, 2, 2)), [((0, 4), (UNUSED, 2))])
     cut = groups.plan(spans, (TextsByRegion(()),), CPU)
     q = torch.randn(1, 1, 10, 4)
     result = groups.attend(q, q, q, cut, softmax, Where(2, 1))

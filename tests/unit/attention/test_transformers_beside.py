@@ -10,7 +10,7 @@ from maskprompt.attention import chain, joint, prompt_regions
 from maskprompt.attention.grid import RegionMask
 
 from ...support.tiny_transformers import TINIES, Tiny
-from ...support.transformer_texts import close, families, masks, regions, sample, text_of
+from ...support.transformer_texts import close, families, masks, region, regions, sample, text_of
 
 FLUX = next(tiny for tiny in TINIES if tiny.name == "Flux.1")
 WAN = next(tiny for tiny in TINIES if tiny.name == "Wan text to video")
@@ -26,7 +26,7 @@ def test_heads_one_after_the_other_give_what_all_of_them_give(tiny: Tiny, monkey
     """A large call's heads go in shares, a small one's all at once: the same picture, for a batch with CFG and pictures' own masks."""
     size, model = (9, 11), tiny.model()
     left, lower = masks(size)
-    own = prompt_regions.PromptRegion(tiny.words(5, 20), RegionMask(torch.cat([left, lower])))
+    own = region(tiny, tiny.words(5, 20), torch.cat([left, lower]))
     patched = chain.install(model, own, *regions(tiny, size, strength=(0.5, 1.0)))
     given: list[int] = []
 
