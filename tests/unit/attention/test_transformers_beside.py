@@ -82,6 +82,15 @@ def test_masks_follow_context_windows_in_time() -> None:
     assert not torch.allclose(run(each, window), run(each[[0, 1]], None))
 
 
+@families
+def test_a_regions_text_of_another_encoder_is_refused_in_words(tiny: Tiny) -> None:
+    wide = region(tiny, torch.randn(1, 5, tiny.text + 8), torch.ones(1, 64, 64))
+    with pytest.raises(
+        ValueError, match=rf"another text encoder than the prompt \({tiny.text + 8} numbers for each word.* prompt has {tiny.text}"
+    ):
+        sample(chain.install(tiny.model(), wide), tiny, (8, 8), text_of(tiny), steps=1)
+
+
 def test_an_attention_mask_of_cores_own_is_refused_in_words() -> None:
     model, size = FLUX.model(), (8, 8)
     patched = chain.install(model, *regions(FLUX, size))
