@@ -25,11 +25,13 @@ def as_it_must_run(model_options: Mapping[str, Any]) -> AbstractContextManager[A
     """A context in which a patched model gives what it gives uncompiled: compiled where its changes are checked, else uncompiled.
 
     torch takes the filter out of the options that it is given, so that of options once given it is not known whether one was among them.
+    Versions of torch that have no filter (before 2.6) check everything.
     """
-    if (model_options.get(COMPILE) or {}).get("options") is None:
+    set_stance = getattr(torch.compiler, "set_stance", None)
+    if set_stance is None or (model_options.get(COMPILE) or {}).get("options") is None:
         return nullcontext()
     _say()
-    return torch.compiler.set_stance("force_eager")
+    return set_stance("force_eager")
 
 
 @functools.cache
