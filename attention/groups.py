@@ -170,39 +170,57 @@ def attend(
     where: Where = Where(),
     mask: Tensor | None = None,
     whole: bool = False,
+    shares: int = 1,
 ) -> Tensor:
     """A layer by its plan. q, k and v have their tokens in dimension `where.tokens`; `mask` [..., queries or 1, keys] is the call's own.
 
-    `whole` gives `attention` all queries each time, for those that count them (another pack's replacement of the layer).
+    `whole` gives `attention` all queries each time, for those that count them (another pack's replacement of the layer). The heads are
+    gone through in so many `shares`, so that the sorted keys and values of one share stand beside the call's own at a time.
     """
     if cut.free:
         return attention(q, k, v, mask)
-    keys = _sorted(k, cut.key_order, where.tokens)
-    values = _sorted(v, cut.key_order, where.tokens)
-    columns = None if mask is None else _sorted(mask, cut.key_order, -1)
-    result: Tensor | None = None
-    unseeing: list[Group] = []
-    for group in cut.groups:
-        part = _group(group, q, keys, values, columns, cut, attention, where, whole)
-        if part is None:
-            unseeing.append(group)
-            continue
-        if result is None:
-            shape = list(part.shape)
-            shape[where.result] = q.shape[where.tokens]
-            result = part.new_empty(shape)
-        _put(result, part, group, cut, where.result)
-    if result is None:
+    seeing = [group for group in cut.groups if group.views]
+    if not seeing:
         return torch.zeros_like(attention(q, k, v, mask))
-    for group in unseeing:
-        _put(result, torch.zeros_like(_taken(result, group, cut, where.result)), group, cut, where.result)
+    result: Tensor | None = None
+    for number in range(shares):
+        own = [_share(x, 3 - where.tokens, number, shares) for x in (q, k, v)]
+        biases = _share(mask, 1, number, shares) if mask is not None and mask.ndim == 4 and mask.shape[1] > 1 else mask
+        keys = _sorted(own[1], cut.key_order, where.tokens)
+        values = _sorted(own[2], cut.key_order, where.tokens)
+        columns = None if biases is None else _sorted(biases, cut.key_order, -1)
+        for group in seeing:
+            part = _group(group, own[0], keys, values, columns, cut, attention, where, whole)
+            if result is None:
+                result = _for_all(part, q.shape[where.tokens], where, shares, empty=len(seeing) < len(cut.groups))
+            _put(_share(result, 3 - where.result, number, shares), part, group, cut, where.result)
+            del part
+        del own, keys, values, columns
+    assert result is not None
     return result
+
+
+def _for_all(part: Tensor, tokens: int, where: Where, shares: int, empty: bool) -> Tensor:
+    """Room for the result of all groups and shares, of which one is `part`; zeros if some see nothing (`empty`)."""
+    shape = list(part.shape)
+    shape[where.result] = tokens
+    if shares > 1:
+        shape[3 - where.result] *= shares
+    return part.new_zeros(shape) if empty else part.new_empty(shape)
+
+
+def _share(x: Tensor, dim: int, number: int, shares: int) -> Tensor:
+    """One of so many equal shares of a dimension, which is that of the heads, or of the channels of all heads."""
+    if shares == 1:
+        return x
+    size = x.shape[dim] // shares
+    return x.narrow(dim, number * size, size)
 
 
 def _group(
     group: Group, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cut: Plan, attention: Attention, where: Where, whole: bool
-) -> Tensor | None:
-    """What a group's queries take, None if they see nothing."""
+) -> Tensor:
+    """What a group's queries take by its views, of which there is one at least."""
     queries = q if whole else _taken(q, group, cut, where.tokens)
     rows = mask
     if mask is not None and mask.ndim > 1 and mask.shape[-2] > 1 and not whole:
@@ -217,6 +235,7 @@ def _group(
         if view.weight != 1:
             part = part * view.weight
         total = part if total is None else total + part
+    assert total is not None
     return total
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from .grid import Size
 from .groups import Plan, Where
 from .joint_probe import JointProbe
 from .layers import layers_of
-from .layout import Layout, with_texts
+from .layout import Layout, Lengths, with_texts
 from .maps import Reading
 from .prompt_regions import PromptRegion
 from .rows import VIEW, Row, rows_of
@@ -30,24 +31,29 @@ from .visibility import Rule
 PARAMETERS = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
 """The arguments of ComfyUI's attention functions, in their order."""
 MOST_PLANS = 1024
+MOST_SHARES = 4
+"""Into how many shares the heads of a call go at most, one after the other, so that less stands beside the call's own tensors."""
+LEAST_ROWS = {"cpu": 1 << 12}
+"""How many queries of a head a share has at least, all heads and pictures counted: fewer do not keep a device busy."""
+LEAST_ROWS_ELSEWHERE = 1 << 17
 
 Plans = dict[Hashable, Plan]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of the batch that share all rules, and the lengths of their texts."""
+    """Rows of the batch that share all rules, and the lengths of their texts for each stream of words."""
 
     rows: tuple[int, ...]
     row: Row
-    texts: tuple[tuple[int, int], ...]
+    texts: tuple[Lengths, ...]
 
 
 @dataclass
 class Run:
     """One run of a transformer under a chain: made for it, and gone with it.
 
-    `prompt` is how many words it gets of the prompt, without the regions'. `count` counts its calls of attention.
+    `prompt` is how many words of each stream it gets of the prompt, without the regions'. `count` counts its calls of attention.
     """
 
     model: Any
@@ -56,7 +62,7 @@ class Run:
     latent: Size
     sigma: float
     rows: tuple[Row, ...]
-    prompt: int
+    prompt: tuple[int, ...]
     parts: tuple[Part, ...]
     regions: tuple[PromptRegion, ...]
     patches: tuple[Any, ...]
@@ -93,9 +99,9 @@ class Run:
             return untouched(*args, **kwargs)
         where = Where(tokens, 2 if call.get("skip_output_reshape") else 1)
         if len(cuts) == 1:
-            return _attend(call, cuts[0], where, untouched)
+            return attend(call, cuts[0], where, untouched)
         results = [
-            _attend({**call, **_rows_of(call, list(part.rows))}, cut, where, untouched) for part, cut in zip(self.parts, cuts, strict=True)
+            attend({**call, **_rows_of(call, list(part.rows))}, cut, where, untouched) for part, cut in zip(self.parts, cuts, strict=True)
         ]
         order = [row for part in self.parts for row in part.rows]
         result = torch.cat(results)
@@ -104,7 +110,7 @@ class Run:
     def _read(self, probe: JointProbe, call: Mapping[str, Any], seen: Seen, cuts: Sequence[Plan | None]) -> None:
         """Puts what a probe looks for in this call into its readings, for the rows of the positive prompt."""
         cells = joint_probe.cells_of(seen.layout)
-        if cells is None:
+        if not cells:
             return
         for part, cut in zip(self.parts, cuts, strict=True):
             if part.row.half != 0:
@@ -147,16 +153,29 @@ class Run:
         return tuple(found)
 
 
-def _attend(call: Mapping[str, Any], cut: Plan | None, where: Where, attention: Callable[..., Tensor]) -> Tensor:
+def attend(call: Mapping[str, Any], cut: Plan | None, where: Where, attention: Callable[..., Tensor]) -> Tensor:
+    """A call of ComfyUI's `attention`, given its arguments by name, by a plan; without one it is the call itself."""
     others = {name: value for name, value in call.items() if name not in ("q", "k", "v", "heads", "mask")}
 
+    shares = 1 if cut is None or cut.free else _shares(call, where)
+
     def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        return attention(q, k, v, call["heads"], mask=mask, **others)
+        return attention(q, k, v, call["heads"] // shares, mask=mask, **others)
 
     mask = call.get("mask")
     if cut is None:
         return run(call["q"], call["k"], call["v"], mask)
-    return groups.attend(call["q"], call["k"], call["v"], cut, run, where, mask)
+    return groups.attend(call["q"], call["k"], call["v"], cut, run, where, mask, shares=shares)
+
+
+def _shares(call: Mapping[str, Any], where: Where) -> int:
+    """Into how many shares the heads of a call go: each has as many whole heads, of the keys too, and keeps the device busy."""
+    q, k, heads = call["q"], call["k"], call["heads"]
+    size = q.shape[3 - where.tokens] // heads
+    of_keys = k.shape[3 - where.tokens] // size
+    rows = len(q) * q.shape[where.tokens] * heads
+    most = min(MOST_SHARES, max(1, rows // LEAST_ROWS.get(q.device.type, LEAST_ROWS_ELSEWHERE)))
+    return max(count for count in range(1, most + 1) if math.gcd(heads, of_keys) % count == 0)
 
 
 def _rows_of(call: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
@@ -194,12 +213,14 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
     with_regions = [any(prompt_regions.acts_on(region, row) for region in regions) for row in rows]
     if family.counts_words and any(with_regions) and not all(with_regions):
         return _by_halves(chain, executor, model, arguments, plans, with_regions)
-    prompt = family.scene(model, arguments).words
-    counts: list[int] = []
+    text = family.text(arguments)
+    prompt = tuple(part.shape[1] for part in text)
+    counts: list[tuple[int, ...]] = []
     if regions:
-        words = prompt_regions.further_words(regions, rows, model, family, family.text(arguments))
-        counts = [part.shape[1] for part in words]
-        arguments = family.joined(model, arguments, torch.cat(words, dim=1), counts)
+        words = prompt_regions.further_words(regions, rows, model, family, text)
+        counts = [tuple(part.shape[1] for part in parts) for parts in words]
+        further = tuple(torch.cat(parts, dim=1) for parts in zip(*words, strict=True))
+        arguments = family.joined(model, arguments, further, [count[0] for count in counts])
     parts = _parts(rows, patches, regions, counts, prompt)
     options = arguments.get("transformer_options", {})
     beneath = options.get("optimized_attention_override")
@@ -225,7 +246,11 @@ def _by_halves(chain: Any, executor: Any, model: Any, arguments: Arguments, plan
 
 
 def _parts(
-    rows: Sequence[Row], patches: Sequence[Any], regions: Sequence[PromptRegion], counts: Sequence[int], prompt: int
+    rows: Sequence[Row],
+    patches: Sequence[Any],
+    regions: Sequence[PromptRegion],
+    counts: Sequence[tuple[int, ...]],
+    prompt: tuple[int, ...],
 ) -> tuple[Part, ...]:
     """The batch's rows by what patches may say of them: half of CFG, masks, window, references."""
     found: dict[Hashable, list[int]] = {}
@@ -233,7 +258,9 @@ def _parts(
         masks = tuple(patch.mask.index(row.image) for patch in patches if hasattr(patch, "mask"))
         shown = tuple((id(region), region.index(row.image)) for region in row.references if region is not None)
         found.setdefault((min(row.half, 1), masks, row.window, row.references, shown), []).append(number)
-    return tuple(
-        Part(tuple(numbers), rows[numbers[0]], prompt_regions.lengths(regions, counts, prompt, prompt, rows[numbers[0]]))
-        for numbers in found.values()
-    )
+
+    def texts(row: Row) -> tuple[Lengths, ...]:
+        streams = (([count[stream] for count in counts], own) for stream, own in enumerate(prompt))
+        return tuple(prompt_regions.lengths(regions, further, own, own, row) for further, own in streams)
+
+    return tuple(Part(tuple(numbers), rows[numbers[0]], texts(rows[numbers[0]])) for numbers in found.values())

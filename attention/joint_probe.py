@@ -41,33 +41,37 @@ class JointProbe:
     def __post_init__(self) -> None:
         check_wanted(self.wanted, self.tokens)
 
-    def readout(self, rows: Sequence[Row], layout: Layout, prompt: int, in_front: bool) -> Tensor:
+    def readout(self, rows: Sequence[Row], layout: Layout, prompt: Sequence[int], in_front: bool) -> Tensor:
         """One where a key of a layout belongs to a group: float32 [rows, keys, groups].
 
-        `prompt` is how many words the model gets of the prompt; further ones than `tokens` fill up, before the words if `in_front`. Raises
-        RuntimeError if the model gets fewer.
+        `prompt` is how many words the model gets of the prompt in each stream; columns count on from one stream to the next. Further words
+        than `tokens` fill up, before the words if `in_front`. Raises RuntimeError if the model gets fewer.
         """
-        if prompt < self.tokens:
+        if sum(prompt) < self.tokens:
             raise RuntimeError(
-                f"the prompt has {self.tokens} tokens but the model gets {prompt}: another node takes tokens away, so it is not known "
+                f"the prompt has {self.tokens} tokens but the model gets {sum(prompt)}: another node takes tokens away, so it is not known "
                 "which are the words'. Bypass that node to read attention maps."
             )
-        start = min(span.start for span in layout.keys if span.kind == "words")
-        first = start + (prompt - self.tokens if in_front else 0)
+        before = [sum(prompt[:stream]) - (prompt[0] - self.tokens if in_front else 0) for stream in range(len(prompt))]
         found = torch.zeros(len(rows), layout.keys[-1].stop, len(self.wanted[0]))
-        for number, row in enumerate(rows):
-            for group, columns in enumerate(self.wanted[row.image % len(self.wanted)]):
-                found[number, [first + column for column in columns], group] = 1
+        for span in layout.keys:
+            if span.kind != "words":
+                continue
+            first = before[span.stream]
+            for number, row in enumerate(rows):
+                for group, columns in enumerate(self.wanted[row.image % len(self.wanted)]):
+                    here = [span.start + column - first for column in columns if 0 <= column - first < prompt[span.stream]]
+                    found[number, here, group] = 1
         return found
 
 
-def cells_of(layout: Layout) -> Span | None:
-    """The queries of the picture, if they see words too."""
+def cells_of(layout: Layout) -> tuple[Span, ...]:
+    """The queries of the picture, if they see words too; none otherwise."""
     words = any(span.kind == "words" for span in layout.keys)
-    return next((span for span in layout.queries if span.kind == "cells"), None) if words else None
+    return tuple(span for span in layout.queries if span.kind == "cells") if words else ()
 
 
-def shares(call: Mapping[str, Any], cells: Span, readout: Tensor, cut: Plan | None) -> Tensor:
+def shares(call: Mapping[str, Any], cells: Sequence[Span], readout: Tensor, cut: Plan | None) -> Tensor:
     """What cells attend to some columns, mean over heads: float32 [B, cells, wanted] in 0..1.
 
     `call` has ComfyUI's arguments of an attention call, `readout` [B, keys, wanted] is one where a key counts towards a wanted one, `cut`
@@ -83,10 +87,16 @@ def shares(call: Mapping[str, Any], cells: Span, readout: Tensor, cut: Plan | No
 
     with torch.autocast(q.device.type, enabled=False):
         if cut is not None and not cut.free:
-            return groups.attend(q, k, values, cut, attention, BY_HEADS, mask)[:, 0, cells.start : cells.stop]
+            return _only(groups.attend(q, k, values, cut, attention, BY_HEADS, mask), cells, 2)[:, 0]
         if mask is not None and mask.ndim > 1 and mask.shape[-2] > 1:
-            mask = mask.narrow(-2, cells.start, cells.count)
-        return attention(q.narrow(2, cells.start, cells.count), k, values, mask)[:, 0]
+            mask = _only(mask, cells, -2)
+        return attention(_only(q, cells, 2), k, values, mask)[:, 0]
+
+
+def _only(x: Tensor, spans: Sequence[Span], dim: int) -> Tensor:
+    """The tokens of some spans; of one span without a copy."""
+    parts = [x.narrow(dim, span.start, span.count) for span in spans]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def _weighed(q: Tensor, k: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:

@@ -13,6 +13,10 @@ Grid = tuple[int, int, int]
 """Frames, height and width in cells; a picture has one frame. Tokens run in this order, the last index fastest."""
 
 SpanKind = Literal["words", "cells", "reference", "caption", "other"]
+Counted = tuple[SpanKind, int] | tuple[SpanKind, int, int] | tuple[SpanKind, int, int, int]
+"""Kind and count of the tokens of a span, and what of its `number` and `stream` is not 0."""
+Lengths = tuple[tuple[int, int], ...]
+"""(number, count) of texts in the order in which they are joined."""
 
 UNUSED = -1
 """The number of words that belong to no text: they fill rows whose texts are shorter than another row's."""
@@ -25,12 +29,14 @@ class Span:
     `number` counts within the kind. Of words 0 is the prompt, 1 and up are the texts of regions, UNUSED is filling; of references it is
     their order.
     A caption is what belongs to the reference of its number and is no part of its picture: a text of its own, or filling.
+    `stream` tells the encoder of words, for models that see each text as the words of several, one after the other.
     """
 
     kind: SpanKind
     start: int
     stop: int
     number: int = 0
+    stream: int = 0
 
     @property
     def count(self) -> int:
@@ -63,37 +69,43 @@ class Layout:
         return self.queries == self.keys
 
 
-def spans_of(*counted: tuple[SpanKind, int] | tuple[SpanKind, int, int]) -> tuple[Span, ...]:
-    """Spans one after the other from (kind, count) or (kind, count, number). Those without tokens are left out."""
+def spans_of(*counted: Counted) -> tuple[Span, ...]:
+    """Spans one after the other. Those without tokens are left out."""
     spans: list[Span] = []
     start = 0
-    for kind, count, *number in counted:
+    for kind, count, *more in counted:
         if count:
-            spans.append(Span(kind, start, start + count, *number))
+            spans.append(Span(kind, start, start + count, *more))
         start += count
     return tuple(spans)
 
 
-def with_texts(layout: Layout, lengths: Sequence[tuple[int, int]]) -> Layout:
-    """The layout with its words told apart: `lengths` are (number, count) of the texts in the order in which they are joined.
+def cells_before(spans: Sequence[Span]) -> list[int]:
+    """How many cells stand before each span: a picture may lie in several, with other tokens between its rows."""
+    counts = [span.count if span.kind == "cells" else 0 for span in spans]
+    return [sum(counts[:number]) for number in range(len(counts))]
+
+
+def with_texts(layout: Layout, texts: Sequence[Lengths]) -> Layout:
+    """The layout with its words told apart: `texts` are the lengths of the texts, for each stream of words.
 
     Words after all of these (a model's own padding) belong to the prompt.
     """
-    return replace(layout, queries=_told_apart(layout.queries, lengths), keys=_told_apart(layout.keys, lengths))
+    return replace(layout, queries=_told_apart(layout.queries, texts), keys=_told_apart(layout.keys, texts))
 
 
-def _told_apart(spans: tuple[Span, ...], lengths: Sequence[tuple[int, int]]) -> tuple[Span, ...]:
+def _told_apart(spans: tuple[Span, ...], texts: Sequence[Lengths]) -> tuple[Span, ...]:
     parts: list[Span] = []
     for span in spans:
         if span.kind != "words":
             parts.append(span)
             continue
         start = span.start
-        for number, count in lengths:
+        for number, count in texts[span.stream]:
             stop = min(start + count, span.stop)
             if stop > start:
-                parts.append(Span("words", start, stop, number))
+                parts.append(Span("words", start, stop, number, span.stream))
             start = stop
         if start < span.stop:
-            parts.append(Span("words", start, span.stop))
+            parts.append(Span("words", start, span.stop, 0, span.stream))
     return tuple(parts)

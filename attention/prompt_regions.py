@@ -17,8 +17,9 @@ from torch import Tensor
 
 from . import chain
 from .chain import Row, Scope
+from .families.reader import Words
 from .grid import RegionMask, Size
-from .layout import UNUSED, Grid
+from .layout import UNUSED, Grid, Lengths
 from .visibility import MOST_REGIONS, RegionOfText, TextsByRegion
 
 BESIDE_PROMPT = Scope(half="positive")
@@ -42,19 +43,20 @@ class PromptRegion:
     scope: Scope = BESIDE_PROMPT
     own_until: float = math.inf
     kind: Literal["region"] = "region"
-    _ready: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    _ready: dict[Any, Words] = field(default_factory=dict, compare=False, repr=False)
 
-    def words(self, model: Any, family: Any, like: Tensor) -> Tensor:
-        """The text as the model takes it, [1 or B, n, width] like the prompt it is joined to. Raises ValueError for another encoder's."""
-        place = (id(model), like.device, like.dtype)
+    def words(self, model: Any, family: Any, like: Words) -> Words:
+        """The text as the model takes it, [1 or B, n, ...] like the prompt it is joined to. Raises ValueError for another encoder's."""
+        place = (id(model), like[0].device, like[0].dtype)
         if place not in self._ready:
-            words = self.text if family is None else family.words(model, self.text.to(like), self.options)
-            if words.shape[-1] != like.shape[-1]:
-                raise ValueError(
-                    f"Prompt Region: the region's text comes from another text encoder than the prompt ({words.shape[-1]} numbers for each "
-                    f"word where the prompt has {like.shape[-1]}). Encode both with the CLIP that belongs to the model."
-                )
-            self._ready[place] = words.to(like)
+            words: Words = (self.text,) if family is None else family.words(model, self.text.to(like[0]), self.options)
+            for given, own in zip(words, like, strict=True):
+                if given.shape[2:] != own.shape[2:]:
+                    raise ValueError(
+                        f"Prompt Region: the region's text comes from another text encoder than the prompt ({_numbers(given)} numbers for "
+                        f"each word where the prompt has {_numbers(own)}). Encode both with the CLIP that belongs to the model."
+                    )
+            self._ready[place] = tuple(given.to(own) for given, own in zip(words, like, strict=True))
         return self._ready[place]
 
     @cached_property
@@ -70,6 +72,11 @@ class PromptRegion:
     def apart_on(self, number: int, layers: int) -> bool:
         """Whether its cells are kept apart on layer `number` of so many."""
         return int((number + 1) * self.apart + 1e-6) > int(number * self.apart + 1e-6) if layers else False
+
+
+def _numbers(words: Tensor) -> int:
+    """How many numbers there are for each word."""
+    return math.prod(words.shape[2:])
 
 
 def install(model: Any, *regions: PromptRegion) -> Any:
@@ -97,16 +104,16 @@ def acts_on(region: PromptRegion, row: Row) -> bool:
     return region.scope.half == "both" or (min(row.half, 1) == 0) == (region.scope.half == "positive")
 
 
-def further_words(regions: Sequence[PromptRegion], rows: Sequence[Row], model: Any, family: Any, context: Tensor) -> list[Tensor]:
-    """The regions' words [B, n, width] for all rows of a batch, one tensor for each region."""
-    found: list[Tensor] = []
+def further_words(regions: Sequence[PromptRegion], rows: Sequence[Row], model: Any, family: Any, prompt: Words) -> list[Words]:
+    """The regions' words, [B, n, ...] for all rows of a batch, for each region."""
+    found: list[Words] = []
     for region in regions:
-        words = region.words(model, family, context)
-        found.append(words[[row.image % len(words) for row in rows]])
+        words = region.words(model, family, prompt)
+        found.append(tuple(part[[row.image % len(part) for row in rows]] for part in words))
     return found
 
 
-def lengths(regions: Sequence[PromptRegion], counts: Sequence[int], own: int, prompt: int, row: Row) -> tuple[tuple[int, int], ...]:
+def lengths(regions: Sequence[PromptRegion], counts: Sequence[int], own: int, prompt: int, row: Row) -> Lengths:
     """How many words of which text a row has, in order (`layout.with_texts`): of the prompt's `prompt` the first `own` are the row's own.
 
     ComfyUI repeats a short prompt beside a longer one; the repeats are left out, so that they do not outweigh a region's words.

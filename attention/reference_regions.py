@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .grid import RegionMask, Size
-from .layout import Grid, Span
+from .layout import Grid, Span, cells_before
 from .visibility import Look, Seen
 
 if TYPE_CHECKING:
@@ -128,14 +128,14 @@ class ReferencesByRegion:
 
     def labels(self, spans: tuple[Span, ...], grid: Grid) -> Tensor:
         parts: list[Tensor] = []
-        for span in spans:
+        for span, first in zip(spans, cells_before(spans), strict=True):
             placed = self.references[span.number] if span.kind in ("reference", "caption") else None
             label = torch.full((span.count,), _ELSE)
             if span.kind == "cells":
                 label += _CELLS
                 for number, one in enumerate(self.references):
                     if one is not None and one.cells is not None:
-                        label += one.cells.to(torch.int64) << number
+                        label += one.cells[first : first + span.count].to(torch.int64) << number
             elif placed is not None:
                 label += span.number + 1 if bool(placed.tokens.any()) else _HIDDEN
                 if span.kind == "reference":

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import context_window
+from . import compiled, context_window
 from .grid import Size, Window
 from .reference_regions import ReferenceRegion, of_conditioning
 
@@ -103,4 +103,5 @@ def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Te
     if areas and latent != (height, width):
         raise RuntimeError(f"a prompt's area and {context_window.SIDEWAYS} meet: where a mask lies is not known. Bypass one of the nodes.")
     options = {**options, VIEW: View(latent, areas, seen, texts, context_window.frames(options, x.ndim), references)}
-    return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})
+    with compiled.as_it_must_run(model_options):
+        return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})

@@ -17,11 +17,9 @@ from .arguments import Arguments
 from .chain import EVERYWHERE, Call, Inner, Kind, Patch, Scope
 from .groups import Where
 from .layers import Layer, layers_of
-from .layout import Layout, spans_of, with_texts
+from .layout import Layout, Lengths, spans_of, with_texts
 from .prompt_regions import PromptRegion
 from .rows import PROMPT, VIEW, rows_of
-
-Texts = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class RegionAttention:
     """The regions' rule on a layer, for one run of the UNet. `texts` are the lengths of the texts of each row."""
 
     regions: tuple[PromptRegion, ...]
-    texts: tuple[Texts, ...]
+    texts: tuple[Lengths, ...]
     layers: tuple[Layer, ...]
     plans: dict[Any, Any] = field(compare=False, repr=False)
     kind: Kind = "cross"
@@ -66,7 +64,7 @@ class RegionAttention:
         rule = prompt_regions.rule(self.regions, call.rows[first], call.latent, grid, self.layers.index(call.layer), len(self.layers))
         key = ("unet", layout, self.texts[first], rule.key, q.device)
         if key not in self.plans:
-            self.plans[key] = groups.plan(with_texts(layout, self.texts[first]), (rule,), q.device)
+            self.plans[key] = groups.plan(with_texts(layout, (self.texts[first],)), (rule,), q.device)
         attended = groups.attend(q, k, v, self.plans[key], lambda q, k, v, _mask: inner(q, k, v), Where(1, 1), whole=not call.plain)
         return attended if rows is None else attended[rows]
 
@@ -82,7 +80,7 @@ def joined(patches: Sequence[Any], unet: Any, arguments: Arguments, plans: dict[
     if not regions:
         return arguments, others
     context: Tensor = arguments.get("context")
-    words = prompt_regions.further_words(regions, rows, unet, None, context)
+    words = [part for (part,) in prompt_regions.further_words(regions, rows, unet, None, (context,))]
     counts = [part.shape[1] for part in words]
     texts = tuple(
         prompt_regions.lengths(regions, counts, own, context.shape[1], row)

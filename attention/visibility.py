@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .layout import UNUSED, Grid, Span
+from .layout import UNUSED, Grid, Span, cells_before
 
 Seen = Callable[[int, int], bool]
 """Whether a query of one label sees a key of another."""
@@ -92,11 +92,11 @@ class TextsByRegion:
 
     def labels(self, spans: tuple[Span, ...], grid: Grid) -> Tensor:
         parts: list[Tensor] = []
-        for span in spans:
+        for span, first in zip(spans, cells_before(spans), strict=True):
             if span.kind == "cells":
                 bits = torch.full((span.count,), _CELLS)
                 for number, region in enumerate(self.regions):
-                    bits += region.cells.to(torch.int64) << number
+                    bits += region.cells[first : first + span.count].to(torch.int64) << number
                 parts.append(bits)
             elif span.kind == "words":
                 parts.append(torch.full((span.count,), _UNUSED if span.number == UNUSED else span.number))
@@ -168,8 +168,10 @@ class Masked:
 
     def labels(self, spans: tuple[Span, ...], grid: Grid) -> Tensor:
         parts = [
-            self.inside.to(torch.int64) if span.kind == "cells" else torch.full((span.count,), 2 if span.kind == "words" else 3)
-            for span in spans
+            self.inside[first : first + span.count].to(torch.int64)
+            if span.kind == "cells"
+            else torch.full((span.count,), 2 if span.kind == "words" else 3)
+            for span, first in zip(spans, cells_before(spans), strict=True)
         ]
         return torch.cat(parts)
 

@@ -21,8 +21,13 @@ OTHER_PROMPT = "\u00b6"
 UNSPACED = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 """Letters of scripts that write no blanks between words, or join endings to them."""
 
-FLUX, SD3, ANIMA = {"l", "t5xxl"}, {"g", "l", "t5xxl"}, {"qwen3_06b", "t5xxl"}
+FLUX = {"l", "t5xxl"}
+SD3 = {"g", "l", "t5xxl"}
+ANIMA = {"qwen3_06b", "t5xxl"}
+HIDREAM = {"g", "l", "llama", "t5xxl"}
 """The names of the encoders that are tokenized for, of the CLIPs that have several."""
+LLAMA = "conditioning_llama3"
+"""The key of HiDream's CONDITIONINGs for Llama's words, [B, layers, T, width]."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,9 @@ class Letter:
 class EncoderPrompt:
     """A text's letters, once for each encoder whose tokens the model sees, by their columns in the CONDITIONING.
 
-    `length` is that of the CONDITIONING's text, `seen` how many tokens the model makes of it. `at_the_end` says that what is not the
-    prompt's (instructions, pictures) comes before it, so that in a longer CONDITIONING the words are as far from the end as here.
+    HiDream's Llama has columns behind those of T5, whose words are the CONDITIONING's text. `length` is that of the CONDITIONING's text,
+    `seen` how many tokens the model makes of it. `at_the_end` says that what is not the prompt's (instructions, pictures) comes before it,
+    so that in a longer CONDITIONING the words are as far from the end as here.
     """
 
     text: str
@@ -54,7 +60,9 @@ class EncoderPrompt:
 
     def tokens_in(self, entry: Sequence[Any]) -> int:
         """How many tokens the model makes of a text of a CONDITIONING, [text, options]."""
-        ids = entry[1].get("t5xxl_ids")
+        ids, llama = entry[1].get("t5xxl_ids"), entry[1].get(LLAMA)
+        if llama is not None:
+            return entry[0].shape[1] + llama.shape[2]
         return entry[0].shape[1] if ids is None else len(ids)
 
     def shift_in(self, entry: Sequence[Any], same: bool) -> int:
@@ -107,6 +115,8 @@ def read(clip: Any, text: str, encoded: Tensor, options: Mapping[str, Any]) -> E
         if options.get("t5xxl_ids") is None:
             _check(clip, False, names)
         places, seen = {"t5xxl": 0}, counts["t5xxl"]
+    elif names == HIDREAM:
+        places, seen = _of_hidream(clip, counts, length, options.get(LLAMA))
     elif names == SD3:
         places = _of_sd3(clip, counts, length)
     elif len(names) == 1:
@@ -136,12 +146,23 @@ def _of_sd3(clip: Any, counts: Mapping[str, int], length: int) -> dict[str, int]
     return {**places, "t5xxl": both} if t5 else places
 
 
+def _of_hidream(clip: Any, counts: Mapping[str, int], length: int, llama: Tensor | None) -> tuple[dict[str, int], int]:
+    """Where T5's and Llama's tokens begin, and how many there are. Of an encoder that is not loaded there are zeros, and no words."""
+    encoder = clip.cond_stage_model
+    there = {name: getattr(encoder, name, None) is not None for name in ("t5xxl", "llama")}
+    behind = 0 if llama is None else llama.shape[2]
+    known = (not there["t5xxl"] or counts["t5xxl"] == length) and (not there["llama"] or counts["llama"] == behind)
+    _check(clip, known and any(there.values()), HIDREAM)
+    starts = {"t5xxl": 0, "llama": length}
+    return {name: starts[name] for name in there if there[name]}, length + behind
+
+
 def _check(clip: Any, known: bool, names: set[str]) -> None:
     if not known:
         raise ValueError(
             f"it is not known where this text encoder ({', '.join(sorted(names))}; {type(clip.tokenizer).__name__}) puts the words of a "
             "prompt, so their maps cannot be told apart. Attention Map knows those of FLUX.1 and 2, Chroma, Qwen-Image, Z-Image, Lumina 2, "
-            "Krea 2, Anima, Cosmos, SD 3, Wan and Lens. Wire the CLIP that belongs to the model."
+            "Krea 2, Anima, Cosmos, SD 3, HiDream, Wan and Lens. Wire the CLIP that belongs to the model."
         )
 
 

@@ -18,9 +18,9 @@ __all__ = ["Family", "Scene", "Seen", "UnreadableError", "find", "known", "layer
 
 def known() -> tuple[Family, ...]:
     """All families, in the order in which they are tried."""
-    from . import cosmos, lens, lumina, sd3, wan, words_first
+    from . import cosmos, hidream, lens, lumina, sd3, wan, words_first
 
-    return (*words_first.FAMILIES, lumina.FAMILY, *cosmos.FAMILIES, sd3.FAMILY, wan.FAMILY, lens.FAMILY)
+    return (*words_first.FAMILIES, lumina.FAMILY, *cosmos.FAMILIES, sd3.FAMILY, wan.FAMILY, hidream.FAMILY, lens.FAMILY)
 
 
 def find(model: Any) -> Family | None:

@@ -13,7 +13,7 @@ from ..arguments import Arguments
 from ..layers import Layer
 from ..layout import Layout, spans_of
 from . import reader
-from .reader import Scene, Seen
+from .reader import Scene, Seen, Words
 
 
 @dataclass(frozen=True)
@@ -34,22 +34,22 @@ class Cosmos:
     def patch_of(self, model: Any) -> int:
         return int(model.patch_spatial)
 
-    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
+    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Words:
         """Anima's texts go through its own adapter first, with the ids that its tokenizer left in the CONDITIONING."""
         ids = options.get("t5xxl_ids")
         if ids is None or not hasattr(model, "preprocess_text_embeds"):
-            return text
+            return (text,)
         weights = options.get("t5xxl_weights")
         if weights is not None:
             weights = weights.to(text)[None, :, None]
         with torch.no_grad():
-            return model.preprocess_text_embeds(text, ids[None].to(text.device), t5xxl_weights=weights)
+            return (model.preprocess_text_embeds(text, ids[None].to(text.device), t5xxl_weights=weights),)
 
-    def text(self, arguments: Arguments) -> Tensor:
-        return arguments.get("context")
+    def text(self, arguments: Arguments) -> Words:
+        return (arguments.get("context"),)
 
-    def joined(self, model: Any, arguments: Arguments, words: Tensor, counts: Sequence[int]) -> Arguments:
-        return reader.with_words(arguments, words)
+    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
+        return reader.with_words(arguments, words[0])
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
         patch = (model.patch_temporal, model.patch_spatial, model.patch_spatial)

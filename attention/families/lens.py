@@ -11,7 +11,7 @@ from torch import Tensor
 from ..arguments import Arguments
 from ..layers import Layer
 from . import reader
-from .reader import Scene, Seen
+from .reader import Scene, Seen, Words
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Lens:
     def patch_of(self, model: Any) -> int:
         return 1
 
-    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
-        return reader.unpadded(text, options)
+    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Words:
+        return (reader.unpadded(text, options),)
 
-    def text(self, arguments: Arguments) -> Tensor:
-        return arguments.get("context")
+    def text(self, arguments: Arguments) -> Words:
+        return (arguments.get("context"),)
 
-    def joined(self, model: Any, arguments: Arguments, words: Tensor, counts: Sequence[int]) -> Arguments:
-        return reader.with_words(arguments, words)
+    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
+        return reader.with_words(arguments, words[0])
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
         """Its latents are of patches already."""

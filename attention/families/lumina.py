@@ -13,11 +13,9 @@ from torch import Tensor
 
 from ..arguments import Arguments
 from ..layers import Layer
-from ..layout import SpanKind
+from ..layout import Counted
 from . import reader
-from .reader import Scene, Seen
-
-Counted = tuple[tuple[SpanKind, int] | tuple[SpanKind, int, int], ...]
+from .reader import Scene, Seen, Words
 
 
 @dataclass(frozen=True)
@@ -36,14 +34,14 @@ class Lumina:
     def patch_of(self, model: Any) -> int:
         return int(model.patch_size)
 
-    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
-        return reader.unpadded(text, options)
+    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Words:
+        return (reader.unpadded(text, options),)
 
-    def text(self, arguments: Arguments) -> Tensor:
-        return arguments.get("context")
+    def text(self, arguments: Arguments) -> Words:
+        return (arguments.get("context"),)
 
-    def joined(self, model: Any, arguments: Arguments, words: Tensor, counts: Sequence[int]) -> Arguments:
-        return reader.with_words(arguments, words)
+    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
+        return reader.with_words(arguments, words[0])
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
         """Words with their filling; before them the references' captions; after the cells their filling.
@@ -52,8 +50,8 @@ class Lumina:
         """
         context, x = arguments.get("context"), arguments.get("x")
         grid = reader.grid_of(x, model.patch_size)
-        captions: list[tuple[SpanKind, int, int]] = []
-        pictures: list[tuple[SpanKind, int, int]] = []
+        captions: list[Counted] = []
+        pictures: list[Counted] = []
         given = arguments.get("ref_contexts", ())
         if arguments.get("siglip_feats"):
             raise reader.UnreadableError(
@@ -66,14 +64,14 @@ class Lumina:
             captions.append(("caption", _filled(caption, model), number))
             pictures.append(("reference", cells, number))
             pictures.append(("caption", _filled(cells, model) - cells, number))
-        after: Counted = tuple(("other", _filled(more.shape[1], model)) for more in given[len(references) :])
+        after: tuple[Counted, ...] = tuple(("other", _filled(more.shape[1], model)) for more in given[len(references) :])
         return Scene(context.shape[1], grid, (*captions, *pictures), after)
 
     def seen(self, model: Any, scene: Scene, options: Mapping[str, Any], count: int, queries: int, keys: int) -> Seen | None:
         layers, cells = self.layers(model), reader.cells_in(scene.grid)
         references = len(scene.before) // 3
-        text: Counted = (*scene.before[:references], ("words", _filled(scene.words, model)), *scene.after)
-        picture: Counted = (*scene.before[references:], ("cells", cells), ("other", _filled(cells, model) - cells))
+        text: tuple[Counted, ...] = (*scene.before[:references], ("words", _filled(scene.words, model)), *scene.after)
+        picture: tuple[Counted, ...] = (*scene.before[references:], ("cells", cells), ("other", _filled(cells, model) - cells))
         words = len(model.context_refiner)
         index = options.get("block_index")
         if queries != keys:

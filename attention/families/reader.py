@@ -10,7 +10,10 @@ from torch import Tensor
 
 from ..arguments import Arguments
 from ..layers import Layer
-from ..layout import Grid, Layout, SpanKind, spans_of
+from ..layout import Counted, Grid, Layout, spans_of
+
+Words = tuple[Tensor, ...]
+"""A text as a model takes it: [B, n, ...] for each stream of words that it sees. Most see one, some those of several encoders."""
 
 
 class UnreadableError(RuntimeError):
@@ -21,14 +24,13 @@ class UnreadableError(RuntimeError):
 class Scene:
     """One run of the model: how many words it is given (all texts together), and the grid of the picture being painted.
 
-    `before` and `after` are further tokens that the call tells of, (kind, count) or (kind, count, number), around the words and behind
-    the cells.
+    `before` and `after` are further tokens that the call tells of, around the words and behind the cells.
     """
 
     words: int
     grid: Grid
-    before: tuple[tuple[SpanKind, int] | tuple[SpanKind, int, int], ...] = ()
-    after: tuple[tuple[SpanKind, int] | tuple[SpanKind, int, int], ...] = ()
+    before: tuple[Counted, ...] = ()
+    after: tuple[Counted, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,16 +76,16 @@ class Family(Protocol):
         """How many pixels of the latent a cell is wide and high."""
         ...
 
-    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
-        """A text of a CONDITIONING as the model takes it beside others: [B, T, width]."""
+    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Words:
+        """A text [B, T, width] of a CONDITIONING as the model takes it beside others."""
         ...
 
-    def joined(self, model: Any, arguments: Arguments, words: Tensor, counts: Sequence[int]) -> Arguments:
-        """The call with further words [B, n, width] after its text, which are texts of these lengths."""
+    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
+        """The call with further words after its text, which are texts of these lengths (in the first stream)."""
         ...
 
-    def text(self, arguments: Arguments) -> Tensor:
-        """The prompt's text in the call, [B, T, width]."""
+    def text(self, arguments: Arguments) -> Words:
+        """The prompt's text in the call."""
         ...
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
@@ -147,7 +149,7 @@ def cells_in(grid: Grid) -> int:
     return grid[0] * grid[1] * grid[2]
 
 
-def layout_of(grid: Grid, tokens: int, what: str, *counted: tuple[SpanKind, int] | tuple[SpanKind, int, int]) -> Layout:
+def layout_of(grid: Grid, tokens: int, what: str, *counted: Counted) -> Layout:
     """The layout of a call in which queries and keys are these tokens. Raises UnreadableError if they are not all of its tokens."""
     spans = spans_of(*counted)
     if not spans or spans[-1].stop != tokens:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..arguments import Arguments
 from ..layers import Layer
-from ..layout import SpanKind
+from ..layout import Counted
 from . import reader
-from .reader import Scene, Seen
+from .reader import Scene, Seen, Words
 
 TEXT = "c_crossattn"
 
@@ -36,14 +36,14 @@ class SD3:
     def patch_of(self, model: Any) -> int:
         return int(model.patch_size)
 
-    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
-        return text
+    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Words:
+        return (text,)
 
-    def text(self, arguments: Arguments) -> Tensor:
-        return arguments.get(TEXT)
+    def text(self, arguments: Arguments) -> Words:
+        return (arguments.get(TEXT),)
 
-    def joined(self, model: Any, arguments: Arguments, words: Tensor, counts: Sequence[int]) -> Arguments:
-        return reader.with_words(arguments, words, TEXT)
+    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
+        return reader.with_words(arguments, words[0], TEXT)
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
         registers = model.register_length
@@ -55,7 +55,7 @@ class SD3:
         if count >= len(calls) or queries != keys:
             reader.refuse("a layer", queries, keys, f"{len(calls)} calls in all")
         index, joint = calls[count]
-        words: tuple[tuple[SpanKind, int] | tuple[SpanKind, int, int], ...] = (*scene.before, ("words", scene.words)) if joint else ()
+        words: tuple[Counted, ...] = (*scene.before, ("words", scene.words)) if joint else ()
         cells = reader.cells_in(scene.grid)
         layout = reader.layout_of(scene.grid, keys, f"layer joint {index}", *words, ("cells", cells))
         return Seen(("joint", index, 0), index, len(model.joint_blocks), layout)

@@ -13,7 +13,7 @@ from ..layers import Layer
 from ..layout import SpanKind
 from . import reader
 from .cosmos import self_then_cross
-from .reader import Scene, Seen
+from .reader import Scene, Seen, Words
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Wan:
     def patch_of(self, model: Any) -> int:
         return int(model.patch_size[1])
 
-    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
-        return text
+    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Words:
+        return (text,)
 
-    def text(self, arguments: Arguments) -> Tensor:
-        return arguments.get("context")
+    def text(self, arguments: Arguments) -> Words:
+        return (arguments.get("context"),)
 
-    def joined(self, model: Any, arguments: Arguments, words: Tensor, counts: Sequence[int]) -> Arguments:
-        return reader.with_words(arguments, words)
+    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
+        return reader.with_words(arguments, words[0])
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
         clip = arguments.get("clip_fea")

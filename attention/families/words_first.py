@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..arguments import Arguments
 from ..layers import Layer
-from ..layout import SpanKind
+from ..layout import Counted
 from . import reader
-from .reader import Scene, Seen
+from .reader import Scene, Seen, Words
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class WordsFirst:
     def patch_of(self, model: Any) -> int:
         return int(getattr(model, self.patch))
 
-    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Tensor:
-        return reader.unpadded(text, options)
+    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Words:
+        return (reader.unpadded(text, options),)
 
-    def text(self, arguments: Arguments) -> Tensor:
-        return arguments.get("context")
+    def text(self, arguments: Arguments) -> Words:
+        return (arguments.get("context"),)
 
-    def joined(self, model: Any, arguments: Arguments, words: Tensor, counts: Sequence[int]) -> Arguments:
+    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
         prompt = arguments.get("context").shape[1]
-        joined = reader.with_words(arguments, words)
-        if self.places is None:
+        joined = reader.with_words(arguments, words[0])
+        if self.places is None or not _has_places(model):
             return joined
         return reader.with_patch(joined, "post_input", reader.texts_restarting((prompt, *counts), self.places))
 
@@ -66,7 +66,7 @@ class WordsFirst:
         layer: Layer = (str(options.get("block_type")), int(options.get("block_index", -1)), 0)
         if queries != keys or layer not in layers:
             reader.refuse("a layer", queries, keys, "those of one of its blocks")
-        references: list[tuple[SpanKind, int, int]] = [
+        references: list[Counted] = [
             ("reference", length, number) for number, length in enumerate(options.get("reference_image_num_tokens", ()))
         ]
         cells = reader.cells_in(scene.grid)
@@ -89,6 +89,12 @@ class Krea(WordsFirst):
             reader.refuse("the words", queries, keys, f"{scene.words} of text")
         layout = reader.layout_of(scene.grid, keys, "the words", ("words", scene.words))
         return Seen(("text", count - apart, 0), 0, len(self.layers(model)), layout)
+
+
+def _has_places(model: Any) -> bool:
+    """Whether words have places at all: Flux.1's have none, and a patch in its way would hold the picture's first tokens to the end."""
+    axes = getattr(getattr(model, "params", None), "txt_ids_dims", None)
+    return axes is None or len(axes) > 0
 
 
 def _ending_alike(prompt: int, text: int) -> int:

@@ -5,6 +5,7 @@ Both sides have the same words. What the groups add is sorting; what they save i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,10 +50,15 @@ def dense_mask(count: int, side: int, masks: list[torch.Tensor]) -> torch.Tensor
     return seen
 
 
+def _with_its_own(run: Callable[..., Any], *given: torch.Tensor) -> int:
+    """The most bytes that a call holds at once, the tensors it is given included."""
+    return peak(lambda: run(*[tensor.clone() for tensor in given]))
+
+
 def layer(rounds: int = 15) -> list[Figure]:
     """One layer of 8 heads of 64: 1,024 and 4,096 cells, two and four regions."""
     from comfy.ldm.modules.attention import optimized_attention
-    from maskprompt.attention import grid, groups, layout, prompt_regions
+    from maskprompt.attention import grid, groups, joint, layout, prompt_regions
     from maskprompt.attention.chain import Row
 
     figures = []
@@ -70,17 +76,15 @@ def layer(rounds: int = 15) -> list[Figure]:
         cut = groups.plan(layout.Layout(spans, spans, (1, side, side)), (rule,), q.device)
         seen = dense_mask(count, side, masks).to(q.device)
 
-        def attention(q: Any, k: Any, v: Any, mask: Any = None) -> torch.Tensor:
-            return optimized_attention(q, k, v, 8, mask=mask, skip_reshape=True)
+        def ours(q: Any = q, k: Any = k, v: Any = v, cut: Any = cut) -> torch.Tensor:
+            call = {"q": q, "k": k, "v": v, "heads": 8, "skip_reshape": True}
+            return joint.attend(call, cut, groups.Where(2, 1), optimized_attention)
 
-        def ours(q: Any = q, k: Any = k, v: Any = v, cut: Any = cut, attention: Any = attention) -> torch.Tensor:
-            return groups.attend(q, k, v, cut, attention, groups.Where(2, 1))
+        def dense(q: Any = q, k: Any = k, v: Any = v, seen: Any = seen) -> torch.Tensor:
+            return optimized_attention(q, k, v, 8, mask=seen, skip_reshape=True)
 
-        def dense(q: Any = q, k: Any = k, v: Any = v, seen: Any = seen, attention: Any = attention) -> torch.Tensor:
-            return attention(q, k, v, seen)
-
-        def unmasked(q: Any = q, k: Any = k, v: Any = v, attention: Any = attention) -> torch.Tensor:
-            return attention(q, k, v)
+        def unmasked(q: Any = q, k: Any = k, v: Any = v) -> torch.Tensor:
+            return optimized_attention(q, k, v, 8, skip_reshape=True)
 
         torch.testing.assert_close(ours(), dense(), atol=1e-4, rtol=1e-4)
         wide = side == 64 and count == 2
@@ -91,8 +95,7 @@ def layer(rounds: int = 15) -> list[Figure]:
         bar = (0.9 if q.device.type == "cpu" else 0.7) if wide else None
         times = in_turns(ours, dense, turns)
         figures.append(ratio(f"{name}: time against a dense mask", *times, at_most=bar))
-        given = 3 * q.numel() * q.element_size()
-        held = [(given + peak(ours)) / (given + peak(unmasked))]
+        held = [_with_its_own(ours, q, k, v) / _with_its_own(unmasked, q, k, v)]
         figures.append(ratio(f"{name}: peak memory against no mask", held, [1.0]))
     return figures
 

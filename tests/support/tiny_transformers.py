@@ -36,6 +36,8 @@ class Tiny:
     layout: Callable[..., Any] | None = None
     padded: int = 0
     """To how many words the model fills a shorter prompt up, in front."""
+    beside: Callable[[torch.Tensor], Options] = lambda text: {}
+    """What else a CONDITIONING of this text brings; of texts joined it is that of each, joined."""
 
     def model(self, dtype: torch.dtype = torch.float32) -> Any:
         """A MODEL on the CPU, always of the same weights."""
@@ -284,6 +286,30 @@ def _lens_layout(words: Any, count: int, references: Sequence[int]) -> Any:
     return lambda queries, keys, _options: (every, every) if queries == keys == len(every) else None
 
 
+def _hidream() -> Any:
+    import comfy.supported_models
+
+    return comfy.supported_models.HiDream({
+        "image_model": "hidream", "attention_head_dim": 16, "axes_dims_rope": [8, 4, 4], "caption_channels": [40, 24],
+        "max_resolution": [128, 128], "in_channels": 16, "llama_layers": [0, 2, 1, 2], "num_attention_heads": 4, "num_routed_experts": 3,
+        "num_activated_experts": 2, "num_layers": 2, "num_single_layers": 2, "out_channels": 16, "patch_size": 2, "text_emb_dim": 24,
+    })  # fmt: skip
+
+
+def _hidream_llama(text: torch.Tensor) -> Options:
+    """Two words of Llama, in three layers, for each of T5's: the lengths of the two encoders differ, as they do in life."""
+    turned = torch.randn(text.shape[-1], 2 * 3 * 24, generator=torch.Generator().manual_seed(6)) / text.shape[-1] ** 0.5
+    words = (text @ turned).unflatten(2, (2, 3, 24)).flatten(1, 2)
+    return {"conditioning_llama3": words.transpose(1, 2)}
+
+
+def _hidream_layout(words: Any, count: int, references: Sequence[int]) -> Any:
+    """The picture, T5's words, then Llama's twice; the first text's number of words is T5's."""
+    llama = [(kind, 2 * length, number) for kind, length, number in words]
+    every = listed(("cells", count), *words, *llama, *llama)
+    return lambda queries, keys, _options: (every, every) if queries == keys == len(every) else None
+
+
 POOLED = torch.randn(1, 24, generator=torch.Generator().manual_seed(5))
 
 TINIES: tuple[Tiny, ...] = (
@@ -308,5 +334,6 @@ TINIES: tuple[Tiny, ...] = (
     Tiny("Krea 2", _krea, 16, 96, frames=1, references=True, layout=_krea_layout),
     Tiny("Wan text to video", lambda: _wan("t2v"), 16, 40, frames=3, layout=_crossing),
     Tiny("Wan image to video", lambda: _wan("i2v"), 16, 40, frames=3, layout=_crossing),
+    Tiny("HiDream", _hidream, 16, 40, layout=_hidream_layout, options={"pooled_output": POOLED}, beside=_hidream_llama),
     Tiny("Lens", _lens, 128, 40, patch=1, layout=_lens_layout),
 )

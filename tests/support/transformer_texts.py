@@ -33,22 +33,27 @@ def sample(
     import comfy.sample
 
     noise = tiny.latent(size, batch, frames=frames)
-    positive = [[text, {**tiny.options, **options}]]
-    other = [[tiny.words(TEXTS[0], 90) if negative is None else negative, {**tiny.options}]]
+    other = tiny.words(TEXTS[0], 90) if negative is None else negative
+    both = [[[text, {**tiny.options, **tiny.beside(text), **options}]], [[other, {**tiny.options, **tiny.beside(other)}]]]
     return comfy.sample.sample(
-        model, noise, steps, cfg, "euler", "simple", positive, other, torch.zeros_like(noise), seed=3, disable_pbar=True
+        model, noise, steps, cfg, "euler", "simple", both[0], both[1], torch.zeros_like(noise), seed=3, disable_pbar=True
     )  # fmt: skip
 
 
 def regions(tiny: Tiny, size: tuple[int, int], **more: Any) -> list[prompt_regions.PromptRegion]:
     given = {"strength": (1.0, 1.0), "replaces": (False, False), "apart": (0.0, 0.0), **more}
     return [
-        prompt_regions.PromptRegion(
-            tiny.words(TEXTS[number + 1], 20 + number), RegionMask(mask), given["strength"][number], given["replaces"][number],
-            given["apart"][number], scope=chain.Scope(half="positive"),
+        region(
+            tiny, tiny.words(TEXTS[number + 1], 20 + number), mask, strength=given["strength"][number],
+            replaces=given["replaces"][number], apart=given["apart"][number], scope=chain.Scope(half="positive"),
         )
         for number, mask in enumerate(masks(size))
     ]  # fmt: skip
+
+
+def region(tiny: Tiny, words: torch.Tensor, mask: torch.Tensor, **more: Any) -> prompt_regions.PromptRegion:
+    """A region with these words, as its CONDITIONING brings them."""
+    return prompt_regions.PromptRegion(words, RegionMask(mask), options=tiny.beside(words), **more)
 
 
 def text_of(tiny: Tiny) -> torch.Tensor:

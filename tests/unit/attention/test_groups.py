@@ -99,6 +99,32 @@ def test_any_rules_equal_a_dense_mask(seed: int, cross: bool, biased: bool) -> N
     torch.testing.assert_close(whole, result, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("by_heads", [True, False], ids=["heads apart", "heads in a row"])
+@pytest.mark.parametrize("masks", [None, 1, 4], ids=["no mask", "a mask", "a mask for each head"])
+def test_heads_in_shares_are_all_heads(by_heads: bool, masks: int | None) -> None:
+    """Four heads whose keys and values are sorted one, two or four at a time: the same result, with ever less beside the call's own."""
+    own = spans_of(("words", 5), ("cells", 12), ("reference", 4))
+    rules = [Anything(1, 3), Anything(21, 2, (0.3, 0.7))]
+    plan = Layout(own, own, (1, 3, 4))
+    cut = groups.plan(plan, rules, CPU)
+    assert any(not group.views for group in cut.groups)
+    q, k, v = (torch.randn(2, 4, 21, 8) for _ in range(3))
+    bias = None if masks is None else torch.randn(2, masks, 21, 21)
+    given: list[int] = []
+
+    def flat(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        heads = [x if by_heads else x.unflatten(2, (-1, 8)).transpose(1, 2) for x in (q, k, v)]
+        given.append(heads[0].shape[1])
+        return softmax(heads[0], heads[1], heads[2], mask)
+
+    tensors = (q, k, v) if by_heads else [x.transpose(1, 2).flatten(2) for x in (q, k, v)]
+    for shares in (1, 2, 4):
+        given.clear()
+        result = groups.attend(tensors[0], tensors[1], tensors[2], cut, flat, Where(2 if by_heads else 1, 1), bias, shares=shares)
+        assert set(given) == {4 // shares}
+        torch.testing.assert_close(result, dense(q, k, v, rules, plan, bias), atol=1e-5, rtol=1e-5)
+
+
 def regions(*insides: list[int], cells: int = 12) -> tuple[RegionOfText, ...]:
     found = []
     for number, inside in enumerate(insides):
@@ -145,7 +171,8 @@ def test_without_rules_the_call_is_the_call_that_would_have_been_made() -> None:
 
 
 def test_who_sees_nothing_is_zero_and_never_nan() -> None:
-    spans = with_texts(Layout(spans_of(("words", 6), ("cells", 4)), spans_of(("words", 6), ("cells", 4)), (1, 2, 2)), ((0, 4), (UNUSED, 2)))
+    tokens = spans_of(("words", 6), ("cells", 4))
+    spans = with_texts(Layout(tokens, tokens, (1, 2, 2)), [((0, 4), (UNUSED, 2))])
     cut = groups.plan(spans, (TextsByRegion(()),), CPU)
     q = torch.randn(1, 1, 10, 4)
     result = groups.attend(q, q, q, cut, softmax, Where(2, 1))

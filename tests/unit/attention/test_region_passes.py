@@ -14,7 +14,7 @@ from maskprompt.attention.grid import RegionMask
 from maskprompt.nodes.prompt_region import EVERYWHERE, OUTSIDE, PromptRegionNode
 
 from ...support.tiny_transformers import TINIES, Tiny
-from ...support.transformer_texts import TEXTS, close, sample, text_of
+from ...support.transformer_texts import TEXTS, close, region, sample, text_of
 
 WIDTH = 128
 ALWAYS = 0.0
@@ -168,12 +168,13 @@ def test_on_every_other_transformer_a_region_changes_its_own_part_alone(tiny: Ti
     """In one step nothing outside of a mask is another; inside everything is."""
     size = (8, 12)
     left, _ = masks(size[0] * 8, size[1] * 8)
-    region = prompt_regions.PromptRegion(tiny.words(TEXTS[1], 20), RegionMask(left), replaces=True, own_until=ALWAYS)
+    own = region(tiny, tiny.words(TEXTS[1], 20), left, replaces=True, own_until=ALWAYS)
     model = tiny.model()
     noise = tiny.latent(size)
-    given = ([[text_of(tiny), {**tiny.options}]], [tiny.words(TEXTS[0], 90), {**tiny.options}], noise, 1.0, 1)
+    prompt, negative = ([text, {**tiny.options, **tiny.beside(text)}] for text in (text_of(tiny), tiny.words(TEXTS[0], 90)))
+    given = ([prompt], negative, noise, 1.0, 1)
     plain = paint(model, *given)
-    result = paint(chain.install(model, region), *given)
+    result = paint(chain.install(model, own), *given)
     edge = size[1] // 2
     scale = float(plain.abs().max())
     torch.testing.assert_close(result[..., edge:] / scale, plain[..., edge:] / scale, atol=1e-6, rtol=0)

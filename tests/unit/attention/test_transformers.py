@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from maskprompt.attention import chain, prompt_regions
-from maskprompt.attention.grid import RegionMask
+from maskprompt.attention import chain
 from maskprompt.nodes.dreamcom import MaskedAttention
 
 from ...support import dense
 from ...support.dense import Area, Token, pairwise
 from ...support.tiny_transformers import TINIES, Tiny
-from ...support.transformer_texts import TEXTS, close, families, masks, regions, sample, text_of
+from ...support.transformer_texts import TEXTS, close, families, masks, region, regions, sample, text_of
 from ...support.word_maps import SIZE, WANTED, check, installed, watching
 
 
@@ -79,7 +79,7 @@ def test_a_batch_with_cfg_and_a_mask_for_each_picture(tiny: Tiny, length: int) -
     turned = torch.cat([left, left.flip(2), 1 - lower])
     negative = tiny.words(length, 90)
     patches = regions(tiny, size)
-    first = prompt_regions.PromptRegion(patches[0].text, RegionMask(turned))
+    first = region(tiny, patches[0].text, turned)
     result = sample(chain.install(model, first, patches[1]), tiny, size, text_of(tiny), 3, 3.0, negative)
     each = [[Area(inside(mask[None], tiny, size)), Area(inside(lower, tiny, size))] for mask in turned]
     if tiny.frames == 3:  # of a video each mask is a frame's, in every row
@@ -115,8 +115,8 @@ def test_where_no_region_acts_the_model_is_untouched_to_the_bit(tiny: Tiny) -> N
     negative = tiny.words(TEXTS[0], 90)
     plain = sample(model, tiny, size, text_of(tiny), 2, 3.0, negative)
     patches = regions(tiny, size)
-    off = [prompt_regions.PromptRegion(patch.text, patch.mask, 0.0) for patch in patches]
-    later = [prompt_regions.PromptRegion(patch.text, patch.mask, scope=chain.Scope(None, -1.0, -2.0, "positive")) for patch in patches]
+    off = [replace(patch, strength=0.0) for patch in patches]
+    later = [replace(patch, scope=chain.Scope(None, -1.0, -2.0, "positive")) for patch in patches]
     patched = chain.install(model, *patches)
     assert torch.equal(sample(chain.install(model, *off), tiny, size, text_of(tiny), 2, 3.0, negative), plain)
     assert torch.equal(sample(chain.install(model, *later), tiny, size, text_of(tiny), 2, 3.0, negative), plain)
@@ -174,9 +174,8 @@ def test_half_precision_is_finite(tiny: Tiny, dtype: torch.dtype) -> None:
 def test_the_change_lies_in_the_region(tiny: Tiny) -> None:
     """Other words in a region change its cells most, at odd sizes and for a batch."""
     size, model = (13, 17), tiny.model()
-    mask = RegionMask(masks(size)[0])
     fox, penguin = (
-        sample(chain.install(model, prompt_regions.PromptRegion(tiny.words(6, seed), mask)), tiny, size, text_of(tiny), 2, steps=1)
+        sample(chain.install(model, region(tiny, tiny.words(6, seed), masks(size)[0])), tiny, size, text_of(tiny), 2, steps=1)
         for seed in (60, 61)
     )
     change = (fox - penguin).abs().flatten(1, -3).mean(1)

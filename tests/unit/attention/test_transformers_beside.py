@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from maskprompt.attention import chain, prompt_regions
+from maskprompt.attention import chain, joint, prompt_regions
 from maskprompt.attention.grid import RegionMask
 
 from ...support.tiny_transformers import TINIES, Tiny
-from ...support.transformer_texts import close, masks, regions, sample, text_of
+from ...support.transformer_texts import close, families, masks, region, regions, sample, text_of
 
 FLUX = next(tiny for tiny in TINIES if tiny.name == "Flux.1")
 WAN = next(tiny for tiny in TINIES if tiny.name == "Wan text to video")
@@ -19,6 +19,29 @@ ANIMA = next(tiny for tiny in TINIES if tiny.name == "Anima")
 
 def everywhere(tiny: Tiny) -> prompt_regions.PromptRegion:
     return prompt_regions.PromptRegion(tiny.words(5, 20), RegionMask(torch.ones(1, 128, 128)))
+
+
+@families
+def test_heads_one_after_the_other_give_what_all_of_them_give(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large call's heads go in shares, a small one's all at once: the same picture, for a batch with CFG and pictures' own masks."""
+    size, model = (9, 11), tiny.model()
+    left, lower = masks(size)
+    own = region(tiny, tiny.words(5, 20), torch.cat([left, lower]))
+    patched = chain.install(model, own, *regions(tiny, size, strength=(0.5, 1.0)))
+    given: list[int] = []
+
+    def counted(func: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, *args: Any, **kwargs: Any) -> torch.Tensor:
+        given.append(heads)
+        return func(q, k, v, heads, *args, **kwargs)
+
+    patched.model_options["transformer_options"]["optimized_attention_override"] = counted
+    monkeypatch.setattr(joint, "LEAST_ROWS", {"cpu": 1 << 30})
+    at_once = sample(patched, tiny, size, text_of(tiny), 2, 3.0, tiny.words(7, 90), steps=1)
+    most = max(given)
+    monkeypatch.setattr(joint, "LEAST_ROWS", {"cpu": 1})
+    in_shares = sample(patched, tiny, size, text_of(tiny), 2, 3.0, tiny.words(7, 90), steps=1)
+    assert min(given) == max(1, most // joint.MOST_SHARES)
+    torch.testing.assert_close(in_shares, at_once, atol=1e-6 * float(at_once.abs().max()), rtol=0)
 
 
 def test_in_an_area_the_regions_part_inside_it_acts() -> None:
@@ -57,6 +80,15 @@ def test_masks_follow_context_windows_in_time() -> None:
     window = IndexListContextWindow([3, 4], dim=2, total_frames=6)
     assert torch.equal(run(each, window), run(each[[3, 4]], None))
     assert not torch.allclose(run(each, window), run(each[[0, 1]], None))
+
+
+@families
+def test_a_regions_text_of_another_encoder_is_refused_in_words(tiny: Tiny) -> None:
+    wide = region(tiny, torch.randn(1, 5, tiny.text + 8), torch.ones(1, 64, 64))
+    with pytest.raises(
+        ValueError, match=rf"another text encoder than the prompt \({tiny.text + 8} numbers for each word.* prompt has {tiny.text}"
+    ):
+        sample(chain.install(tiny.model(), wide), tiny, (8, 8), text_of(tiny), steps=1)
 
 
 def test_an_attention_mask_of_cores_own_is_refused_in_words() -> None:

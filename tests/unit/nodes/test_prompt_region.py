@@ -199,6 +199,24 @@ def test_bad_input_is_refused_in_words(model: Any) -> None:
         PromptRegionNode.execute(**{**given, "model": full})
 
 
+@pytest.mark.parametrize("name", ["HyperTile", "TomePatchModel"])
+def test_cores_own_token_merging_is_refused_where_cells_are_kept_apart(model: Any, name: str) -> None:
+    """Both merge or tile the tokens of self-attention, where regions act only if they are kept apart."""
+    from comfy_extras import nodes_hypertile, nodes_tomesd
+
+    def merged(patched: Any) -> Any:
+        if name == "HyperTile":
+            tiled: Any = nodes_hypertile.HyperTile.execute(model=patched, tile_size=32, swap_size=1, max_depth=0, scale_depth=False)
+            return getattr(tiled, "args", tiled)[0]
+        return nodes_tomesd.TomePatchModel.execute(model=patched, ratio=0.5).args[0]
+
+    own, negative = words(77, 7), words(77, 8)
+    result = run(merged(with_regions(model)), own, negative)
+    assert not torch.allclose(result, run(merged(model), own, negative), rtol=1e-3)
+    with pytest.raises(RuntimeError, match=r"merges or tiles tokens \(ToMe, HyperTile\).*bypass that node"):
+        run(merged(with_regions(model, apart=1.0)), own, negative)
+
+
 def test_an_unknown_transformer_is_refused_before_sampling() -> None:
     """ERNIE-Image hands no options to its attention, so nothing could act there."""
 

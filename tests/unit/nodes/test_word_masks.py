@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import folder_paths
@@ -116,6 +117,60 @@ def test_animas_words_are_t5s() -> None:
     sky = [number for number, token in enumerate(ids) if clip.tokenizer.t5xxl.inv_vocab[token] == "\u2581sky"]
     wanted = read_by_hand(tiny, positive(tiny, clip), (tuple(sky),), len(ids))
     whole = torch.nn.functional.interpolate(wanted, size=maps.shape[1:], mode="bilinear", align_corners=False)
+    torch.testing.assert_close(maps, whole[0], atol=1e-6, rtol=1e-4)
+
+
+def hidream_clip() -> RandomClip:
+    """T5 as `RandomClip` encodes it, and Llama beside it: three layers for each token, after the token's number."""
+    clip = RandomClip("hidream", "HiDreamTokenizer", "t5xxl", 40)
+    clip.cond_stage_model = SimpleNamespace(t5xxl=True, llama=True)
+    encode = clip.encode_from_tokens_scheduled
+
+    def with_llama(tokens: dict[str, Any], **options: Any) -> list[list[Any]]:
+        numbers = [int(entry[0]) for entry in tokens["llama"][0]]
+        rows = [torch.randn(3, 24, generator=torch.Generator().manual_seed(number)) for number in numbers]
+        return encode(tokens, conditioning_llama3=torch.stack(rows, 1)[None], **options)
+
+    clip.encode_from_tokens_scheduled = with_llama
+    return clip
+
+
+def test_hidreams_words_are_t5s_and_llamas() -> None:
+    """A word's map is what the cells give to it by both encoders: T5's tokens once, Llama's in both of the places where they stand."""
+    tiny, clip = family("HiDream"), hidream_clip()
+    text = "sky" + ", grass" * 130  # T5 is cut at 128 tokens, Llama is not; some versions of its tokenizer lose blanks, none loses commas
+    latent = {"samples": tiny.latent((8, 10))}
+    given = {**ARGUMENTS, "latent": latent, "positive": positive(tiny, clip, text)}
+    with torch.inference_mode():
+        maps = AttentionMap.execute(model=tiny.model(), clip=clip, text=text, words="sky", **given).args[0]
+    t5 = [number for number, token in enumerate(clip.flat(text)) if clip.tokenizer.t5xxl.inv_vocab[token] == "\u2581sky"]
+    spelled = [clip.tokenizer.llama.inv_vocab[token] for token in clip.flat(text, "llama")]
+    assert (spelled[1], spelled[2], spelled.count("sky"), t5) == ("sky", ",", 1, [0])
+    assert len(spelled) > len(clip.flat(text)) == 128
+    heat: list[Tensor] = []
+
+    def watch(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, **call: Any) -> Tensor:
+        parts = [x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k)]
+        weights = (parts[0] @ parts[1].transpose(2, 3) / parts[0].shape[-1] ** 0.5).softmax(-1).mean(1)
+        first = 20 + 128
+        second = first + len(spelled)
+        heat.append(weights[:, :20, [20, first + 1, second + 1]].sum(2).unflatten(1, (4, 5)))
+        return func(q, k, v, heads, **call)
+
+    import comfy.sample
+    import comfy.samplers
+
+    model = tiny.model()
+    model.model_options["transformer_options"]["optimized_attention_override"] = watch
+    sigmas = torch.tensor([float(model.get_model_object("model_sampling").percent_to_sigma(0.4)), 0.0])
+    euler, entries = comfy.samplers.sampler_object("euler"), given["positive"]
+    samples = latent["samples"]
+    noise = comfy.sample.prepare_noise(samples, 3)
+    with torch.inference_mode():
+        comfy.sample.sample_custom(model, noise, 1.0, euler, sigmas, entries, entries, samples, disable_pbar=True)
+    assert len(heat) == 4
+    whole = torch.nn.functional.interpolate(torch.stack(heat).mean(0)[None], size=(8, 10), mode="bilinear", align_corners=False)
+    whole = torch.nn.functional.interpolate(whole, size=maps.shape[1:], mode="bilinear", align_corners=False)
     torch.testing.assert_close(maps, whole[0], atol=1e-6, rtol=1e-4)
 
 
