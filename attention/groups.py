@@ -179,34 +179,14 @@ def attend(
     """
     if cut.free:
         return attention(q, k, v, mask)
-    seeing = [group for group in cut.groups if group.views]
-    if not seeing:
+    if not any(group.views for group in cut.groups):
         return torch.zeros_like(attention(q, k, v, mask))
-    result: Tensor | None = None
+    results: list[Tensor] = []
     for number in range(shares):
         own = [_share(x, 3 - where.tokens, number, shares) for x in (q, k, v)]
-        biases = _share(mask, 1, number, shares) if mask is not None and mask.ndim == 4 and mask.shape[1] > 1 else mask
-        keys = _sorted(own[1], cut.key_order, where.tokens)
-        values = _sorted(own[2], cut.key_order, where.tokens)
-        columns = None if biases is None else _sorted(biases, cut.key_order, -1)
-        for group in seeing:
-            part = _group(group, own[0], keys, values, columns, cut, attention, where, whole)
-            if result is None:
-                result = _for_all(part, q.shape[where.tokens], where, shares, empty=len(seeing) < len(cut.groups))
-            _put(_share(result, 3 - where.result, number, shares), part, group, cut, where.result)
-            del part
-        del own, keys, values, columns
-    assert result is not None
-    return result
-
-
-def _for_all(part: Tensor, tokens: int, where: Where, shares: int, empty: bool) -> Tensor:
-    """Room for the result of all groups and shares, of which one is `part`; zeros if some see nothing (`empty`)."""
-    shape = list(part.shape)
-    shape[where.result] = tokens
-    if shares > 1:
-        shape[3 - where.result] *= shares
-    return part.new_zeros(shape) if empty else part.new_empty(shape)
+        rows = _share(mask, 1, number, shares) if mask is not None and mask.ndim == 4 and mask.shape[1] > 1 else mask
+        results.append(_by_groups(own[0], own[1], own[2], cut, attention, where, rows, whole))
+    return results[0] if shares == 1 else torch.cat(results, 3 - where.result)
 
 
 def _share(x: Tensor, dim: int, number: int, shares: int) -> Tensor:
@@ -217,10 +197,52 @@ def _share(x: Tensor, dim: int, number: int, shares: int) -> Tensor:
     return x.narrow(dim, number * size, size)
 
 
+def _by_groups(q: Tensor, k: Tensor, v: Tensor, cut: Plan, attention: Attention, where: Where, mask: Tensor | None, whole: bool) -> Tensor:
+    """All groups, for the heads that are given: the largest first, before there is a result; last those whose keys are several slices."""
+    seeing = sorted((group for group in cut.groups if group.views), key=lambda group: group.queries[0] - group.queries[1])
+    scattered = [group for group in seeing if cut.key_order is not None and _is_scattered(group)]
+    result: Tensor | None = None
+
+    def put(group: Group, part: Tensor) -> None:
+        nonlocal result
+        if result is None:
+            shape = list(part.shape)
+            shape[where.result] = q.shape[where.tokens]
+            result = part.new_empty(shape) if len(seeing) == len(cut.groups) else part.new_zeros(shape)
+        _put(result, part, group, cut, where.result)
+
+    if len(scattered) < len(seeing):
+        keys = _sorted(k, cut.key_order, where.tokens)
+        values = _sorted(v, cut.key_order, where.tokens)
+        columns = None if mask is None else _sorted(mask, cut.key_order, -1)
+        for group in seeing:
+            if group not in scattered:
+                put(group, _group(group, q, keys, values, columns, cut, attention, where, whole))
+        del keys, values, columns
+    for group in scattered:
+        put(group, _group(group, q, k, v, mask, cut, attention, where, whole, cut.key_order))
+    assert result is not None
+    return result
+
+
+def _is_scattered(group: Group) -> bool:
+    """Whether a group's keys are several slices even when sorted, so that they are copied for it alone."""
+    return any(len(view.keys) > 1 for view in group.views) and not any(view.zeroed for view in group.views)
+
+
 def _group(
-    group: Group, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cut: Plan, attention: Attention, where: Where, whole: bool
+    group: Group,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    cut: Plan,
+    attention: Attention,
+    where: Where,
+    whole: bool,
+    order: Tensor | None = None,
 ) -> Tensor:
-    """What a group's queries take by its views, of which there is one at least."""
+    """What a group's queries take by its views, of which there is one at least. k, v and mask are sorted, or are to be by `order`."""
     queries = q if whole else _taken(q, group, cut, where.tokens)
     rows = mask
     if mask is not None and mask.ndim > 1 and mask.shape[-2] > 1 and not whole:
@@ -228,8 +250,8 @@ def _group(
     total: Tensor | None = None
     for view in group.views:
         seen = v if not view.zeroed else _zeroed(v, view.zeroed, where.tokens)
-        columns = None if rows is None else _joined(rows, view.keys, -1)
-        part = attention(queries, _joined(k, view.keys, where.tokens), _joined(seen, view.keys, where.tokens), columns)
+        columns = None if rows is None else _joined(rows, view.keys, -1, order)
+        part = attention(queries, _joined(k, view.keys, where.tokens, order), _joined(seen, view.keys, where.tokens, order), columns)
         if whole:
             part = _taken(part, group, cut, where.result)
         if view.weight != 1:
@@ -258,7 +280,10 @@ def _sorted(x: Tensor, order: Tensor | None, dim: int) -> Tensor:
     return x if order is None else x.index_select(dim, order)
 
 
-def _joined(x: Tensor, pieces: tuple[Piece, ...], dim: int) -> Tensor:
+def _joined(x: Tensor, pieces: tuple[Piece, ...], dim: int, order: Tensor | None = None) -> Tensor:
+    """The keys of some pieces, of sorted keys or of keys that `order` sorts."""
+    if order is not None:
+        return x.index_select(dim, torch.cat([order[start:stop] for start, stop in pieces]))
     parts = [x.narrow(dim, start, stop - start) for start, stop in pieces]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 

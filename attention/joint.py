@@ -31,11 +31,11 @@ from .visibility import Rule
 PARAMETERS = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
 """The arguments of ComfyUI's attention functions, in their order."""
 MOST_PLANS = 1024
-MOST_SHARES = 4
+MOST_SHARES = 2
 """Into how many shares the heads of a call go at most, one after the other, so that less stands beside the call's own tensors."""
 LEAST_ROWS = {"cpu": 1 << 12}
 """How many queries of a head a share has at least, all heads and pictures counted: fewer do not keep a device busy."""
-LEAST_ROWS_ELSEWHERE = 1 << 17
+LEAST_ROWS_ELSEWHERE = 1 << 16
 
 Plans = dict[Hashable, Plan]
 

@@ -119,7 +119,8 @@ def test_left_alone_a_unet_has_passes_all_the_way_and_a_transformer_none(model: 
     assert not any(torch.equal(left_alone, paint(node(model, OUTSIDE, own_pass=share), *given)) for share in (0.0, 0.5))
     tiny = TINIES[0]
     entry = {"text": [[tiny.words(6, 50), {}]], "mask": masks()[0]}
-    (alone,), (one_pass,) = (PromptRegionNode.execute(model=tiny.model(), **entry, **more).args for more in ({}, {"own_pass": 0.0}))
+    settings: tuple[dict[str, Any], ...] = ({}, {"own_pass": 0.0})
+    (alone,), (one_pass,) = (PromptRegionNode.execute(model=tiny.model(), **entry, **more).args for more in settings)
     assert torch.equal(*(sample(patched, tiny, (16, 16), text_of(tiny)) for patched in (alone, one_pass)))
 
 
