@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,6 +55,7 @@ SET = """([type, name, value]) => {
     widget.value = value
     widget.callback?.(value)
 }"""
+LOAD_ANOTHER = "(name) => { window.app.graph.nodes.find(n => n.type === 'LoadImage').widgets.find(w => w.name === 'image').value = name }"
 PRESS = "(type) => window.app.graph.nodes.find(n => n.type === type).widgets.find(w => w.type === 'button').callback()"
 SAM, BOX, CROP = "MaskPromptSAMMask", "MaskPromptBoxMask", "MaskPromptCropAroundBox"
 
@@ -195,6 +197,24 @@ def test_a_workflow_loaded_again_keeps_its_marks_and_takes_more(fresh: Page) -> 
     values = fresh.evaluate(VALUES, SAM)
     assert near(values["positive_coords"], 300, 350)
     assert near(values["negative_coords"], 280, 150)
+
+
+def test_another_photograph_takes_the_clicks_away_and_undo_brings_them_back(fresh: Page) -> None:
+    """Else the clicks of a template's own picture would count on the artist's."""
+    answer(fresh, lambda: fresh.mouse.click(*place(fresh, 300, 350)))
+    fresh.evaluate(LOAD_ANOTHER, "rocket.png")
+    fresh.wait_for_function("() => document.querySelector('.maskprompt-picture [role=status]')?.textContent.startsWith('Click')")
+    assert fresh.evaluate(VALUES, SAM)["positive_coords"] == ""
+    press(fresh, "Undo")
+    assert near(fresh.evaluate(VALUES, SAM)["positive_coords"], 300, 350)
+
+
+def test_painting_on_the_photograph_leaves_the_clicks(fresh: Page, server: Server) -> None:
+    (server.input / "clipspace").mkdir(exist_ok=True)
+    shutil.copyfile(server.input / "coffee.png", server.input / "clipspace" / "painted.png")
+    answer(fresh, lambda: fresh.mouse.click(*place(fresh, 300, 350)))
+    answer(fresh, lambda: fresh.evaluate(LOAD_ANOTHER, "clipspace/painted.png [input]"))
+    assert near(fresh.evaluate(VALUES, SAM)["positive_coords"], 300, 350)
 
 
 def test_typed_points_show_too_and_the_api_graph_has_texts_only(fresh: Page) -> None:
