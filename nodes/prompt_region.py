@@ -1,4 +1,4 @@
-"""Prompt Region: this text acts here. On UNets and on transformers, in the same pass as the prompt."""
+"""Prompt Region: this text acts here. On UNets and on transformers, in the same pass as the prompt or in one of its own."""
 
 # A node's execute takes its own inputs by name, which differs from the base class by design.
 # pyright: reportIncompatibleMethodOverride=false
@@ -26,6 +26,8 @@ EMPTY = (
     "the mask of this region is empty (nothing in it is brighter than 0.5), so its text would act nowhere. Paint the region white, or "
     "bypass this node."
 )
+BY_MODEL = -1.0
+"""`own_pass` as the model likes it: in one pass UNets paint one of two things, in passes of their own both (`nox -s tables -- regions`)."""
 SOME_EMPTY = "Prompt Region: %d of %d masks are empty; there the region's text does not act."
 UNUSED_OPTIONS = ("area", "mask", "control", "reference_latents", "gligen", "concat_latent_image")
 """What a region's CONDITIONING may carry beside its words, and what does not act here."""
@@ -42,8 +44,8 @@ class PromptRegionNode(io.ComfyNode):
             display_name="Prompt Region",
             category="MaskPrompt/Regions",
             description="Lets a text of its own act in one region of the picture, beside the prompt that goes into the sampler. Chain as "
-            "many as you like on the model's line; regions may overlap. One pass, at the speed of the plain model. For SD 1.5, SD 2.1, "
-            "SDXL, and transformers such as FLUX, Qwen-Image, Z-Image, SD 3, Krea 2, Anima and Wan.",
+            "many as you like on the model's line; regions may overlap. For transformers such as FLUX, Qwen-Image, Z-Image, SD 3, Krea 2, "
+            "Anima and Wan in one pass, at the speed of the plain model; for SD 1.5, SD 2.1 and SDXL in passes of their own, or in one.",
             search_aliases=[
                 "regional", "regional prompt", "regional conditioning", "attention couple", "area prompt", "conditioning mask",
                 "latent couple", "mask prompt", "prompt by region",
@@ -82,10 +84,10 @@ class PromptRegionNode(io.ComfyNode):
                     "it must not appear there. both: beside either prompt, for special effects.",
                 ),
                 io.Float.Input(
-                    "own_pass", default=0.0, min=0.0, max=1.0, step=0.05, optional=True,
-                    tooltip="Makes each region's thing appear more surely, at the price of one more pass in these steps: for this "
-                    "share of the sampling, from its start, the region is painted in a pass of its own, as with Conditioning "
-                    "(Set Mask). 0: everything in one pass, the fastest.",
+                    "own_pass", default=BY_MODEL, min=BY_MODEL, max=1.0, step=0.05, optional=True,
+                    tooltip="Each region's thing appears more surely: for this share of the sampling, from its start, the region is "
+                    "painted in a pass of its own, as with Conditioning (Set Mask), at the price of one more pass in those steps. 0: "
+                    "everything in one pass, the fastest. -1: as the model likes it, 1 for SD 1.5, SD 2.1 and SDXL, 0 for transformers.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model with the region: to the sampler or the next Prompt Region.")],
@@ -105,18 +107,19 @@ class PromptRegionNode(io.ComfyNode):
         start_percent: float = 0.0,
         end_percent: float = 1.0,
         apply_to: chain.Half = "positive",
-        own_pass: float = 0.0,
+        own_pass: float = BY_MODEL,
     ) -> io.NodeOutput:
         if strength == 0:
             return io.NodeOutput(model)
         inputs.check_model(model, [PromptRegion])
         region = RegionMask(inputs.region_masks(mask, EMPTY, SOME_EMPTY))
+        share = float(inputs.is_unet(model)) if own_pass < 0 else own_pass
         patches: list[PromptRegion] = []
         for words, options in entries(text):
             # A text that acts in a part of the sampling only (Conditioning Set Timestep Range) does so here too.
             start, end = max(start_percent, options.get("start_percent", 0.0)), min(end_percent, options.get("end_percent", 1.0))
             scope = chain.Scope(None, *inputs.noise_levels(model, start, end, "region"), apply_to)
-            own_until = inputs.noise_levels(model, 0.0, own_pass, "region")[1] if own_pass else math.inf
+            own_until = inputs.noise_levels(model, 0.0, share, "region")[1] if share else math.inf
             patches.append(PromptRegion(words, region, strength, base == OUTSIDE, apart, options, scope, own_until))
         return io.NodeOutput(prompt_regions.install(model, *patches))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,6 +66,14 @@ SDXL = Shape(
 def shapes(setting: Setting) -> tuple[Shape, ...]:
     """The UNets to measure: real ones, or toys with an SD's and SDXL's blocks."""
     return tuple(_toy(shape) for shape in (SD15, SDXL)) if setting.small else (SD15, SD21, SDXL)
+
+
+def compiled(setting: Setting) -> Shape:
+    """The UNet for torch.compile: SD 1.5, or a toy with one block where it has two, as each block is traced several times."""
+    if not setting.small:
+        return SD15
+    blocks = {"num_res_blocks": [1] * 4, "transformer_depth": [1, 1, 1, 0], "transformer_depth_output": [1] * 6 + [0] * 2}
+    return _toy(replace(SD15, config={**SD15.config, **blocks}))
 
 
 def _toy(shape: Shape) -> Shape:

@@ -11,7 +11,7 @@ from playwright.sync_api import Page
 from demo import run
 from demo.subgraphs import every_node
 
-from ..support.frontend import ERRORS, NAMES, graph_of, load, screenshot
+from ..support.frontend import ERRORS, NAMES, at_rest, graph_of, load, screenshot
 
 TITLE_HEIGHT = 30
 NODES = """() => window.app.graph.nodes.map(n => ({
@@ -31,9 +31,14 @@ def test_every_workflow_has_both_forms() -> None:
     assert sorted(run.workflows()) == NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.fixture(scope="module", params=NAMES)
+def name(request: pytest.FixtureRequest, page: Page) -> str:
+    """The workflow that is open in the page; loaded once for all tests that look at it."""
+    load(page, request.param)
+    return request.param
+
+
 def test_a_workflow_loads_whole(page: Page, name: str) -> None:
-    load(page, name)
     screenshot(page, f"{name}-loaded")
     nodes = page.evaluate(NODES)
     assert len(nodes) == len(graph_of(name)["nodes"])
@@ -41,24 +46,11 @@ def test_a_workflow_loads_whole(page: Page, name: str) -> None:
     assert page.evaluate(ERRORS) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_the_graph_is_its_api_form(page: Page, name: str) -> None:
-    load(page, name)
     assert page.evaluate("async () => (await window.app.graphToPrompt()).output") == run.workflow(name)
 
 
-def test_what_a_subgraphs_node_shows_is_what_runs(page: Page) -> None:
-    name = "04 Replace what is in the mask, FLUX 2 klein"
-    load(page, name)
-    page.evaluate(SET, ["Sampler", "steps", 7])
-    prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")
-    (own,) = (node["inputs"]["steps"] for node in prompt.values() if node["class_type"] == "Flux2Scheduler")
-    assert own == 7
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_no_node_covers_another(page: Page, name: str) -> None:
-    load(page, name)
     boxes = {node["id"]: node["box"] for node in page.evaluate(NODES)}
     covered = [
         (first, second)
@@ -78,23 +70,28 @@ def test_every_template_opens_at_a_size_that_can_be_read(page: Page, vue: bool) 
     page.wait_for_timeout(1500)
     try:
         scales = {}
-        for name in NAMES:
-            page.evaluate(
-                "async ([g, n]) => { await window.app.loadGraphData(g, true, true, n, {openSource: 'template'}) }", [graph_of(name), name]
-            )
-            page.wait_for_timeout(1500)
-            scales[name] = page.evaluate("() => window.app.canvas.ds.scale")
-        assert {name: scale for name, scale in scales.items() if scale < 0.57} == {}
+        for opened in NAMES:
+            page.evaluate(OPEN, [graph_of(opened), opened])
+            scales[opened] = at_rest(page, "() => window.app.canvas.ds.scale")
+        assert {opened: scale for opened, scale in scales.items() if scale < 0.57} == {}
     finally:
         page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", False)
         page.set_viewport_size(before or {"width": 2560, "height": 1440})
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_missing_models_are_offered(page: Page, model_inputs: dict[str, tuple[str, Path]], name: str) -> None:
-    graph = graph_of(name)
+def test_what_a_subgraphs_node_shows_is_what_runs(page: Page) -> None:
+    load(page, "04 Replace what is in the mask, FLUX 2 klein")
+    page.evaluate(SET, ["Sampler", "steps", 7])
+    prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    (own,) = (node["inputs"]["steps"] for node in prompt.values() if node["class_type"] == "Flux2Scheduler")
+    assert own == 7
+
+
+@pytest.mark.parametrize("opened", NAMES)
+def test_missing_models_are_offered(page: Page, model_inputs: dict[str, tuple[str, Path]], opened: str) -> None:
+    graph = graph_of(opened)
     loaders = [node for node in every_node(graph) if node.get("properties", {}).get("models")]
-    prompt = run.workflow(name)
+    prompt = run.workflow(opened)
     needed = sorted(
         node["inputs"][field]
         for node in prompt.values()
@@ -111,10 +108,10 @@ def test_missing_models_are_offered(page: Page, model_inputs: dict[str, tuple[st
     text = json.dumps(graph)
     for model in needed:
         text = text.replace(model, f"absent-{model}")
-    load(page, name, json.loads(text))
+    load(page, opened, json.loads(text))
     page.get_by_test_id("error-overlay-see-errors").click()
     page.wait_for_timeout(1000)
-    screenshot(page, f"{name}-models-missing")
+    screenshot(page, f"{opened}-models-missing")
     panel = page.locator("body").inner_text()
     assert all(f"absent-{model}" in panel for model in needed)
     assert "Download" in panel

@@ -130,13 +130,15 @@ def test_the_start_is_quick_in_a_folder_of_any_name(tmp_path: Path) -> None:
     folder = tmp_path / "My MaskPrompt v1.0 (copy)"
     shutil.copytree(ROOT, folder, ignore=NOT_THE_PACK)
     command = [sys.executable, "-c", START, str(setup.comfyui_path()), str(folder)]
-    # As for users, whose Python keeps what it has compiled: the first run does that, the least of the others counts.
+    # As for users, whose Python keeps what it has compiled: the first run does that, one of the others has to be quick enough.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     runs = []
     for _ in range(4):
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={**environment, "PYTHONPATH": ""}, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         runs.append(json.loads(done.stdout.splitlines()[-1]))
+        if runs[-1]["seconds"] <= START_LIMIT:
+            break
     assert all(run["loaded"] and run["ids"] == IDS for run in runs)
     assert not {"segment_anything", "timm", "diffusers", "skimage", "sklearn", "demo"} & set(runs[0]["new"])
     assert min(run["seconds"] for run in runs) <= START_LIMIT

@@ -22,8 +22,8 @@ class Area:
     apart: bool = False
 
 
-def sees(query: Token, key: Token, areas: Sequence[Area], there: Sequence[bool]) -> bool:
-    """Whether a token sees another if the regions `there` are. Text number n + 1 belongs to area n."""
+def sees(query: Token, key: Token, areas: Sequence[Area], inside: Sequence[Sequence[bool]], there: Sequence[bool]) -> bool:
+    """Whether a token sees another if the regions `there` are. Text number n + 1 belongs to area n, whose cells are `inside[n]`."""
     kinds = (query[0], key[0])
     if ("words", -1) in (query, key):
         return False
@@ -31,15 +31,15 @@ def sees(query: Token, key: Token, areas: Sequence[Area], there: Sequence[bool])
         return query[1] == key[1]
     if kinds == ("words", "cells"):
         if query[1] > 0:
-            return bool(areas[query[1] - 1].inside[key[1]])
-        return not any(area.replaces and on and area.inside[key[1]] for area, on in zip(areas, there, strict=True))
+            return inside[query[1] - 1][key[1]]
+        return not any(area.replaces and on and cells[key[1]] for area, cells, on in zip(areas, inside, there, strict=True))
     if kinds == ("cells", "words"):
         if key[1] > 0:
-            return there[key[1] - 1] and bool(areas[key[1] - 1].inside[query[1]])
-        return not any(area.replaces and on and area.inside[query[1]] for area, on in zip(areas, there, strict=True))
+            return there[key[1] - 1] and inside[key[1] - 1][query[1]]
+        return not any(area.replaces and on and cells[query[1]] for area, cells, on in zip(areas, inside, there, strict=True))
     if kinds == ("cells", "cells"):
-        mine = [number for number, area in enumerate(areas) if area.inside[query[1]]]
-        theirs = [number for number, area in enumerate(areas) if area.inside[key[1]]]
+        mine = [number for number, cells in enumerate(inside) if cells[query[1]]]
+        theirs = [number for number, cells in enumerate(inside) if cells[key[1]]]
         strangers = mine and theirs and not set(mine) & set(theirs)
         return not (strangers and any(areas[number].apart for number in mine + theirs))
     if kinds == ("reference", "words"):
@@ -48,7 +48,15 @@ def sees(query: Token, key: Token, areas: Sequence[Area], there: Sequence[bool])
 
 
 def mask_of(queries: Sequence[Token], keys: Sequence[Token], areas: Sequence[Area], there: Sequence[bool]) -> torch.Tensor:
-    return torch.tensor([[sees(query, key, areas, there) for key in keys] for query in queries])
+    inside = [area.inside.bool().tolist() for area in areas]
+    return pairwise(queries, keys, lambda query, key: sees(query, key, areas, inside, there))
+
+
+def pairwise(queries: Sequence[Token], keys: Sequence[Token], rule: Callable[[Token, Token], bool]) -> torch.Tensor:
+    """What the rule says of each query (row) and key (column), bool [N, M]. It is asked once of tokens that are alike."""
+    rows, columns = list(dict.fromkeys(queries)), list(dict.fromkeys(keys))
+    answers = torch.tensor([[rule(query, key) for key in columns] for query in rows])
+    return answers[[rows.index(query) for query in queries]][:, [columns.index(key) for key in keys]]
 
 
 def softmax_attention(

@@ -26,6 +26,17 @@ def load(page: Page, name: str, graph: dict[str, Any] | None = None) -> None:
     page.wait_for_timeout(1500)  # missing models and media are looked for after the graph is shown
 
 
+def at_rest(page: Page, expression: str, pause: int = 250, patience: int = 20) -> Any:
+    """What the expression gives once it gives the same three times in a row, `pause` milliseconds apart."""
+    readings: list[Any] = []
+    for _ in range(patience):
+        page.wait_for_timeout(pause)
+        readings.append(page.evaluate(expression))
+        if len(readings) >= 3 and readings[-1] == readings[-2] == readings[-3]:
+            break
+    return readings[-1]
+
+
 def screenshot(page: Page, name: str) -> Path:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name}.png")

@@ -14,7 +14,7 @@ from maskprompt.attention.grid import RegionMask
 from maskprompt.nodes.prompt_region import EVERYWHERE, OUTSIDE, PromptRegionNode
 
 from ...support.tiny_transformers import TINIES, Tiny
-from ...support.transformer_texts import TEXTS, close, text_of
+from ...support.transformer_texts import TEXTS, close, sample, text_of
 
 WIDTH = 128
 ALWAYS = 0.0
@@ -111,11 +111,16 @@ def test_the_rows_without_regions_run_once_and_later_steps_in_one_pass(model: An
     assert sum(rows) < 4 * 4
 
 
-def test_off_it_is_the_one_pass_to_the_bit(model: Any) -> None:
+def test_left_alone_a_unet_has_passes_all_the_way_and_a_transformer_none(model: Any) -> None:
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     given = ([[words(77, 7), {}]], [words(77, 8), {}], noise, 4.0)
-    assert torch.equal(paint(node(model, OUTSIDE, own_pass=0.0), *given), paint(node(model, OUTSIDE), *given))
-    assert not torch.equal(paint(node(model, OUTSIDE, own_pass=0.5), *given), paint(node(model, OUTSIDE), *given))
+    left_alone = paint(node(model, OUTSIDE), *given)
+    assert torch.equal(left_alone, paint(node(model, OUTSIDE, own_pass=1.0), *given))
+    assert not any(torch.equal(left_alone, paint(node(model, OUTSIDE, own_pass=share), *given)) for share in (0.0, 0.5))
+    tiny = TINIES[0]
+    entry = {"text": [[tiny.words(6, 50), {}]], "mask": masks()[0]}
+    (alone,), (one_pass,) = (PromptRegionNode.execute(model=tiny.model(), **entry, **more).args for more in ({}, {"own_pass": 0.0}))
+    assert torch.equal(*(sample(patched, tiny, (16, 16), text_of(tiny)) for patched in (alone, one_pass)))
 
 
 def test_a_region_beside_the_negative_has_its_pass_there(model: Any) -> None:

@@ -12,7 +12,7 @@ from maskprompt.attention.grid import RegionMask
 from maskprompt.nodes.dreamcom import MaskedAttention
 
 from ...support import dense
-from ...support.dense import Area, Token
+from ...support.dense import Area, Token, pairwise
 from ...support.tiny_transformers import TINIES, Tiny
 from ...support.transformer_texts import TEXTS, close, families, masks, regions, sample, text_of
 from ...support.word_maps import SIZE, WANTED, check, installed, watching
@@ -184,23 +184,24 @@ def test_the_change_lies_in_the_region(tiny: Tiny) -> None:
     assert bool((change[..., :columns].mean((-2, -1)) > 1.5 * change[..., columns + 1 :].mean((-2, -1))).all())
 
 
-def hidden(query: Token, key: Token, place: torch.Tensor, words: bool, divided: bool) -> bool:
+def hidden(query: Token, key: Token, place: list[bool], words: bool, divided: bool) -> bool:
     kinds = {query[0], key[0]}
     if kinds == {"words", "cells"}:
         cell = query[1] if query[0] == "cells" else key[1]
-        return words and not bool(place[cell])
-    return divided and kinds == {"cells"} and bool(place[query[1]]) != bool(place[key[1]])
+        return words and not place[cell]
+    return divided and kinds == {"cells"} and place[query[1]] != place[key[1]]
 
 
 def by_the_formula(model: Any, told: Any, place: torch.Tensor, words: bool, mode: str) -> Any:
     """The model with its softmax written out: what is hidden leaves before it (`renormalised`), or is zeroed after it (`paper`)."""
+    places = place.bool().tolist()
 
     def attend(func: Any, q: Any, k: Any, v: Any, heads: int, mask: Any = None, *_: Any, **kwargs: Any) -> torch.Tensor:
         parts = [q, k, v] if kwargs.get("skip_reshape") else [x.flatten(2).unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
         tokens = told(parts[0].shape[2], parts[1].shape[2], kwargs.get("transformer_options") or {})
         if tokens is None:
             return func(q, k, v, heads, mask, *_, **kwargs)
-        out = torch.tensor([[hidden(query, key, place, words, mode != "off") for key in tokens[1]] for query in tokens[0]])
+        out = pairwise(*tokens, lambda query, key: hidden(query, key, places, words, mode != "off"))
         scores = parts[0] @ parts[1].transpose(-1, -2) * parts[0].shape[-1] ** -0.5
         if mask is not None:
             scores = scores + (mask if mask.ndim == 4 else mask[:, None])

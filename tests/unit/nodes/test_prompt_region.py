@@ -30,8 +30,10 @@ def masks() -> list[torch.Tensor]:
 
 
 def with_regions(model: Any, **inputs: Any) -> Any:
+    """In one pass, unless told."""
+    given = {"own_pass": 0.0, **inputs}
     for number, mask in enumerate(masks()):
-        (model,) = PromptRegionNode.execute(model=model, text=[[words(77, 40 + number), {}]], mask=mask, **inputs).args
+        (model,) = PromptRegionNode.execute(model=model, text=[[words(77, 40 + number), {}]], mask=mask, **given).args
     return model
 
 
@@ -160,12 +162,14 @@ def test_another_packs_replacement_serves_beneath(model: Any) -> None:
     assert not torch.allclose(result, run(with_regions(model), own, negative))
 
 
-def test_in_an_area_the_regions_part_inside_it_acts(model: Any) -> None:
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_in_an_area_the_regions_part_inside_it_acts(model: Any, share: float) -> None:
     """The lower right quarter is all inside the lower mask and all outside the left one."""
     own, negative = words(77, 7), words(77, 8)
     area = {"area": (8, 8, 8, 8), "strength": 1.0}
-    result = run(with_regions(model), own, negative, **area)
-    (lower,) = PromptRegionNode.execute(model=model, text=[[words(77, 41), {}]], mask=torch.ones(1, 128, 128)).args
+    result = run(with_regions(model, own_pass=share), own, negative, **area)
+    whole = torch.ones(1, 128, 128)
+    (lower,) = PromptRegionNode.execute(model=model, text=[[words(77, 41), {}]], mask=whole, own_pass=share).args
     torch.testing.assert_close(result, run(lower, own, negative, **area), atol=1e-4, rtol=1e-4)
 
 
