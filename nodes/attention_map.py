@@ -61,12 +61,13 @@ class AttentionMap(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
-                    tooltip="Of the noise that is put onto the picture.",
+                    tooltip="Another seed looks through other noise, and the maps differ a little.",
                 ),
                 io.Combo.Input(
                     "scale", options=list(get_args(heat_map.Scale)), default="each word",
-                    tooltip="each word: by its own maximum. all words alike: by the strongest word's, to compare them. share of attention: "
-                    "as it is (all words, the prompt's beginning and its end share 1, so values are small).",
+                    tooltip="How bright each map is. each word: by its own maximum. all words alike: by the strongest word's, to "
+                    "compare them. share of attention: as it is (all words, the prompt's beginning and its end share 1, so "
+                    "values are small).",
                 ),
                 io.Conditioning.Input(
                     "positive", optional=True,
@@ -92,16 +93,18 @@ class AttentionMap(io.ComfyNode):
                 inputs.layer_list("middle 0, output 3, output 4, output 5"),
                 io.Float.Input(
                     "sigma", default=0.0, min=0.0, max=10000.0, step=0.01, optional=True, advanced=True,
-                    tooltip="The noise level itself, instead of at_percent. 0: by at_percent.",
+                    tooltip="How noisy the picture is when it is looked at: the noise level itself, instead of at_percent. 0: by "
+                    "at_percent.",
                 ),
                 io.Float.Input(
                     "threshold", default=0.5, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                    tooltip="Of the output mask: white from this part of a map's range on, between its darkest place (0) and its brightest "
-                    "(1). Lower: a larger mask.",
+                    tooltip="How large the output mask becomes: white from this part of a map's range on, between its darkest place "
+                    "(0) and its brightest (1). Lower: a larger mask.",
                 ),
                 io.Float.Input(
                     "smallest_area", default=0.01, min=0.0, max=1.0, step=0.001, optional=True, advanced=True,
-                    tooltip="Of the output mask: pieces smaller than this part of the picture are left out. The largest one always stays.",
+                    tooltip="Keeps specks out of the output mask: pieces smaller than this part of the picture are left out. The "
+                    "largest one always stays.",
                 ),
             ],
             outputs=[

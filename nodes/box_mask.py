@@ -44,7 +44,12 @@ class MaskPromptBoxMask(io.ComfyNode):
                 _pixels("height", 256, 0, "The box's height in pixels."),
                 _pixels("image_width", 512, 1, "The mask's width. Not used when an image is wired."),
                 _pixels("image_height", 512, 1, "The mask's height. Not used when an image is wired."),
-                _pixels("feather", 0, 0, "The mask rises from 0 to 1 over so many pixels inside the box. 0: a hard edge."),
+                _pixels(
+                    "feather",
+                    0,
+                    0,
+                    "Softens the box's edge: the mask rises from 0 to 1 over so many pixels inside the box. 0: a hard edge.",
+                ),
                 io.BoundingBox.Input(
                     "bboxes",
                     optional=True,

@@ -51,7 +51,7 @@ class CaptionImage(io.ComfyNode):
                 io.Image.Input("image", tooltip="The picture, a batch of pictures, or a list of pictures of any sizes."),
                 io.Combo.Input(
                     "blip_name", options=list(blip_folder.folders()) or [NO_FOLDERS],
-                    tooltip="A folder in ComfyUI/models/blip with all files of a BLIP captioning model.",
+                    tooltip="What writes the sentences: a folder in ComfyUI/models/blip with all files of a BLIP captioning model.",
                 ),
                 io.String.Input(
                     "prefix", default="", optional=True, placeholder="a photo of",
@@ -63,11 +63,11 @@ class CaptionImage(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "beams", default=3, min=1, max=16, optional=True,
-                    tooltip="How many beginnings of a caption are followed at once. More find a better one and take longer. 1 is fastest.",
+                    tooltip="More find a better sentence and take longer; 1 is fastest. So many beginnings of it are followed at once.",
                 ),
                 io.Int.Input(
                     "min_tokens", default=5, min=0, max=200, optional=True, advanced=True,
-                    tooltip="The fewest words that are added to the prefix. More make BLIP say more of the picture.",
+                    tooltip="More make BLIP say more of the picture: the fewest words that are added to the prefix.",
                 ),
             ],
             outputs=[io.String.Output("captions", display_name="captions", tooltip="One line for each picture, in their order.")],

@@ -54,16 +54,18 @@ class CropAroundBox(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "context", default=0.5, min=0.0, max=4.0, step=0.05,
-                    tooltip="Surroundings on each side, as a part of the box's size. 0.5 is DreamCom's.",
+                    tooltip="How much of the surroundings the model sees on each side, as a part of the box's size. More lets the "
+                    "object fit in, less gives it more pixels. 0.5 is DreamCom's.",
                 ),
                 io.Int.Input(
                     "resolution", default=512, min=0, max=4096, step=8,
-                    tooltip="The crop is scaled to about this many pixels squared: 512 for SD 1.5, 1024 for SDXL. 0 keeps its size.",
+                    tooltip="How large the piece is painted: about this many pixels squared, 512 for SD 1.5, 1024 for SDXL. 0 keeps "
+                    "its size.",
                 ),
                 io.Combo.Input(
                     "crop", options=[ALWAYS, SMALL], default=ALWAYS, optional=True, advanced=True,
-                    tooltip="small boxes only: a box of a quarter of the picture or more is painted in the whole picture, as in "
-                    "DreamCom's code.",
+                    tooltip="When the box is cut out and painted large. always: every box. small boxes only: a box of a quarter of the "
+                    "picture or more is painted in the whole picture, as in DreamCom's code.",
                 ),
                 io.Mask.Input(
                     "context_mask", optional=True,
@@ -79,12 +81,12 @@ class CropAroundBox(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "output_width", default=0, min=0, max=MOST_PIXELS, step=8, optional=True, advanced=True,
-                    tooltip="With output_height: the piece has exactly this size, whatever resolution says, and the crop its proportions. "
-                    "0: resolution counts.",
+                    tooltip="How wide the piece is painted, exactly; goes with output_height. Whatever resolution says, the crop has "
+                    "these proportions. 0: resolution counts.",
                 ),
                 io.Int.Input(
                     "output_height", default=0, min=0, max=MOST_PIXELS, step=8, optional=True, advanced=True,
-                    tooltip="With output_width: the piece has exactly this size. 0: resolution counts.",
+                    tooltip="How high the piece is painted, exactly; goes with output_width. 0: resolution counts.",
                 ),
                 *(_extension(side) for side in SIDES),
                 io.String.Input(

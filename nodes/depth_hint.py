@@ -38,8 +38,14 @@ class DepthHint(io.ComfyNode):
             "product's outline and gives it the reference's space.",
             search_aliases=["depth controlnet", "merge depth maps", "depth composite", "product photo", "controlnet hint"],
             inputs=[
-                io.Image.Input("reference_depth", tooltip="The reference picture's depth map, from any depth node."),
-                io.Image.Input("foreground_depth", tooltip="The product's depth map, of the size of the picture that is painted."),
+                io.Image.Input(
+                    "reference_depth",
+                    tooltip="The space that is painted: the reference picture's depth map, from any depth node.",
+                ),
+                io.Image.Input(
+                    "foreground_depth",
+                    tooltip="The product's form: its depth map, of the size of the picture that is painted.",
+                ),
                 io.Mask.Input("foreground_mask", tooltip="White is where the product is in the painted picture. Any size of that shape."),
                 io.Mask.Input(
                     "reference_mask",
@@ -59,27 +65,30 @@ class DepthHint(io.ComfyNode):
                     options=["white", "black"],
                     default="white",
                     optional=True,
-                    tooltip="How the given maps paint what is near. Most depth nodes paint it white, as ControlNets want; black ones are "
-                    "turned round.",
+                    tooltip="How the given maps paint what is near, so that front and back are not swapped. white: as most depth nodes "
+                    "do and ControlNets want. black: these are turned round.",
                 ),
                 io.Boolean.Input(
                     "normalise",
                     default=True,
                     optional=True,
-                    tooltip="Stretch both maps to their full range first, each on what counts of it. Off: take them as they are, for maps "
-                    "that are on one scale already.",
+                    tooltip="Gives the hint its full depth: both maps are stretched to their full range first, each on what counts of "
+                    "it. Off: take them as they are, for maps that are on one scale already.",
                 ),
                 io.Float.Input(
                     "foreground_far", default=0.5, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                    tooltip="Where the product's farthest point lies in the hint: 0 is the reference's farthest point, 1 its nearest.",
+                    tooltip="How deep in the scene the product ends: where its farthest point lies in the hint; 0 is the reference's "
+                    "farthest point, 1 its nearest.",
                 ),
                 io.Float.Input(
                     "foreground_near", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                    tooltip="Where the product's nearest point lies in the hint. As large as foreground_far or larger.",
+                    tooltip="How near in the scene the product begins: where its nearest point lies in the hint. As large as "
+                    "foreground_far or larger.",
                 ),
                 io.Int.Input(
                     "feather", default=4, min=0, max=256, optional=True, advanced=True,
-                    tooltip="Over how many pixels, inside the product's mask, its depth rises from the reference's. 0 is a sharp edge.",
+                    tooltip="Softens the step from product to space: over so many pixels, inside the product's mask, its depth rises "
+                    "from the reference's. 0 is a sharp edge.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="hint", tooltip="The depth picture for Apply ControlNet with a depth ControlNet.")],

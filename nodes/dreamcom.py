@@ -43,7 +43,11 @@ class MaskedAttention(io.ComfyNode):
                 "mask prompt",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="SD 1.5, SD 2.1, SDXL, best an inpainting one; or a transformer: FLUX, Qwen-Image, ..."),
+                io.Model.Input(
+                    "model",
+                    tooltip="What is to paint inside the mask: SD 1.5, SD 2.1, SDXL, best an inpainting one; or a transformer: FLUX, "
+                    "Qwen-Image, ...",
+                ),
                 io.Mask.Input(
                     "mask",
                     tooltip="White is where the prompt acts. Any size, of the same shape as the picture that is painted. One for "
@@ -52,8 +56,7 @@ class MaskedAttention(io.ComfyNode):
                 io.Boolean.Input(
                     "cross_attention",
                     default=True,
-                    tooltip="Let the text reach the mask's inside only, so that a similar thing in the background does not "
-                    "take the prompt.",
+                    tooltip="Keeps a similar thing in the background from taking the prompt: the text reaches the mask's inside only.",
                 ),
                 io.Combo.Input(
                     "self_attention",
@@ -67,15 +70,16 @@ class MaskedAttention(io.ComfyNode):
                     "layers",
                     options=[*layers.PRESETS, LIST, *layers.THIRDS],
                     default="paper",
-                    tooltip="Where object and surroundings are kept apart. paper: all but the last, fine layers, which blend the object "
-                    "in. reference code: only those, as DreamCom's own code does. all: the hardest cut. Thirds: by depth. list: named "
-                    "below.",
+                    tooltip="How hard object and surroundings are kept apart, and in what. paper: all but the last, fine layers, which "
+                    "blend the object in. reference code: only those, as DreamCom's own code does. all: the hardest cut. first "
+                    "third, middle third, last third: only these layers of the model, by depth. list: named below.",
                 ),
                 inputs.layer_list("middle 0, output 3, output 4, output 5"),
                 *inputs.part_of_sampling("mask"),
                 io.Combo.Input(
                     "apply_to", options=["both", "positive", "negative"], default="both", optional=True, advanced=True,
-                    tooltip="Which prompt is confined. The paper confines both.",
+                    tooltip="Which prompt stays inside the mask. positive: what you want. negative: what you do not want. both: each "
+                    "of them, as in the paper.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model with confined attention; the given one stays as it is.")],

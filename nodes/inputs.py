@@ -21,7 +21,7 @@ def layer_list(default: str) -> io.String.Input:
     """The input that names layers."""
     return io.String.Input(
         "layer_list", default=default, optional=True, advanced=True,
-        tooltip='Used when layers is "list": block names, comma-separated, such as input 1, middle 0, output 3.',
+        tooltip='Where in the model it acts, when layers is "list": block names, comma-separated, such as input 1, middle 0, output 3.',
     )  # fmt: skip
 
 
@@ -30,11 +30,13 @@ def part_of_sampling(what: str) -> list[io.Input]:
     return [
         io.Float.Input(
             "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-            tooltip=f"From which part of the sampling on the {what} acts (0 is the beginning).",
+            tooltip=f"When the {what} begins to act: at 0 from the first step, while the layout forms; later, on what is painted after "
+            "that part of the sampling.",
         ),
         io.Float.Input(
             "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-            tooltip=f"Until which part of the sampling the {what} acts (1 is the end).",
+            tooltip=f"When the {what} stops to act: at 1 with the last step; earlier, and what is painted after that part of the sampling "
+            "is free of it.",
         ),
     ]  # fmt: skip
 

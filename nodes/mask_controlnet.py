@@ -48,7 +48,8 @@ class LoadMaskControlNet(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "mask_controlnet_name", options=files.list_files(FOLDER, SUFFIXES) or [NO_FILES],
-                    tooltip="A .safetensors file in ComfyUI/models/controlnet, or in output/controlnet, where Save Mask-ControlNet saves.",
+                    tooltip="What keeps the object: a .safetensors file in ComfyUI/models/controlnet, or in output/controlnet, where "
+                    "Save Mask-ControlNet saves.",
                 ),
             ],
             outputs=[
@@ -93,10 +94,15 @@ class MaskConcat(io.ComfyNode):
                 "keep object",
             ],
             inputs=[
-                AdapterType.Input("adapter", tooltip="From Load Mask-ControlNet, or Train Mask-ControlNet."),
-                io.Image.Input("image", tooltip="The reference: the picture with the object, or a batch of them."),
+                AdapterType.Input(
+                    "adapter",
+                    tooltip="What makes the hint of the object: from Load Mask-ControlNet, or Train Mask-ControlNet.",
+                ),
+                io.Image.Input("image", tooltip="The picture with the object that is kept (the reference), or a batch of them."),
                 io.Mask.Input(
-                    "mask", tooltip="White where the object is: from SAM Mask, or painted. Of the picture's shape; one for each or for all."
+                    "mask",
+                    tooltip="Chooses what is kept: white where the object is. From SAM Mask, or painted. Of the picture's shape; one for "
+                    "each or for all.",
                 ),
             ],
             outputs=[
@@ -129,16 +135,16 @@ class SaveMaskControlNet(io.ComfyNode):
             search_aliases=["save controlnet", "export controlnet", "diffusers controlnet"],
             is_output_node=True,
             inputs=[
-                io.ControlNet.Input("control_net", tooltip="From Train Mask-ControlNet, or Load Mask-ControlNet."),
-                AdapterType.Input("adapter", tooltip="From the same node."),
+                io.ControlNet.Input("control_net", tooltip="What keeps the object: from Train Mask-ControlNet, or Load Mask-ControlNet."),
+                AdapterType.Input("adapter", tooltip="What makes its hint: from the same node."),
                 io.String.Input(
                     "filename_prefix", default=f"{FOLDER}/mask-controlnet",
                     tooltip="The file's name; a number is added. Keep `controlnet/` before it, or Load Mask-ControlNet will not list it.",
                 ),
                 io.Combo.Input(
                     "layout", options=[ONE_FILE, DIFFUSERS], default=ONE_FILE,
-                    tooltip="one file: both, for Load Mask-ControlNet. diffusers folder: the control network for diffusers' "
-                    "ControlNetModel, with the adapter in a file beside it.",
+                    tooltip="Where the file can be used. one file: both, for Load Mask-ControlNet. diffusers folder: the control "
+                    "network for diffusers' ControlNetModel, with the adapter in a file beside it.",
                 ),
             ],
             outputs=[],

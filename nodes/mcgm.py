@@ -46,13 +46,16 @@ class LoadMCGM(io.ComfyNode):
             "whether the text encoder finds its handles, and hands on the mask encoder that poses them.",
             search_aliases=["load mcgm", "break-a-scene", "mcgm", "mask encoder", "textual inversion", "load subject", "pose"],
             inputs=[
-                io.Model.Input("model", tooltip="The checkpoint that the subjects were learned on, or one of its family."),
-                io.Clip.Input("clip", tooltip="The checkpoint's text encoder."),
+                io.Model.Input(
+                    "model",
+                    tooltip="What paints the subjects: the checkpoint that they were learned on, or one of its family.",
+                ),
+                io.Clip.Input("clip", tooltip="Reads the subjects' names in a prompt: the checkpoint's text encoder."),
                 io.Combo.Input(
                     "mcgm_name",
                     options=files.list_files(FOLDER, mask_encoder_file.SUFFIXES) or [NO_FILES],
-                    tooltip="A mask encoder in ComfyUI/models/mcgm or an `mcgm` folder of extra_model_paths.yaml. It names its LoRA and "
-                    "its handles, which are found by themselves.",
+                    tooltip="Which subjects can be posed: a mask encoder in ComfyUI/models/mcgm or an `mcgm` folder of "
+                    "extra_model_paths.yaml. It names its LoRA and its handles, which are found by themselves.",
                 ),
                 io.Float.Input(
                     "lora_strength", default=1.0, min=-4.0, max=4.0, step=0.05, optional=True, advanced=True,
@@ -113,7 +116,10 @@ class EncodeMasks(io.ComfyNode):
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The prompt that names the subjects, from any text node."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt."),
-                MaskEncoderType.Input("mask_encoder", tooltip="From Load Poseable Subjects or Train Poseable Subjects."),
+                MaskEncoderType.Input(
+                    "mask_encoder",
+                    tooltip="What poses the subjects: from Load Poseable Subjects or Train Poseable Subjects.",
+                ),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=3.0, step=0.05,
                     tooltip="How strongly the masks act. 0 switches the node off.",
@@ -125,8 +131,8 @@ class EncodeMasks(io.ComfyNode):
                 ),
                 io.String.Input(
                     "prompt", default="", optional=True, force_input=True, multiline=True,
-                    tooltip="The positive prompt's text, so that the masks follow the order of the subjects in it, and too many masks are "
-                    "noticed. Without it the order is that of the training.",
+                    tooltip="Gives each subject its own mask: the positive prompt's text, whose order the masks then follow; too many "
+                    "masks are noticed. Without it the order is that of the training.",
                 ),
             ],
             outputs=[

@@ -55,8 +55,8 @@ class LoadMECA(io.ComfyNode):
                 io.Combo.Input(
                     "adapter_name",
                     options=files.list_files(FOLDER, meca_file.SUFFIXES) or [NO_FILES],
-                    tooltip="A .safetensors or .bin file in ComfyUI/models/ipadapter, an `ipadapter` folder of extra_model_paths.yaml, or "
-                    "output/ipadapter, where Save Image Prompt Adapter saves.",
+                    tooltip="What lets an image be a prompt: a .safetensors or .bin file in ComfyUI/models/ipadapter, an `ipadapter` "
+                    "folder of extra_model_paths.yaml, or output/ipadapter, where Save Image Prompt Adapter saves.",
                 )
             ],
             outputs=[
@@ -102,11 +102,14 @@ class ApplyMECA(io.ComfyNode):
             ],
             inputs=[
                 io.Model.Input("model", tooltip="A UNet model that the adapter is made for: SD 1.5 or SDXL, with LoRAs if you like."),
-                AdapterType.Input("adapter", tooltip="From Load Image Prompt Adapter, or Train Image Prompt Adapter."),
+                AdapterType.Input(
+                    "adapter",
+                    tooltip="What lets the image be a prompt: from Load Image Prompt Adapter, or Train Image Prompt Adapter.",
+                ),
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",
-                    tooltip="The encoded image, from Hide in Reference or CLIP Vision Encode. One for all pictures of a batch, or one for "
-                    "each of them.",
+                    tooltip="The image that drives the region, encoded: from Hide in Reference or CLIP Vision Encode. One for all "
+                    "pictures of a batch, or one for each of them.",
                 ),
                 io.Float.Input(
                     "weight", default=1.0, min=0.0, max=3.0, step=0.05,

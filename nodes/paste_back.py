@@ -35,15 +35,16 @@ class PasteBack(io.ComfyNode):
             inputs=[
                 io.Image.Input("image", tooltip="The whole picture that Crop Around Box was given."),
                 io.Image.Input("painted", tooltip="The painted piece, of any size."),
-                CropType.Input("crop", tooltip="From Crop Around Box."),
+                CropType.Input("crop", tooltip="Where the piece belongs: from Crop Around Box."),
                 io.Int.Input(
                     "feather", default=4, min=0, max=512,
-                    tooltip="Width of the soft edge in pixels of the whole picture. It lies inside the mask.",
+                    tooltip="Softens the seam: the width of the soft edge in pixels of the whole picture. It lies inside the mask.",
                 ),
                 io.Combo.Input(
                     "undo", options=[OFF, PLACE, PLACE_AND_TINT], default=OFF, optional=True,
-                    tooltip="Edit models move, zoom and tint what they were to leave alone, and then the seam does not fit. The node "
-                    "measures that around the mask and says it below; here it is taken back. Needs surroundings in the crop.",
+                    tooltip="Makes the seam fit where an edit model moved, zoomed or tinted what it was to leave alone. The node "
+                    "measures that around the mask and says it below. off: it is only said. shift and zoom: the piece is moved "
+                    "and scaled back. shift, zoom and tint: its colours too. Needs surroundings in the crop.",
                 ),
                 io.Boolean.Input(
                     "match_colour", default=False, optional=True,

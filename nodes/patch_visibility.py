@@ -34,7 +34,10 @@ class PatchVisibility(io.ComfyNode):
                 "mask reference", "reference", "mask",
             ],
             inputs=[
-                io.ClipVision.Input("clip_vision", tooltip="From Load CLIP Vision: the model that your adapter was made for."),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    tooltip="What looks at the reference: from Load CLIP Vision, the model that your adapter was made for.",
+                ),
                 io.Image.Input("image", tooltip="The reference picture, or a batch of them, of any size."),
                 io.Mask.Input(
                     "mask",
@@ -43,8 +46,8 @@ class PatchVisibility(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "threshold", default=0.5, min=0.0, max=1.0, step=0.01,
-                    tooltip="A patch is hidden when more than this part of it lies outside of the mask. 0 hides every patch that is not "
-                    "wholly inside, 0.99 keeps nearly every patch that the mask touches.",
+                    tooltip="How strictly the mask's edge is kept: a patch is hidden when more than this part of it lies outside. 0 "
+                    "hides every patch that is not wholly inside, 0.99 keeps nearly every patch that the mask touches.",
                 ),
                 io.Combo.Input(
                     "mode", options=list(patch_visibility.MODES), default=patch_visibility.HIDE,

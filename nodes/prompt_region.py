@@ -64,8 +64,8 @@ class PromptRegionNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=2.0, step=0.05,
-                    tooltip="1: the region's words are read like the prompt's, and cost nothing. 0: off. Another value costs the region's "
-                    "cells a second look.",
+                    tooltip="How strongly the region's words act. 1: like the prompt's own, at no cost. 0: off. Another value costs "
+                    "the region's cells a second look.",
                 ),
                 io.Combo.Input(
                     "base", options=[EVERYWHERE, OUTSIDE], default=EVERYWHERE,
@@ -74,13 +74,14 @@ class PromptRegionNode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "apart", default=0.0, min=0.0, max=1.0, step=0.05,
-                    tooltip="How far this region's part of the picture is kept from seeing other regions' parts: the share of the model's "
-                    "layers in which they do not. 0: they see each other, and the picture stays of one piece.",
+                    tooltip="Keeps what different regions show from mixing: the share of the model's layers in which this region's "
+                    "part of the picture does not see the others'. 0: they see each other, and the picture stays of one piece.",
                 ),
                 *inputs.part_of_sampling("region"),
                 io.Combo.Input(
                     "apply_to", options=["positive", "negative", "both"], default="positive", optional=True, advanced=True,
-                    tooltip="Beside which prompt the text stands. negative: what must not appear in the region.",
+                    tooltip="Whether the region shows its text or is kept free of it. positive: the text is painted there. negative: "
+                    "it must not appear there. both: beside either prompt, for special effects.",
                 ),
                 io.Float.Input(
                     "own_pass", default=BY_MODEL, min=BY_MODEL, max=1.0, step=0.05, optional=True,

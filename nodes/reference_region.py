@@ -66,7 +66,7 @@ class ReferenceRegionNode(io.ComfyNode):
                     "image", optional=True,
                     tooltip="The reference picture, of any size and shape. A batch is one picture for each picture that is painted.",
                 ),
-                io.Vae.Input("vae", optional=True, tooltip="The VAE of the model, which encodes the picture."),
+                io.Vae.Input("vae", optional=True, tooltip="Turns the reference into what the model sees: the model's own VAE."),
                 io.Mask.Input(
                     "region", optional=True,
                     tooltip="White is where in the painted picture the reference acts. Any size, of the shape of that picture. Without it: "
@@ -79,18 +79,19 @@ class ReferenceRegionNode(io.ComfyNode):
                 io.Boolean.Input("invert", default=False, tooltip="On: the white of `show` is hidden, and the rest is seen."),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=2.0, step=0.05,
-                    tooltip="1: as the model does it. 0: the reference is left out. Another value costs the region a second look.",
+                    tooltip="How closely the reference is followed. 1: as the model does it. 0: the reference is left out. Another "
+                    "value costs the region a second look.",
                 ),
                 io.Float.Input(
                     "megapixels", default=1.0, min=0.0, max=16.0, step=0.05,
-                    tooltip="A larger reference is scaled down to this; 1 is what the models were trained for, and less is faster. 0: its "
-                    "own size.",
+                    tooltip="How much detail of the reference is seen: a larger one is scaled down to this; 1 is what the models were "
+                    "trained for, and less is faster. 0: its own size.",
                 ),
                 *inputs.part_of_sampling("reference"),
                 io.Int.Input(
                     "margin", default=0, min=0, max=512, optional=True, advanced=True,
-                    tooltip="How many pixels along the edge of what is hidden are hidden too. The hidden part leaves no trace at 0 either, "
-                    "but with `latent`.",
+                    tooltip="Leaves no rim of what is hidden: so many pixels along its edge are hidden too. The hidden part leaves no "
+                    "trace at 0 either, but with `latent`.",
                 ),
                 io.Latent.Input(
                     "latent", optional=True, advanced=True,

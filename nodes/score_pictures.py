@@ -72,7 +72,8 @@ class ScorePictures(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "outside", options=list(foreground.OUTSIDES), default="white", optional=True, advanced=True,
-                    tooltip="What stands around a foreground that a mask cuts out. keep: the picture itself, cut to a square around it.",
+                    tooltip="What stands around a foreground that a mask cuts out. white, grey, black: this colour. keep: the picture "
+                    "itself, cut to a square around it.",
                 ),
             ],
             outputs=[

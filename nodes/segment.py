@@ -55,7 +55,8 @@ class MaskPromptLoadSAM(io.ComfyNode):
                 io.Combo.Input(
                     "sam_name",
                     options=names,
-                    tooltip="A .pth, .pt or .safetensors file in ComfyUI/models/sams or a `sams` folder of extra_model_paths.yaml.",
+                    tooltip="Which SAM cuts out: the large ones (ViT-H, ViT-L) follow fine edges best, MobileSAM answers fastest. A "
+                    ".pth, .pt or .safetensors file in ComfyUI/models/sams or a `sams` folder of extra_model_paths.yaml.",
                 )
             ],
             outputs=[SamType.Output("sam", display_name="sam", tooltip="The model for SAM Mask. It remembers the last 8 pictures it saw.")],
@@ -99,35 +100,41 @@ class MaskPromptSAMMask(io.ComfyNode):
                 "remove background",
             ],
             inputs=[
-                SamType.Input("sam", tooltip="From Load SAM Model."),
-                io.Image.Input("image", tooltip="The picture, or a batch of pictures."),
+                SamType.Input("sam", tooltip="What does the cutting out: from Load SAM Model."),
+                io.Image.Input("image", tooltip="The picture to cut out of, or a batch of pictures."),
                 io.String.Input(
                     "positive_coords",
                     default="",
                     optional=True,
                     placeholder="points on the object: 120,80; 200,150",
-                    tooltip="Points on the object in pixels: click them in the picture below, type 120,80; 200,150, or wire a points "
-                    'editor ([{"x": 120, "y": 80}, ...]).',
+                    tooltip="Marks what is cut out: points on it, in pixels. Click them in the picture below, type 120,80; 200,150, or "
+                    'wire a points editor ([{"x": 120, "y": 80}, ...]).',
                 ),
                 io.String.Input(
                     "negative_coords",
                     default="",
                     optional=True,
                     placeholder="points beside the object: 10,10",
-                    tooltip="Points that are not on the object, in the same form: right click or Alt-click them. They go with a point on "
-                    "the object, a box or a painting.",
+                    tooltip="Takes a part away: points that are not on the object, in the same form; right click or Alt-click them. "
+                    "They go with a point on the object, a box or a painting.",
                 ),
                 io.Combo.Input(
                     "choice",
                     options=list(prompts.CHOICES),
                     default=prompts.WHOLE,
                     optional=True,
-                    tooltip="SAM offers three masks, often a part, the object, and all of it. Whole object: the one at the first point "
-                    "that looks most like a whole object; further points mend it. Best score: the one SAM trusts most (with a painting: "
-                    "that fits it best). Largest, smallest: by area. All: the three as a batch, from small to large.",
+                    tooltip="How much a click cuts out. SAM offers three masks, often a part, the object, and all of it. Whole object: "
+                    "the one at the first point that looks most like a whole object; further points mend it. Best score: the "
+                    "one SAM trusts most (with a painting: that fits it best). Largest, smallest: by area. All: the three as a "
+                    "batch, from small to large.",
                 ),
                 io.Combo.Input(
-                    "fill", options=list(FILLS), default="white", optional=True, tooltip="What lies around the object in the object image."
+                    "fill",
+                    options=list(FILLS),
+                    default="white",
+                    optional=True,
+                    tooltip="What lies around the object in the object image. white, black, grey, green: this colour. transparent: "
+                    "nothing, for pasting it elsewhere.",
                 ),
                 io.Float.Input(
                     "min_score",
@@ -137,7 +144,7 @@ class MaskPromptSAMMask(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="A mask that SAM itself scores lower counts as not found. 0 takes every mask.",
+                    tooltip="Leaves out what SAM is not sure of: a mask that it scores lower counts as not found. 0 takes every mask.",
                 ),
                 io.Boolean.Input(
                     "clean",
@@ -152,20 +159,21 @@ class MaskPromptSAMMask(io.ComfyNode):
                     default="",
                     optional=True,
                     placeholder="a box around the object: left,top,width,height",
-                    tooltip="A box around the object in pixels: drag it over the picture below, or type 72,15,412,380 (left, top, width, "
-                    "height). It joins the boxes at bboxes.",
+                    tooltip="Marks what is cut out: a box around it, in pixels. Drag it over the picture below, or type 72,15,412,380 "
+                    "(left, top, width, height). It joins the boxes at bboxes.",
                 ),
                 io.BoundingBox.Input(
                     "bboxes",
                     optional=True,
                     force_input=True,
-                    tooltip="Boxes around the object. Several are cut out one by one and united. Lists per picture are used in turn.",
+                    tooltip="Cuts out what is in these boxes. Several are cut out one by one and united. Lists per picture are used in "
+                    "turn.",
                 ),
                 io.Mask.Input(
                     "rough_mask",
                     optional=True,
-                    tooltip="The object painted roughly, or a few strokes on it (Load Image, right click, Open in MaskEditor). Load "
-                    "Image's MASK may stay wired: where nothing is painted it counts as not given.",
+                    tooltip="Cuts out what you painted roughly, or put a few strokes on (Load Image, right click, Open in MaskEditor). "
+                    "Load Image's MASK may stay wired: where nothing is painted it counts as not given.",
                 ),
             ],
             outputs=[

@@ -44,9 +44,15 @@ class TrainDreamCom(io.ComfyNode):
             ],
             is_input_list=True,
             inputs=[
-                io.Model.Input("model", tooltip="An inpainting checkpoint (9 input channels). It is copied, never changed."),
-                io.Clip.Input("clip", tooltip="The checkpoint's text encoder. It is used as it is and does not learn."),
-                io.Vae.Input("vae", tooltip="The checkpoint's VAE."),
+                io.Model.Input(
+                    "model",
+                    tooltip="What learns to paint your subject: an inpainting checkpoint (9 input channels). It is copied, never changed.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="Reads the sentences: the checkpoint's text encoder. It is used as it is and does not learn.",
+                ),
+                io.Vae.Input("vae", tooltip="Turns pictures into what the model paints in: the checkpoint's VAE."),
                 io.Image.Input("images", tooltip="Three to five pictures of the subject: a batch, or a list of pictures of any sizes."),
                 io.Mask.Input("masks", tooltip="The subject in each picture, in the same order, for example from SAM Mask."),
                 widget(Options, "token"),

@@ -41,9 +41,20 @@ class TrainMaskControlNet(io.ComfyNode):
             search_aliases=["train controlnet", "controlnet training", "mask controlnet", "fine-tune", "keep object"],
             is_input_list=True,
             inputs=[
-                io.Model.Input("model", tooltip="An SD 1.5, SD 2.1 or SDXL model, inpainting ones too. It is copied, never changed."),
-                io.Clip.Input("clip", tooltip="The checkpoint's text encoder. It is used as it is and does not learn."),
-                io.Vae.Input("vae", tooltip="The checkpoint's VAE. The hint goes through it as well; it does not learn."),
+                io.Model.Input(
+                    "model",
+                    tooltip="What will paint around the object: an SD 1.5, SD 2.1 or SDXL model, inpainting ones too. It is copied, never "
+                    "changed.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="Reads the sentences: the checkpoint's text encoder. It is used as it is and does not learn.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="Turns pictures into what the model paints in: the checkpoint's VAE. The hint goes through it as well; it "
+                    "does not learn.",
+                ),
                 io.Image.Input("images", tooltip="The pictures to learn from, thousands if you can: a batch, or a list of any sizes."),
                 io.Mask.Input(
                     "masks",
@@ -61,8 +72,9 @@ class TrainMaskControlNet(io.ComfyNode):
                 *widgets(Options, "checkpointing", "average", "pairs"),
                 io.Image.Input(
                     "references", optional=True,
-                    tooltip="For pairs: a picture for each of images, of the same size, with the object in the same place on another "
-                    "ground. Wired, they are what the hint is made of, and images what is painted.",
+                    tooltip="Your own pictures to keep the objects from, for pairs: one for each of images, of the same size, with the "
+                    "object in the same place on another ground. Wired, they are what the hint is made of, and images what is "
+                    "painted.",
                 ),
             ],
             outputs=[

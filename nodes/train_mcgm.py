@@ -44,9 +44,12 @@ class TrainMCGM(io.ComfyNode):
                 "personalise", "pose",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="An SD 1.5, SD 2.1 or SDXL model. It is copied, never changed."),
-                io.Clip.Input("clip", tooltip="The checkpoint's text encoder. It is copied, never changed."),
-                io.Vae.Input("vae", tooltip="The checkpoint's VAE."),
+                io.Model.Input(
+                    "model",
+                    tooltip="What learns to paint the subjects: an SD 1.5, SD 2.1 or SDXL model. It is copied, never changed.",
+                ),
+                io.Clip.Input("clip", tooltip="Learns the subjects' names: the checkpoint's text encoder. It is copied, never changed."),
+                io.Vae.Input("vae", tooltip="Turns pictures into what the model paints in: the checkpoint's VAE."),
                 io.Image.Input("image", tooltip="The picture that shows the subjects."),
                 io.Mask.Input("masks", tooltip="One mask for each subject, as a batch, for example from SAM Mask."),
                 io.String.Input(

@@ -46,11 +46,20 @@ class TrainMECA(io.ComfyNode):
             search_aliases=["train meca", "train ip-adapter", "ipadapter training", "image prompt training", "meca", "fine-tune"],
             is_input_list=True,
             inputs=[
-                io.Model.Input("model", tooltip="An SD 1.5, SD 2.1 or SDXL model, inpainting ones too. It is copied, never changed."),
-                io.Clip.Input("clip", tooltip="The checkpoint's text encoder. It is used as it is and does not learn."),
-                io.Vae.Input("vae", tooltip="The checkpoint's VAE."),
+                io.Model.Input(
+                    "model",
+                    tooltip="What will paint with image prompts: an SD 1.5, SD 2.1 or SDXL model, inpainting ones too. It is copied, "
+                    "never changed.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="Reads the sentences: the checkpoint's text encoder. It is used as it is and does not learn.",
+                ),
+                io.Vae.Input("vae", tooltip="Turns pictures into what the model paints in: the checkpoint's VAE."),
                 io.ClipVision.Input(
-                    "clip_vision", tooltip="From Load CLIP Vision, ViT-H for example. Use the same one with the adapter later."
+                    "clip_vision",
+                    tooltip="What looks at the image prompts: from Load CLIP Vision, ViT-H for example. Use the same one with the adapter "
+                    "later.",
                 ),
                 io.Image.Input("images", tooltip="The pictures to learn from, the more the better: a batch, or a list of any sizes."),
                 io.String.Input(
@@ -111,7 +120,7 @@ class SaveMECA(io.ComfyNode):
             search_aliases=["save meca", "meca", "save ip-adapter", "export adapter", "ipadapter save"],
             is_output_node=True,
             inputs=[
-                AdapterType.Input("adapter", tooltip="From Train Image Prompt Adapter."),
+                AdapterType.Input("adapter", tooltip="What lets an image be a prompt: from Train Image Prompt Adapter."),
                 io.String.Input(
                     "filename_prefix", default=f"{FOLDER}/meca",
                     tooltip="The file's name; a number is added. Keep `ipadapter/` before it: there Load Image Prompt Adapter "

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from demo.pack import load_pack
 
 from ..figures import Figure, write
-from . import attention, joint, meca, probe, references, sam, training, visibility
+from . import attention, joint, meca, pointing, probe, references, sam, training, visibility
 
 PARTS: dict[str, Callable[[], list[Figure]]] = {
     "attention": attention.attention,
     "step": attention.step,
     "sam": sam.sam,
+    "pointing": pointing.pointing,
     "visibility": visibility.visibility,
     "meca": meca.meca,
     "training": training.training,
@@ -24,6 +25,7 @@ PARTS: dict[str, Callable[[], list[Figure]]] = {
     "joint": joint.joint,
     "references": references.references,
 }
+INTERVALS = {"pointing": "quartiles of seconds"}
 
 
 def main(names: list[str]) -> None:
@@ -32,7 +34,7 @@ def main(names: list[str]) -> None:
         raise SystemExit(f"no benchmark named {', '.join(unknown)}; there are: {', '.join(PARTS)}")
     load_pack()
     for name in names or PARTS:
-        write(f"bench-{name}", f"nox -s bench -- {name}", PARTS[name](), {"interval": "quartiles of paired ratios"})
+        write(f"bench-{name}", f"nox -s bench -- {name}", PARTS[name](), {"interval": INTERVALS.get(name, "quartiles of paired ratios")})
 
 
 if __name__ == "__main__":

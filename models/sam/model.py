@@ -73,6 +73,7 @@ class LoadedSam:
         self.decoder = ModelPatcher(decoder.to(offload, torch.float32), device, offload)
         self._working_bytes = network.working_floats * self.dtype.itemsize
         self._embeddings: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+        self._first: tuple[torch.Tensor, tuple[int, int], Prompt, Answer] | None = None
         self._lock = threading.Lock()
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
@@ -98,11 +99,23 @@ class LoadedSam:
         return self.answer(self.embed(image), image.shape[0], image.shape[1], prompt)
 
     def answer(self, embedding: torch.Tensor, height: int, width: int, prompt: Prompt) -> Answer:
-        """The same for a picture of height x width pixels that `embed` has seen: several prompts need to look at it once only."""
+        """The same for a picture of height x width pixels that `embed` has seen: several prompts need to look at it once only.
+
+        The last answer to a single point is remembered, since every further point asks for it again to mend it.
+        """
+        single = len(prompt.points) == 1 and prompt.box is None and prompt.logits is None
+        with self._lock:
+            known = self._first if single else None
+        if known is not None and known[0] is embedding and known[1:3] == ((height, width), prompt):
+            return known[3]
         device = _load(self.decoder, 64 * 1024**2)
         with torch.no_grad():
             logits, scores = self.decoder.model(embedding.to(device), *self._encode(prompt, height, width, device))
-        return Answer(logits.cpu(), scores.cpu())
+        answer = Answer(logits.cpu(), scores.cpu())
+        if single:
+            with self._lock:
+                self._first = embedding, (height, width), prompt, answer
+        return answer
 
     def full_size(self, logits: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Logits [N, S/4, S/4] of the padded square -> [N, height, width] of the picture, enlarged as SAM's own code does."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,19 +16,12 @@ from maskprompt.models.mcgm.file import About
 from playwright.sync_api import Page, sync_playwright
 from safetensors.torch import save_file
 
-from demo import run, tiny_model
+from demo import browser, run, tiny_model
 from demo.server import Server
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 TEXT_WIDTH: int = tiny_model.UNET["context_dim"]
 OWN = ("clip_name", "mask_controlnet_name", "blip_name")
 """Inputs whose files have no address under the name that the workflows give them."""
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
-
-
-def chromium() -> str | None:
-    """The Chromium of this machine: $CHROMIUM, or what is on the path."""
-    return os.environ.get("CHROMIUM") or next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
 def required() -> bool:
@@ -39,7 +31,7 @@ def required() -> bool:
 
 @pytest.fixture(scope="session")
 def browser_path() -> str:
-    path = chromium()
+    path = browser.chromium()
     if path is None and required():
         pytest.fail("no Chromium found, and these tests must run here: install one, or name it in CHROMIUM")
     if path is None:
@@ -105,9 +97,8 @@ def server(
 @pytest.fixture(scope="session")
 def page(server: Server, browser_path: str) -> Iterator[Page]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
-        opened = browser.new_page(viewport={"width": 2560, "height": 1440})
-        opened.goto(server.url)
-        opened.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler", timeout=120_000)
+        started = playwright.chromium.launch(executable_path=browser_path, args=browser.FLAGS)
+        opened = started.new_page(viewport={"width": 2560, "height": 1440})
+        browser.open_frontend(opened, server.url)
         yield opened
-        browser.close()
+        started.close()

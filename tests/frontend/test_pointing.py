@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import time
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page
 
+from benchmarks.speed.pointing import WATCH, drawn_after
+from demo import browser
 from demo.server import ROOT, Server
 
 from ..support.frontend import ERRORS, screenshot
@@ -20,6 +22,8 @@ from ..support.frontend import ERRORS, screenshot
 ROUTE = "/maskprompt/point"
 SIZE = (600, 400)
 """Of coffee.png."""
+MOST_SECONDS = 10.0
+"""Of a second click, on a machine that also does other things."""
 BUILD = """async () => {
     const graph = window.app.graph
     graph.clear()
@@ -51,6 +55,7 @@ SET = """([type, name, value]) => {
     widget.value = value
     widget.callback?.(value)
 }"""
+LOAD_ANOTHER = "(name) => { window.app.graph.nodes.find(n => n.type === 'LoadImage').widgets.find(w => w.name === 'image').value = name }"
 PRESS = "(type) => window.app.graph.nodes.find(n => n.type === type).widgets.find(w => w.type === 'button').callback()"
 SAM, BOX, CROP = "MaskPromptSAMMask", "MaskPromptBoxMask", "MaskPromptCropAroundBox"
 
@@ -59,11 +64,10 @@ SAM, BOX, CROP = "MaskPromptSAMMask", "MaskPromptBoxMask", "MaskPromptCropAround
 def pointing(page: Page, server: Server, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A page of its own in one of the two renderers, with the graph of this file."""
     server.post("/settings", {"Comfy.VueNodes.Enabled": request.param})
-    browser = page.context.browser
-    assert browser is not None
-    opened = browser.new_page(viewport={"width": 1600, "height": 1100})
-    opened.goto(server.url)
-    opened.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler", timeout=120_000)
+    started = page.context.browser
+    assert started is not None
+    opened = started.new_page(viewport={"width": 1600, "height": 1100})
+    browser.open_frontend(opened, server.url)
     opened.wait_for_timeout(2000)
     yield opened
     opened.close()
@@ -127,9 +131,7 @@ def test_clicks_make_a_mask_before_any_run(fresh: Page, server: Server, request:
         cup = np.asarray(image.convert("L")) > 0
     assert (whole & cup).sum() / (whole | cup).sum() >= 0.85
     screenshot(fresh, f"pointing-click-{request.node.callspec.id}")
-    began = time.perf_counter()
     less = mask_of(answer(fresh, lambda: fresh.mouse.click(*place(fresh, 280, 150), button="right")))
-    print(f"\na further click took {time.perf_counter() - began:.2f} s")
     assert whole[150, 280]
     assert not less[150, 280]
     assert less[350, 300]
@@ -150,6 +152,16 @@ def test_clicks_make_a_mask_before_any_run(fresh: Page, server: Server, request:
     assert near(values["negative_coords"], 10, 10)
     assert server.get_json("/history") == before
     assert fresh.evaluate(ERRORS) == []
+
+
+def test_a_second_click_is_answered_at_once(fresh: Page) -> None:
+    """`nox -s bench -- pointing` holds it to a second; here it is never longer than a machine under load needs."""
+    fresh.evaluate(WATCH)
+    first = drawn_after(fresh, *place(fresh, 300, 350))
+    fresh.wait_for_function("() => document.querySelector('.maskprompt-picture [role=status]')?.textContent.startsWith('Found')")
+    second = drawn_after(fresh, *place(fresh, 420, 250))
+    print(f"\nthe mask was drawn {first:.2f} s after the first click and {second:.2f} s after the second")
+    assert 0 < second <= MOST_SECONDS
 
 
 def test_a_dragged_box_is_the_masks_box(fresh: Page, request: pytest.FixtureRequest) -> None:
@@ -185,6 +197,24 @@ def test_a_workflow_loaded_again_keeps_its_marks_and_takes_more(fresh: Page) -> 
     values = fresh.evaluate(VALUES, SAM)
     assert near(values["positive_coords"], 300, 350)
     assert near(values["negative_coords"], 280, 150)
+
+
+def test_another_photograph_takes_the_clicks_away_and_undo_brings_them_back(fresh: Page) -> None:
+    """Else the clicks of a template's own picture would count on the artist's."""
+    answer(fresh, lambda: fresh.mouse.click(*place(fresh, 300, 350)))
+    fresh.evaluate(LOAD_ANOTHER, "rocket.png")
+    fresh.wait_for_function("() => document.querySelector('.maskprompt-picture [role=status]')?.textContent.startsWith('Click')")
+    assert fresh.evaluate(VALUES, SAM)["positive_coords"] == ""
+    press(fresh, "Undo")
+    assert near(fresh.evaluate(VALUES, SAM)["positive_coords"], 300, 350)
+
+
+def test_painting_on_the_photograph_leaves_the_clicks(fresh: Page, server: Server) -> None:
+    (server.input / "clipspace").mkdir(exist_ok=True)
+    shutil.copyfile(server.input / "coffee.png", server.input / "clipspace" / "painted.png")
+    answer(fresh, lambda: fresh.mouse.click(*place(fresh, 300, 350)))
+    answer(fresh, lambda: fresh.evaluate(LOAD_ANOTHER, "clipspace/painted.png [input]"))
+    assert near(fresh.evaluate(VALUES, SAM)["positive_coords"], 300, 350)
 
 
 def test_typed_points_show_too_and_the_api_graph_has_texts_only(fresh: Page) -> None:

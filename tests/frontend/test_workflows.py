@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Page
 
 from demo import run
+from demo.subgraphs import every_node
 
 from ..support.frontend import ERRORS, NAMES, at_rest, graph_of, load, screenshot
 
@@ -17,6 +18,11 @@ NODES = """() => window.app.graph.nodes.map(n => ({
     id: n.id, type: n.type, known: n.type in LiteGraph.registered_node_types, errors: !!n.has_errors,
     box: [n.pos[0], n.pos[1], ...(n.flags?.collapsed ? [n._collapsed_width || 80, 0] : n.size)]}))"""
 
+SET = """([title, name, value]) => {
+    const widget = window.app.graph.nodes.find(n => n.title === title).widgets.find(w => w.name === name)
+    widget.value = value
+    widget.callback?.(value)
+}"""
 OPEN = "async ([graph, name]) => { await window.app.loadGraphData(graph, true, true, name, {openSource: 'template'}) }"
 
 
@@ -73,10 +79,18 @@ def test_every_template_opens_at_a_size_that_can_be_read(page: Page, vue: bool) 
         page.set_viewport_size(before or {"width": 2560, "height": 1440})
 
 
+def test_what_a_subgraphs_node_shows_is_what_runs(page: Page) -> None:
+    load(page, "04 Replace what is in the mask, FLUX 2 klein")
+    page.evaluate(SET, ["Sampler", "steps", 7])
+    prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    (own,) = (node["inputs"]["steps"] for node in prompt.values() if node["class_type"] == "Flux2Scheduler")
+    assert own == 7
+
+
 @pytest.mark.parametrize("opened", NAMES)
 def test_missing_models_are_offered(page: Page, model_inputs: dict[str, tuple[str, Path]], opened: str) -> None:
     graph = graph_of(opened)
-    loaders = [node for node in graph["nodes"] if node.get("properties", {}).get("models")]
+    loaders = [node for node in every_node(graph) if node.get("properties", {}).get("models")]
     prompt = run.workflow(opened)
     needed = sorted(
         node["inputs"][field]

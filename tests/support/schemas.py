@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from demo.pack import ROOT
@@ -20,3 +21,7 @@ def explains_itself(node: Any) -> None:
     for part, name in [(part, part.id) for part in schema.inputs] + [(part, part.display_name) for part in schema.outputs]:
         assert part.tooltip, name
         assert f"`{name}`" in text, f"{name} is not explained in {schema.node_id}.md"
+    for part in schema.inputs:
+        choices: list[str] = [] if part.id.endswith("_name") else getattr(part, "options", None) or []
+        untold = [choice for choice in choices if not re.search(rf"\b{re.escape(choice)}\b", part.tooltip, re.IGNORECASE)]
+        assert untold == [], f"the tooltip of {part.id} does not say what these values do"

@@ -26,26 +26,33 @@ class Options:
 
     token: str = option("sks", "A rare word that is to stand for the subject. Write it into your prompts later.")
     noun: str = option("object", "What the subject is, in one plain word.")
-    steps: int = engine.steps(400, "Training steps. The paper takes 400.")
+    steps: int = engine.steps(
+        400, "How long it learns: more brings a closer likeness, far too many only repeat the pictures. The paper takes 400 steps."
+    )
     rate: float | None = engine.rate(
         None,
-        "0 takes the usual one: 0.0001 for lora, the paper's 0.000005 for full (for a model of SD 1.5's or SDXL's width; more for a "
-        "narrower one).",
+        "How fast it learns: too high spoils the pictures, too low leaves the subject unlearned. 0 takes the usual one: 0.0001 "
+        "for lora, the paper's 0.000005 for full (for a model of SD 1.5's or SDXL's width; more for a narrower one).",
     )
     method: Method | Literal["auto"] = engine.method(
         "lora",
-        "lora: a small file beside the checkpoint. full: all of the UNet's weights, as in the paper; takes about 16 GB for SD 1.5 and "
-        "saves a file as large as the checkpoint. auto: full where the GPU holds it, else lora.",
+        "What learns, and how large the file becomes. lora: a small file beside the checkpoint. full: all of the UNet's "
+        "weights, as in the paper; takes about 16 GB for SD 1.5 and saves a file as large as the checkpoint. auto: full where "
+        "the GPU holds it, else lora.",
     )
     rank: int = engine.rank()
-    batch: int = engine.batch(1, "Crops in each step; 1 in the paper. More needs more memory.")
-    size: int = engine.size("Side of the training crops in pixels: 512 for SD 1.5, 1024 for SDXL.")
+    batch: int = engine.batch(1, "How evenly it learns: crops in each step, 1 in the paper. More needs more memory.")
+    size: int = engine.size("How much detail it sees: the side of the training crops in pixels, 512 for SD 1.5, 1024 for SDXL.")
     seed: int = engine.seed()
-    masked_attention: bool = engine.switch(True, "Let the text reach the subject's box only while training, as the paper does.")
+    masked_attention: bool = engine.switch(
+        True,
+        "Keeps the pictures' backgrounds out of what the word learns: while training the text reaches the subject's box only, as "
+        "in the paper.",
+    )
     box_margin: float = engine.share(
         0.0,
-        "Draw each subject's training box larger on every side by up to this part of its size, so that it learns to stand in a box with "
-        "some room around it. 0: the tight box, as in the paper.",
+        "Lets the subject stand in a box with some room around it: each training box is drawn larger on every side by up to "
+        "this part of its size. 0: the tight box, as in the paper.",
     )
     average: float = engine.average(0.99, last="the last weights, as in the paper.")
     checkpointing: bool = engine.checkpointing()

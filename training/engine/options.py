@@ -97,7 +97,7 @@ def rate(default: float | None, sentence: str, lowest: float = 0.0) -> Any:
 
 
 def rank() -> Any:
-    return option(16, "The LoRA's size. More holds more detail in a larger file.", lowest=1, highest=256)
+    return option(16, "How much detail the LoRA can hold: its size. More makes a larger file.", lowest=1, highest=256)
 
 
 def batch(default: int, sentence: str) -> Any:
@@ -114,7 +114,7 @@ def seed() -> Any:
 
 def average(example: float, of: str = "the weights", last: str = "the last weights.") -> Any:
     """`of`: what the average is of; `last`: what 0 takes."""
-    sentence = f"Keep a moving average of {of} with this decay, for example {example:g}. 0: {last}"
+    sentence = f"Steadier results: a moving average of {of} is kept with this decay, for example {example:g}. 0: {last}"
     return option(0.0, sentence, lowest=0.0, highest=0.9999, step=0.001, advanced=True)
 
 

@@ -22,18 +22,33 @@ GIVEN: Pairs = "given"
 class Options:
     """What the artist sets. A step takes `accumulate` times `batch` pictures. `rate` None is ControlNet's usual one."""
 
-    steps: int = engine.steps(10_000, "Training steps.", highest=10_000_000)
-    rate: float | None = engine.rate(None, "0: ControlNet's usual one, 0.00001 for a UNet of Stable Diffusion's width.")
+    steps: int = engine.steps(
+        10_000, "How long it learns. A network of this kind keeps objects only after thousands of steps.", highest=10_000_000
+    )
+    rate: float | None = engine.rate(
+        None,
+        "How fast it learns: too high spoils the pictures, too low keeps nothing. 0: ControlNet's usual one, 0.00001 for a UNet of "
+        "Stable Diffusion's width.",
+    )
     weight_decay: float = option(0.01, "AdamW's weight decay.", lowest=0.0, advanced=True)
-    batch: int = engine.batch(4, "Pictures at a time. More needs more memory.")
+    batch: int = engine.batch(4, "How evenly it learns: pictures at a time. More needs more memory.")
     accumulate: int = option(
-        1, "So many batches make a step: as a larger batch, with the memory of a small one.", lowest=1, highest=1024, advanced=True
+        1,
+        "Learns as evenly as from a larger batch, with the memory of a small one: so many batches make a step.",
+        lowest=1,
+        highest=1024,
+        advanced=True,
     )
-    size: int = engine.size("Pictures are scaled to about this square in pixels, in their own proportions: 512 for SD 1.5, 1024 for SDXL.")
-    masked: bool = engine.switch(True, "Off trains on the bare reference, for comparison: the paper's ablation.", name="mask_prompt")
-    text_dropout: float = engine.share(
-        0.1, "Which part of the samples loses its text, so that the hint also works without a prompt.", step=0.01
+    size: int = engine.size(
+        "How much detail it sees: pictures are scaled to about this square in pixels, in their own proportions: 512 for SD 1.5, "
+        "1024 for SDXL."
     )
+    masked: bool = engine.switch(
+        True,
+        "On: the mask tells which object is kept. Off: trains on the bare reference, for comparison: the paper's ablation.",
+        name="mask_prompt",
+    )
+    text_dropout: float = engine.share(0.1, "Lets the hint work without a prompt too: this part of the samples loses its text.", step=0.01)
     seed: int = engine.seed()
     average: float = engine.average(0.999)
     checkpointing: bool = engine.checkpointing()

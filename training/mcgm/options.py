@@ -26,7 +26,8 @@ DECAY = 1e-8
 PLAIN = " on a plain background"
 """What the prompt says of a plain background that is learned too, so that it does not become part of the subject."""
 MASK_TOKENS = Option(
-    "bound: each mask's token also tells whose mask it is. paper: only its shape does. off: no mask tokens: Break-A-Scene.",
+    "How masks pose the subjects later. bound: each mask's token also tells whose mask it is. paper: only its shape does. off: "
+    "masks pose nothing, words alone paint the subjects: Break-A-Scene.",
     choices=("bound", "paper", "off"),
     advanced=True,
 )
@@ -63,62 +64,76 @@ class Options:
     """
 
     words: tuple[str, ...]
-    steps: int = engine.steps(400, "For handles and mask encoder; the paper: 400.", lowest=0)
+    steps: int = engine.steps(
+        400, "How long names and masks are learned, before the model itself learns (first phase). The paper takes 400 steps.", lowest=0
+    )
     weight_steps: int = engine.steps(
-        400, "Of the second phase, in which the model and its text encoder learn as well. 400 in the paper.", lowest=0
+        400,
+        "How closely the subjects are learned: steps of the second phase, in which the model and its text encoder learn as "
+        "well. 400 in the paper.",
+        lowest=0,
     )
     handle_rate: float = 5e-4
     rate: float | None = engine.rate(
         None,
-        "Of the second phase. 0 takes the usual one: 0.0001 for lora, the paper's 0.000002 for full (for a model of SD 1.5's or SDXL's "
-        "width; more for a narrower one).",
+        "How fast the second phase learns: too high spoils the pictures, too low leaves the subjects unlearned. 0 takes the "
+        "usual one: 0.0001 for lora, the paper's 0.000002 for full (for a model of SD 1.5's or SDXL's width; more for a "
+        "narrower one).",
     )
     method: Method | Literal["auto"] = engine.method(
         "lora",
-        "What learns in the second phase. lora: a small file beside the checkpoint. full: all weights (the paper): about 20 GB for SD 1.5. "
-        "auto: full where the GPU holds it, else lora.",
+        "What learns the look in the second phase, and how large the file becomes. lora: a small file beside the checkpoint. "
+        "full: all weights (the paper): about 20 GB for SD 1.5. auto: full where the GPU holds it, else lora.",
     )
     rank: int = engine.rank()
-    batch: int = engine.batch(1, "Pictures in each step (paper: 1). More needs more memory.")
-    size: int = engine.size("The training picture has about size x size pixels, in the given one's proportions. SD 1.5: 512, SDXL: 1024.")
+    batch: int = engine.batch(1, "How evenly it learns: pictures in each step (paper: 1). More needs more memory.")
+    size: int = engine.size(
+        "How much detail it sees: the training picture has about size x size pixels, in the given one's proportions. SD 1.5: 512, "
+        "SDXL: 1024."
+    )
     seed: int = engine.seed()
     background: Background = option(
         "plain",
-        "What lies around the subjects while training: a random plain colour, as in the paper, or the picture itself.",
+        "What lies around the subjects while training. plain: a random plain colour, as in the paper, so that they can stand "
+        "anywhere. original: the picture itself.",
         choices=("plain", "original"),
         advanced=True,
     )
     move: bool = engine.switch(
         True,
-        "On a plain background, show the subjects in other places and sizes, turned and stretched a little, so that masks unlike the "
-        "picture's own can pose them. Off: as in the paper, where they stay and are only mirrored.",
+        "Lets masks unlike the picture's own pose the subjects: on a plain background they are shown in other places and "
+        "sizes, turned and stretched a little. Off: as in the paper, where they stay and are only mirrored.",
         "move_subjects",
     )
     masks: bool = True
     mode: Mode = "bound"
     attention_weight: float = engine.share(
-        0.3, "How strongly each handle's attention is drawn to its own mask. The paper: 0.01.", 0.01, 10.0
+        0.3,
+        "Keeps each subject to its own mask, and subjects from mixing: how strongly each handle's attention is drawn there. "
+        "The paper: 0.01.",
+        0.01,
+        10.0,
     )
     mask_attention_weight: float = engine.share(
         3.0,
-        "The same for the masks' own tokens, as a multiple of attention_weight. The paper: 0.3, with which masks pose little after so few "
-        "steps.",
+        "How well masks pose the subjects: the same for the masks' own tokens, as a multiple of attention_weight. The paper: "
+        "0.3, with which masks pose little after so few steps.",
         0.1,
         100.0,
     )
     background_weight: float = engine.share(
-        0.3, "How much the background counts in what is learned, so that a subject ends where its mask does. The paper: 0."
+        0.3, "Lets a subject end where its mask does: how much the background counts in what is learned. The paper: 0."
     )
     prior_weight: float = engine.share(
         0.0,
-        "Prior preservation: how much ordinary pictures of the same model count, which it paints before training, so that it does not "
-        "forget what else it knows. 1 in Break-A-Scene's code; nearly twice the time.",
+        "Keeps the model from forgetting what else it knows (prior preservation): how much ordinary pictures of the same model "
+        "count, which it paints before training. 1 in Break-A-Scene's code; nearly twice the time.",
         0.1,
         10.0,
     )
     prior_prompt: str = "a photo at the beach"
     prior_pictures: int = 20
-    average: float = engine.average(0.98, "what the second phase learns,", "the last weights, as in the paper.")
+    average: float = engine.average(0.98, "what the second phase learns", "the last weights, as in the paper.")
     checkpointing: bool = engine.checkpointing()
     variations: int = option(
         400,

@@ -20,28 +20,39 @@ class Options:
     """What the artist sets. What the paper does not have: `text_dropout`, as IP-Adapter's training does; and `blank`, of the samples with
     a region, which is what the unconditional half of guidance sees in a region."""
 
-    steps: int = engine.steps(10_000, "Training steps. The paper takes a million.", highest=10_000_000)
-    rate: float = engine.rate(1e-4, "0.0001 in the paper.", lowest=1e-9)
+    steps: int = engine.steps(
+        10_000,
+        "How long it learns: pictures follow their images the better, the longer. The paper takes a million steps.",
+        highest=10_000_000,
+    )
+    rate: float = engine.rate(
+        1e-4, "How fast it learns: too high spoils the pictures, too low leaves images without effect. 0.0001 in the paper.", lowest=1e-9
+    )
     weight_decay: float = option(0.01, "AdamW's weight decay.", lowest=0.0, advanced=True)
-    batch: int = engine.batch(4, "Pictures in each step; 64 in the paper. More needs more memory.")
-    size: int = engine.size("Side of the training crops in pixels. The paper takes 512, also for SDXL.")
-    tokens: int = option(16, "Into how many tokens an image is compressed.", lowest=1, highest=256)
+    batch: int = engine.batch(4, "How evenly it learns: pictures in each step, 64 in the paper. More needs more memory.")
+    size: int = engine.size("How much detail it sees: the side of the training crops in pixels. The paper takes 512, also for SDXL.")
+    tokens: int = option(16, "How much of an image can reach the picture: into how many tokens it is compressed.", lowest=1, highest=256)
     mode: Mode = option(
         "region",
         "How text and image share a picture that has a region; Image Prompt Region takes the same one by itself. region: text "
         "outside, image inside. query: the paper's equation 6 to the letter. global: text everywhere, image inside.",
         choices=get_args(Mode),
     )
-    text_only: float = engine.share(0.05, "Which part of the samples has text and no image; 0.05 in the paper.", step=0.01)
-    masked: float = engine.share(0.5, "Which part of the samples has a region; half in the paper.")
+    text_only: float = engine.share(
+        0.05, "Keeps the text from being drowned by images: this part of the samples has text and no image; 0.05 in the paper.", step=0.01
+    )
+    masked: float = engine.share(0.5, "How well the adapter knows regions: this part of the samples has one; half in the paper.")
     text_dropout: float = engine.share(
-        0.05, "Which part of the samples loses its text, so that an image also works without a prompt. 0 is the paper's.", step=0.01
+        0.05, "Lets an image work without a prompt too: this part of the samples loses its text. 0 is the paper's.", step=0.01
     )
     blank: float = engine.share(
         0.05, "Which part of those with a region is shown no image, as guidance's unconditional half is; 0 is the paper's.", step=0.01
     )
     threshold: float = engine.share(
-        0.5, "As in Hide in Reference: a patch is hidden when more than this part of it lies outside of the region.", step=0.01
+        0.5,
+        "How strictly a region's edge is kept, as in Hide in Reference: a patch is hidden when more than this part of it lies "
+        "outside of the region.",
+        step=0.01,
     )
     visibility: Visibility = option(
         HIDE,

@@ -18,6 +18,8 @@ const MOST_UNDO = 100
 const HEIGHT = 320
 const LEAST_HEIGHT = 48
 const ROUTE = "/maskprompt/point"
+/** Where the MaskEditor puts the same photograph with what was painted on it. */
+const PAINTED_ON = "clipspace"
 
 /** The marks of one node: what its widgets say, the picture it gets, the mask, and the views that show them. */
 class Pointing {
@@ -35,6 +37,7 @@ class Pointing {
         /** @type {HTMLImageElement | null} */ this.picture = null
         /** @type {HTMLImageElement | null} */ this.mask = null
         /** @type {any} */ this.received = null
+        this.photograph = ""
         this.timer = setInterval(() => this.look(), LOOK_EVERY)
     }
 
@@ -136,6 +139,7 @@ class Pointing {
         }
         const source = pictureOf(app, this.node, this.received)
         const key = typeof source === "string" ? "" : addressOf(api, source)
+        if (typeof source !== "string" && source.type === "input" && source.subfolder !== PAINTED_ON) this.turnTo(key)
         if (key !== this.seen) {
             this.seen = key
             this.asked = ""
@@ -145,6 +149,13 @@ class Pointing {
         if (typeof source === "string") this.say(source)
         else if (this.picture && this.points) this.ask(source)
         else if (this.picture) this.say(marks.boxes.length ? `Box ${boxesText(marks.boxes)}` : "Drag a box over the picture.")
+    }
+
+    /** Take the clicks away when another photograph is loaded: they were on the one before. Undo brings them back. @param {string} key */
+    turnTo(key) {
+        const another = this.photograph !== "" && this.photograph !== key
+        this.photograph = key
+        if (another && this.points) this.change(noMarks())
     }
 
     /** @param {string} address */

@@ -161,6 +161,30 @@ def test_the_cache_is_bounded_keeps_the_latest_and_goes_by_content() -> None:
     assert runs.count == before + 1
 
 
+def test_further_points_cost_one_question_each_and_change_no_number() -> None:
+    model = loaded(small_sam())
+    asked: list[None] = []
+    model.decoder.model.register_forward_hook(lambda *_: asked.append(None))
+    picture = torch.rand(40, 60, 3, generator=torch.Generator().manual_seed(5))
+    other = torch.rand(40, 60, 3, generator=torch.Generator().manual_seed(6))
+    request = sam_prompts.Request(positive=((20.0, 20.0), (30.0, 25.0)))
+    first = sam_prompts.segment(model, picture, sam_prompts.Request(positive=request.positive[:1]), sam_prompts.WHOLE)
+    assert len(asked) == 1
+    found = sam_prompts.segment(model, picture, request, sam_prompts.WHOLE)
+    assert len(asked) == 2
+    assert torch.equal(sam_prompts.segment(model, picture, request, sam_prompts.WHOLE)[0], found[0])
+    assert len(asked) == 3
+    afresh = loaded(small_sam())
+    assert torch.equal(sam_prompts.segment(afresh, picture, request, sam_prompts.WHOLE)[0], found[0])
+    assert torch.equal(
+        sam_prompts.segment(afresh, picture, sam_prompts.Request(positive=request.positive[:1]), sam_prompts.WHOLE)[0], first[0]
+    )
+    before = len(asked)
+    sam_prompts.segment(model, other, request, sam_prompts.WHOLE)
+    sam_prompts.segment(model, picture, sam_prompts.Request(positive=request.positive[::-1]), sam_prompts.WHOLE)
+    assert len(asked) == before + 4
+
+
 def test_two_models_do_not_share_embeddings() -> None:
     one = loaded(small_sam(0))
     other = loaded(small_sam(1))
@@ -171,7 +195,7 @@ def test_two_models_do_not_share_embeddings() -> None:
 def test_memory_management_knows_the_model_and_may_take_it_away() -> None:
     model = loaded(small_sam())
     picture = torch.rand(40, 60, 3)
-    prompt = sam.Prompt(points=((20.0, 20.0, True),))
+    prompt = sam.Prompt(points=((20.0, 20.0, True), (30.0, 25.0, True)))
     management.unload_all_models()
     before = model.ask(picture, prompt)
     assert {id(model.encoder), id(model.decoder)} <= {id(patcher) for patcher in management.loaded_models()}
