@@ -200,7 +200,7 @@ def by_the_formula(model: Any, told: Any, place: torch.Tensor, words: bool, mode
         tokens = told(parts[0].shape[2], parts[1].shape[2], kwargs.get("transformer_options") or {})
         if tokens is None:
             return func(q, k, v, heads, mask, *_, **kwargs)
-        out = pairwise(*tokens, lambda query, key: hidden(query, key, places, words, mode != "off"))
+        out = pairwise(tokens[0], tokens[1], lambda query, key: hidden(query, key, places, words, mode != "off"))
         scores = parts[0] @ parts[1].transpose(-1, -2) * parts[0].shape[-1] ** -0.5
         if mask is not None:
             scores = scores + (mask if mask.ndim == 4 else mask[:, None])
