@@ -11,7 +11,7 @@ from playwright.sync_api import Page
 from demo import run
 from demo.subgraphs import every_node
 
-from ..support.frontend import ERRORS, NAMES, at_rest, graph_of, load, screenshot
+from ..support.frontend import ERRORS, LOAD, NAMES, at_rest, graph_of, load, screenshot
 
 TITLE_HEIGHT = 30
 NODES = """() => window.app.graph.nodes.map(n => ({
@@ -108,9 +108,10 @@ def test_missing_models_are_offered(page: Page, model_inputs: dict[str, tuple[st
     text = json.dumps(graph)
     for model in needed:
         text = text.replace(model, f"absent-{model}")
-    load(page, opened, json.loads(text))
+    page.evaluate(LOAD, [json.loads(text), opened])
     page.get_by_test_id("error-overlay-see-errors").click()
-    page.wait_for_timeout(1000)
+    absent = [f"absent-{model}" for model in needed]
+    page.wait_for_function("names => names.every(name => document.body.innerText.includes(name))", arg=absent)
     screenshot(page, f"{opened}-models-missing")
     panel = page.locator("body").inner_text()
     assert all(f"absent-{model}" in panel for model in needed)
