@@ -21,6 +21,9 @@ from .grid import Size
 from .prompt_regions import PromptRegion
 from .rows import Row, rows_of
 
+ABOUT_SIZE = (0, 1280, 1536)
+"""How many numbers about the picture's size stand behind a text's pooled words in a model's `y`: none, SDXL refiner's, SDXL's."""
+
 
 def run(chain: Any, executor: Any, model: Any, arguments: Arguments) -> Tensor:
     """One call of a diffusion model under a chain, with further passes for the regions that have their own at this noise level.
@@ -39,7 +42,8 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments) -> Tensor:
         chunks = arguments.chunks(lambda row, region=region: prompt_regions.acts_on(region, rows[row]))
         if sigma > region.own_until and chunks:
             # Before any pass: models write into their options and take a ControlNet's parts out of its lists.
-            regions.append((region, arguments.rows_of_chunks(chunks), arguments.of_chunks(chunks)))
+            here = arguments.rows_of_chunks(chunks)
+            regions.append((region, here, with_pooled(region, arguments.of_chunks(chunks), [rows[row] for row in here])))
     if not regions:
         return chain.once(executor, model, arguments)
     own = [region for region, _, _ in regions]
@@ -57,6 +61,17 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments) -> Tensor:
         result[here] += count * replace(chain, patches=(*beside, region.everywhere)).once(executor, model, given)
         weights[here] += count
     return result / weights
+
+
+def with_pooled(region: PromptRegion, given: Arguments, rows: Sequence[Row]) -> Arguments:
+    """The call with the region's own pooled words, [1 or B, width], where `y` begins with the prompt's; other calls as they are."""
+    y = given.get("y")
+    pooled = region.options.get("pooled_output")
+    if not isinstance(y, Tensor) or not isinstance(pooled, Tensor) or y.shape[-1] - pooled.shape[-1] not in ABOUT_SIZE:
+        return given
+    own = y.clone()
+    own[:, : pooled.shape[-1]] = pooled[[row.image % len(pooled) for row in rows]].to(y)
+    return given.having(y=own)
 
 
 def inside(region: PromptRegion, rows: Sequence[Row], latent: Size, like: Tensor) -> Tensor:

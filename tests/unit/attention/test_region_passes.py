@@ -13,6 +13,7 @@ from maskprompt.attention import chain, prompt_regions
 from maskprompt.attention.grid import RegionMask
 from maskprompt.nodes.prompt_region import EVERYWHERE, OUTSIDE, PromptRegionNode
 
+from ...support.masked_sampling import small_sdxl
 from ...support.tiny_transformers import TINIES, Tiny
 from ...support.transformer_texts import TEXTS, close, region, sample, text_of
 
@@ -141,6 +142,28 @@ def test_a_region_beside_the_negative_has_its_pass_there(model: Any) -> None:
     close(result, wanted)
 
 
+def test_on_sdxl_each_region_has_its_own_pooled_words() -> None:
+    """As with core's Set Mask, where each text brings its own; what stands behind them, about the picture's size, is the prompt's."""
+    model = small_sdxl()
+
+    def text(seed: int) -> list[Any]:
+        return [words(77, seed), {"pooled_output": torch.randn(1, 16, generator=torch.Generator().manual_seed(seed))}]
+
+    left, lower = masks()
+    patched = model
+    for mask, seed in ((left, 40), (lower, 41)):
+        (patched,) = PromptRegionNode.execute(model=patched, text=[text(seed)], mask=mask, base=OUTSIDE).args
+    noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    result = paint(patched, [text(7)], text(8), noise, 4.0)
+    prompt, first, second = text(7), text(40), text(41)
+    each = [
+        with_mask(prompt[0], 1 - torch.maximum(left, lower), **prompt[1]),
+        with_mask(first[0], left, **first[1]),
+        with_mask(second[0], lower, **second[1]),
+    ]
+    close(result, paint(model, each, text(8), noise, 4.0))
+
+
 ALIKE = [tiny for tiny in TINIES if tiny.frames in (None, 1) and not tiny.padded and tiny.positions is None and tiny.layout is None]
 """Families whose words have no places, so that a region's are the same behind a prompt and alone."""
 
@@ -150,16 +173,18 @@ def test_on_transformers_too(tiny: Tiny) -> None:
     size = (8, 12)
     left, lower = masks(size[0] * 8, size[1] * 8)
     texts = [tiny.words(TEXTS[0], 20 + number) for number in (0, 1)]
+    pooled = tiny.options.get("pooled_output")
+    own = [{} if pooled is None else {"pooled_output": pooled + number} for number in (1, 2)]
     regions = [
-        replace(prompt_regions.PromptRegion(text, RegionMask(mask)), replaces=True, own_until=ALWAYS)
-        for text, mask in zip(texts, (left, lower), strict=True)
+        replace(prompt_regions.PromptRegion(text, RegionMask(mask), options=options), replaces=True, own_until=ALWAYS)
+        for text, mask, options in zip(texts, (left, lower), own, strict=True)
     ]
     model = tiny.model()
     noise = tiny.latent(size)
     negative = [tiny.words(TEXTS[0], 90), {**tiny.options}]
     patched = chain.install(model, *regions)
     result = paint(patched, [[text_of(tiny), {**tiny.options}]], negative, noise, 3.0)
-    each = [with_mask(text, mask, **tiny.options) for text, mask in zip(texts, (left, lower), strict=True)]
+    each = [with_mask(text, mask, **{**tiny.options, **options}) for text, mask, options in zip(texts, (left, lower), own, strict=True)]
     around = with_mask(text_of(tiny), 1 - torch.maximum(left, lower), **tiny.options)
     close(result, paint(model, [around, *each], negative, noise, 3.0))
 
