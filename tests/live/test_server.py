@@ -133,7 +133,7 @@ def test_the_start_is_quick_in_a_folder_of_any_name(tmp_path: Path) -> None:
     # As for users, whose Python keeps what it has compiled: the first run does that, one of the others has to be quick enough.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     runs = []
-    for _ in range(4):
+    for _ in range(8):
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={**environment, "PYTHONPATH": ""}, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         runs.append(json.loads(done.stdout.splitlines()[-1]))

@@ -176,7 +176,7 @@ def test_what_cannot_be_known_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match=r"not known where this text encoder \(l, t5xxl; FluxTokenizer\) puts the words"):
         encoder_words.read(t5, TEXT, torch.zeros(1, 100, 8), {})
     several: Any = SimpleNamespace(
-        tokenize=lambda text, return_word_ids=False: {name: [[(1, 1.0, 1)]] for name in ("g", "l", "t5xxl", "llama")},
+        tokenize=lambda text, return_word_ids=False: {name: [[(1, 1.0, 1)]] for name in ("g", "l", "t5xxl", "gemma2_2b")},
         tokenizer=SimpleNamespace(),
     )
     with pytest.raises(ValueError, match="not known where this text encoder"):
