@@ -242,10 +242,10 @@ def kills(told: Told) -> None:
 
 
 def _late(server: Server, graph: Prompt) -> Callable[[Step], None]:
-    phases = 2 if any("MCGM" in entry["class_type"] for entry in graph.values()) else 1
+    """Kills the server in a training's last steps, after its last state. Its bar counts the encoding of pictures too, so from the end."""
 
     def watch(step: Step) -> None:
-        if "Train" in step.name and step.maximum >= LEARNING and step.value >= step.maximum * (phases - 1) / phases + LATE:
+        if "Train" in step.name and step.maximum >= LEARNING and step.value >= step.maximum - (LEARNING - LATE):
             os.kill(server.pid, signal.SIGKILL)
 
     return watch
