@@ -222,7 +222,9 @@ def kills(told: Told) -> None:
         with stage() as server:
             server.run(graph)
             wanted = learned(server.folder)
-        for what, when in (("in its midst", _late), ("before its saving", _ended)):
+        # Train Poseable Subjects saves its files itself, so that nothing lies between its end and its saving.
+        saves_itself = any(entry["class_type"] == "MaskPromptTrainMCGM" for entry in graph.values())
+        for what, when in (("in its midst", _late), *(() if saves_itself else (("before its saving", _ended),))):
             with stage() as server:
                 try:
                     server.run(graph, when(server, graph))
