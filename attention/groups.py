@@ -201,6 +201,7 @@ def _by_groups(q: Tensor, k: Tensor, v: Tensor, cut: Plan, attention: Attention,
     """All groups, for the heads that are given: the largest first, before there is a result; last those whose keys are several slices."""
     seeing = sorted((group for group in cut.groups if group.views), key=lambda group: group.queries[0] - group.queries[1])
     scattered = [group for group in seeing if cut.key_order is not None and _is_scattered(group)]
+    together = [group for group in seeing if cut.key_order is None or not _is_scattered(group)]
     result: Tensor | None = None
 
     def put(group: Group, part: Tensor) -> None:
@@ -211,13 +212,12 @@ def _by_groups(q: Tensor, k: Tensor, v: Tensor, cut: Plan, attention: Attention,
             result = part.new_empty(shape) if len(seeing) == len(cut.groups) else part.new_zeros(shape)
         _put(result, part, group, cut, where.result)
 
-    if len(scattered) < len(seeing):
+    if together:
         keys = _sorted(k, cut.key_order, where.tokens)
         values = _sorted(v, cut.key_order, where.tokens)
         columns = None if mask is None else _sorted(mask, cut.key_order, -1)
-        for group in seeing:
-            if group not in scattered:
-                put(group, _group(group, q, keys, values, columns, cut, attention, where, whole))
+        for group in together:
+            put(group, _group(group, q, keys, values, columns, cut, attention, where, whole))
         del keys, values, columns
     for group in scattered:
         put(group, _group(group, q, k, v, mask, cut, attention, where, whole, cut.key_order))

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..attention.families.hidream import LLAMA
 from .prompt_words import Group, named
 from .token_text import FILLING, is_filling, letters_of
 
@@ -26,8 +27,6 @@ SD3 = {"g", "l", "t5xxl"}
 ANIMA = {"qwen3_06b", "t5xxl"}
 HIDREAM = {"g", "l", "llama", "t5xxl"}
 """The names of the encoders that are tokenized for, of the CLIPs that have several."""
-LLAMA = "conditioning_llama3"
-"""The key of HiDream's CONDITIONINGs for Llama's words, [B, layers, T, width]."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def part_of_sampling(what: str) -> list[io.Input]:
         ),
         io.Float.Input(
             "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-            tooltip=f"When the {what} stops to act: at 1 with the last step; earlier, and what is painted after that part of the sampling "
+            tooltip=f"When the {what} stops acting: at 1 with the last step; earlier, and what is painted after that part of the sampling "
             "is free of it.",
         ),
     ]  # fmt: skip

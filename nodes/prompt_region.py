@@ -22,12 +22,12 @@ from .checked import checked
 log = logging.getLogger(__name__)
 
 EVERYWHERE, OUTSIDE = "everywhere", "only where no region is"
+BY_MODEL = -1.0
+"""`own_pass` as the model likes it: in one pass UNets paint one of two things, in passes of their own both (`nox -s tables -- regions`)."""
 EMPTY = (
     "the mask of this region is empty (nothing in it is brighter than 0.5), so its text would act nowhere. Paint the region white, or "
     "bypass this node."
 )
-BY_MODEL = -1.0
-"""`own_pass` as the model likes it: in one pass UNets paint one of two things, in passes of their own both (`nox -s tables -- regions`)."""
 SOME_EMPTY = "Prompt Region: %d of %d masks are empty; there the region's text does not act."
 UNUSED_OPTIONS = ("area", "mask", "control", "reference_latents", "gligen", "concat_latent_image")
 """What a region's CONDITIONING may carry beside its words, and what does not act here."""

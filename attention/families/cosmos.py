@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,11 @@ from ..arguments import Arguments
 from ..layers import Layer
 from ..layout import Layout, spans_of
 from . import reader
-from .reader import Scene, Seen, Words
+from .reader import OneStream, Scene, Seen, Words
 
 
 @dataclass(frozen=True)
-class Cosmos:
+class Cosmos(OneStream):
     name: str
     module: str
     classes: tuple[str, ...]
@@ -44,12 +44,6 @@ class Cosmos:
             weights = weights.to(text)[None, :, None]
         with torch.no_grad():
             return (model.preprocess_text_embeds(text, ids[None].to(text.device), t5xxl_weights=weights),)
-
-    def text(self, arguments: Arguments) -> Words:
-        return (arguments.get("context"),)
-
-    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
-        return reader.with_words(arguments, words[0])
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
         patch = (model.patch_temporal, model.patch_spatial, model.patch_spatial)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import Any, ClassVar
 
 from ..arguments import Arguments
 from ..layers import Layer
 from . import reader
-from .reader import Scene, Seen, Words
+from .reader import OneStream, Scene, Seen
 
 
 @dataclass(frozen=True)
-class Lens:
+class Lens(OneStream):
     name: str = "Lens"
     outer: bool = False
     counts_words: bool = False
     filled_in_front: bool = False
+    unpads: ClassVar[bool] = True
 
     def fits(self, model: Any) -> bool:
         return reader.is_class(model, "comfy.ldm.lens.model", "LensTransformer2DModel")
@@ -29,15 +28,6 @@ class Lens:
 
     def patch_of(self, model: Any) -> int:
         return 1
-
-    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Words:
-        return (reader.unpadded(text, options),)
-
-    def text(self, arguments: Arguments) -> Words:
-        return (arguments.get("context"),)
-
-    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
-        return reader.with_words(arguments, words[0])
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
         """Its latents are of patches already."""

@@ -5,25 +5,24 @@ Z-Image fills words and pictures up to multiples of 32. References come with cap
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import Any, ClassVar
 
 from ..arguments import Arguments
 from ..layers import Layer
 from ..layout import Counted
 from . import reader
-from .reader import Scene, Seen, Words
+from .reader import OneStream, Scene, Seen
 
 
 @dataclass(frozen=True)
-class Lumina:
+class Lumina(OneStream):
     name: str = "Z-Image and Lumina 2"
     outer: bool = False
     counts_words: bool = True
     filled_in_front: bool = False
+    unpads: ClassVar[bool] = True
 
     def fits(self, model: Any) -> bool:
         return reader.is_class(model, "comfy.ldm.lumina.model", "NextDiT")
@@ -33,15 +32,6 @@ class Lumina:
 
     def patch_of(self, model: Any) -> int:
         return int(model.patch_size)
-
-    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Words:
-        return (reader.unpadded(text, options),)
-
-    def text(self, arguments: Arguments) -> Words:
-        return (arguments.get("context"),)
-
-    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
-        return reader.with_words(arguments, words[0])
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
         """Words with their filling; before them the references' captions; after the cells their filling.

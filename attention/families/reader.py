@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -98,6 +98,25 @@ class Family(Protocol):
         None for a call that mixes neither texts nor cells with each other. Raises UnreadableError.
         """
         ...
+
+
+class OneStream:
+    """What families share that see a text as one stream of words: it is an argument of the call, and further words stand behind it.
+
+    `unpads`: of a text that has an attention mask the model takes only what that leaves in.
+    """
+
+    argument: ClassVar[str] = "context"
+    unpads: ClassVar[bool] = False
+
+    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Words:
+        return (unpadded(text, options) if self.unpads else text,)
+
+    def text(self, arguments: Arguments) -> Words:
+        return (arguments.get(self.argument),)
+
+    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
+        return with_words(arguments, words[0], self.argument)
 
 
 def is_class(model: Any, module: str, *names: str) -> bool:

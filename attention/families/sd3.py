@@ -5,27 +5,26 @@ Its model asks no DIFFUSION_MODEL wrappers and tells no block, so the chain stan
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import Any, ClassVar
 
 from ..arguments import Arguments
 from ..layers import Layer
 from ..layout import Counted
 from . import reader
-from .reader import Scene, Seen, Words
+from .reader import OneStream, Scene, Seen
 
 TEXT = "c_crossattn"
 
 
 @dataclass(frozen=True)
-class SD3:
+class SD3(OneStream):
     name: str = "SD 3 and 3.5"
     outer: bool = True
     counts_words: bool = False
     filled_in_front: bool = False
+    argument: ClassVar[str] = TEXT
 
     def fits(self, model: Any) -> bool:
         return reader.is_class(model, "comfy.ldm.modules.diffusionmodules.mmdit", "OpenAISignatureMMDITWrapper")
@@ -35,15 +34,6 @@ class SD3:
 
     def patch_of(self, model: Any) -> int:
         return int(model.patch_size)
-
-    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Words:
-        return (text,)
-
-    def text(self, arguments: Arguments) -> Words:
-        return (arguments.get(TEXT),)
-
-    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
-        return reader.with_words(arguments, words[0], TEXT)
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
         registers = model.register_length

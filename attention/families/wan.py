@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from torch import Tensor
 
 from ..arguments import Arguments
 from ..layers import Layer
 from ..layout import SpanKind
 from . import reader
 from .cosmos import self_then_cross
-from .reader import Scene, Seen, Words
+from .reader import OneStream, Scene, Seen
 
 
 @dataclass(frozen=True)
-class Wan:
+class Wan(OneStream):
     name: str = "Wan 2.1 and 2.2"
     outer: bool = False
     counts_words: bool = False
@@ -31,15 +29,6 @@ class Wan:
 
     def patch_of(self, model: Any) -> int:
         return int(model.patch_size[1])
-
-    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Words:
-        return (text,)
-
-    def text(self, arguments: Arguments) -> Words:
-        return (arguments.get("context"),)
-
-    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
-        return reader.with_words(arguments, words[0])
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
         clip = arguments.get("clip_fea")

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import Any, ClassVar
 
 from ..arguments import Arguments
 from ..layers import Layer
 from ..layout import Counted
 from . import reader
-from .reader import Scene, Seen, Words
+from .reader import OneStream, Scene, Seen, Words
 
 
 @dataclass(frozen=True)
-class WordsFirst:
+class WordsFirst(OneStream):
     """`blocks` are the names of its kinds of blocks (`block_type`) and of their lists.
 
     `places` tells where joined texts have their places among the prompt's, for models that count words: of the lengths of the prompt and of
@@ -35,6 +33,7 @@ class WordsFirst:
     outer: bool = False
     counts_words: bool = False
     filled_in_front: bool = False
+    unpads: ClassVar[bool] = True
 
     def fits(self, model: Any) -> bool:
         return reader.is_class(model, self.module, *self.classes)
@@ -45,15 +44,9 @@ class WordsFirst:
     def patch_of(self, model: Any) -> int:
         return int(getattr(model, self.patch))
 
-    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Words:
-        return (reader.unpadded(text, options),)
-
-    def text(self, arguments: Arguments) -> Words:
-        return (arguments.get("context"),)
-
     def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
         prompt = arguments.get("context").shape[1]
-        joined = reader.with_words(arguments, words[0])
+        joined = super().joined(model, arguments, words, counts)
         if self.places is None or not _has_places(model):
             return joined
         return reader.with_patch(joined, "post_input", reader.texts_restarting((prompt, *counts), self.places))

@@ -6,6 +6,7 @@ Both sides have the same words. What the groups add is sorting; what they save i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -148,7 +149,10 @@ def model(rounds: int = 7) -> list[Figure]:
 
 
 def unet(rounds: int = 7) -> list[Figure]:
-    """The tiny UNet of random weights at 512 px in ComfyUI's sampler, CFG: two Prompt Regions against none, and against core's Set Mask."""
+    """The tiny UNet of random weights at 512 px in ComfyUI's sampler, CFG: two Prompt Regions against none, and against core's Set Mask.
+
+    In one pass, and each region in a pass of its own, as UNets have it by default.
+    """
     import comfy.sample
     import comfy.sd
     from maskprompt.attention import grid, prompt_regions
@@ -164,6 +168,7 @@ def unet(rounds: int = 7) -> list[Figure]:
     masks = quarters(2, 32)
     regions = [prompt_regions.PromptRegion(text, grid.RegionMask(mask)) for text, mask in zip(texts[2:], masks, strict=True)]
     patched = prompt_regions.install(plain, *regions)
+    by_passes = prompt_regions.install(plain, *(replace(region, own_until=0.0) for region in regions))
     noise = torch.randn(1, 4, 64, 64)
     masked = [
         [text, {"mask": mask, "set_area_to_bounds": False, "mask_strength": 1.0}] for text, mask in zip(texts[2:], masks, strict=True)
@@ -177,6 +182,9 @@ def unet(rounds: int = 7) -> list[Figure]:
     def ours() -> None:
         run(patched, [[texts[0], {}]])
 
+    def passes() -> None:
+        run(by_passes, [[texts[0], {}]])
+
     def none() -> None:
         run(plain, [[texts[0], {}]])
 
@@ -187,6 +195,8 @@ def unet(rounds: int = 7) -> list[Figure]:
     return [
         ratio(f"{name}: time against none", *in_turns(ours, none, rounds), at_most=1.05),
         ratio(f"{name}: time against core's Set Mask", *in_turns(ours, core, rounds), at_most=0.5),
+        ratio(f"{name} in passes of their own: time against none", *in_turns(passes, none, rounds)),
+        ratio(f"{name} in passes of their own: time against core's Set Mask", *in_turns(passes, core, rounds)),
     ]
 
 

@@ -222,9 +222,10 @@ def kills(told: Told) -> None:
         with stage() as server:
             server.run(graph)
             wanted = learned(server.folder)
-        # Train Poseable Subjects saves its files itself, so that nothing lies between its end and its saving.
-        saves_itself = any(entry["class_type"] == "MaskPromptTrainMCGM" for entry in graph.values())
-        for what, when in (("in its midst", _late), *(() if saves_itself else (("before its saving", _ended),))):
+        ways = [("in its midst", _late), ("before its saving", _ended)]
+        if any(entry["class_type"] == "MaskPromptTrainMCGM" for entry in graph.values()):
+            ways.pop()  # it saves its files itself, so that nothing lies between its end and its saving
+        for what, when in ways:
             with stage() as server:
                 try:
                     server.run(graph, when(server, graph))
