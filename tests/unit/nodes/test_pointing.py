@@ -8,6 +8,7 @@ import io
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,8 @@ def post(server: Server, *bodies: Any, headers: dict[str, str] | None = None) ->
                 answers.append((response.status, await response.json(), time.perf_counter() - began))
         return answers
 
-    return asyncio.run(run())
+    with ThreadPoolExecutor(1) as pool:  # a browser that the worker holds open has its own loop running in this thread
+        return pool.submit(asyncio.run, run()).result()
 
 
 def cup(folders: Path, name: str = "cup.png") -> pointer.Picture:
