@@ -1,8 +1,9 @@
-"""Every bundled workflow in the real frontend paints when Run is pressed."""
+"""Every bundled workflow in the real frontend paints when Run is pressed, in the classic canvas and in Nodes 2.0."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -27,13 +28,30 @@ CHANGE = """(changes) => {
         for (const [type, field, value] of changes)
             if (node.type === type) node.widgets.find(w => w.name === field).value = value
 }"""
-PICTURES = "() => window.app.graph.nodes.filter(n => n.type === 'SaveImage').map(n => n.imgs?.length ?? 0)"
+PICTURES = {
+    "classic": "() => window.app.graph.nodes.filter(n => n.type === 'SaveImage').map(n => n.imgs?.length ?? 0)",
+    "nodes-2": """() => window.app.graph.nodes.filter(n => n.type === 'SaveImage').map(n =>
+        [...document.querySelectorAll(`[data-node-id="${n.id}"] img`)].filter(image => image.naturalWidth > 0).length)""",
+}
+"""How many pictures each Save Image shows, in each renderer."""
+VUE = "on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
 
 
+@pytest.fixture
+def renderer(page: Page, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The renderer that the page is in."""
+    page.evaluate(VUE, request.param == "nodes-2")
+    yield request.param
+    page.evaluate(VUE, False)
+
+
+@pytest.mark.parametrize("renderer", list(PICTURES), indirect=True)
 @pytest.mark.parametrize("name", run.paintable(run.workflows()))
-def test_run_paints(page: Page, server: Server, name: str) -> None:
+def test_run_paints(page: Page, server: Server, name: str, renderer: str) -> None:
+    """In Nodes 2.0 right after the classic canvas and with another seed, so that only what the seed changes is computed again."""
     load(page, name)
     changes = CHANGES | {("KSampler", field): value for field, value in run.of_sampler(run.workflow(name)).items()}
+    changes["KSampler", "seed"] = list(PICTURES).index(renderer)
     page.evaluate(CHANGE, [[node, field, value] for (node, field), value in changes.items()])
     before = set(server.get_json("/history"))
     page.get_by_test_id("queue-button").click()
@@ -44,8 +62,8 @@ def test_run_paints(page: Page, server: Server, name: str) -> None:
     history = server.get_json(f"/history/{new.pop()}").popitem()[1]
     assert history["status"]["status_str"] == "success", history["status"]["messages"]
     page.wait_for_timeout(1500)
-    screenshot(page, f"{name}-painted")
-    shown = page.evaluate(PICTURES)
+    screenshot(page, f"{name}-painted-{renderer}")
+    shown = page.evaluate(PICTURES[renderer])
     assert shown
     assert all(shown)
     assert page.evaluate(ERRORS) == []
