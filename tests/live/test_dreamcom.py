@@ -79,26 +79,26 @@ def test_a_training_leaves_the_given_model_as_it_was(server: Server) -> None:
 
 
 def test_an_interrupted_training_goes_on_where_it_was(server: Server, states: Path) -> None:
-    graph = training(seed=13, steps=60, gradient_checkpointing=False)
+    graph = training(seed=13, steps=30, gradient_checkpointing=False)
     with pytest.raises(WorkflowError, match=rf"interrupted at node train \({TRAIN}\)"):
-        server.run(graph, Interrupt(server, TRAIN, 20))
+        server.run(graph, Interrupt(server, TRAIN, 14))
     (state,) = unfinished(states)
     assert state.suffix == ".pt"
     assert latent(server, server.run(base("  "))).isfinite().all()
     shown = Shown()
     server.run(graph, on_bytes=shown)
     (done,) = re.findall(r"goes on from step (\d+)", server.log_tail(60))
-    assert 10 < int(done) < 60
+    assert 4 < int(done) < 30
     assert shown.steps[0] == int(done) + 1
-    assert shown.steps[-1] == 60
+    assert shown.steps[-1] == 30
 
 
 def test_resume_off_begins_again(server: Server, states: Path) -> None:
     with pytest.raises(WorkflowError, match="interrupted"):
-        server.run(training(seed=14, steps=40), Interrupt(server, TRAIN, 15))
+        server.run(training(seed=14, steps=24, gradient_checkpointing=False), Interrupt(server, TRAIN, 10))
     assert len(unfinished(states)) == 1
     shown = Shown()
-    server.run(training(seed=14, steps=40, resume=False), on_bytes=shown)
+    server.run(training(seed=14, steps=24, gradient_checkpointing=False, resume=False), on_bytes=shown)
     assert shown.steps[0] == 1
 
 
@@ -118,7 +118,7 @@ def test_a_state_that_cannot_be_written_costs_nothing_else(server: Server, state
     states.write_text("in the way")
     before = lora_files(server)
     try:
-        server.run(training(seed=15, steps=101, gradient_checkpointing=False))
+        server.run(training(seed=15))
     finally:
         states.unlink()
     assert "could not be written" in server.log_tail(60)

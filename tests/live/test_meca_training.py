@@ -85,7 +85,7 @@ def test_it_shows_how_far_it_is_and_the_saved_file_paints_the_same(server: Serve
 
 def test_an_interrupted_training_goes_on_where_it_was(server: Server) -> None:
     before = files(server)
-    interrupt_and_go_on(server, training(seed=3, steps=40), TRAIN, "meca")
+    interrupt_and_go_on(server, training(seed=3, steps=26), TRAIN, "meca")
     assert len(files(server)) == len(before) + 1
 
 
