@@ -98,7 +98,7 @@ def server(
 def page(server: Server, browser_path: str) -> Iterator[Page]:
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=browser_path, args=browser.FLAGS)
-        opened = started.new_page(viewport={"width": 2560, "height": 1440})
+        opened = started.new_page(viewport={"width": 1920, "height": 1080})
         browser.open_frontend(opened, server.url)
         yield opened
         started.close()

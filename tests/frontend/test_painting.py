@@ -21,8 +21,9 @@ TRAININGS = {
     "MaskPromptTrainMCGM": ("steps", "weight_steps"),
     "MaskPromptTrainMaskControlNet": ("steps",),
 }
-SHORT = {(node, field): 3 for node, fields in TRAININGS.items() for field in fields} | {("MaskPromptTrainMCGM", "variations"): 8}
-CHANGES = {**run.CHANGES, **SHORT, ("KSampler", "steps"): 10}
+SHORT = {(node, field): 2 for node, fields in TRAININGS.items() for field in fields}
+SMALL = {("MaskPromptTrainMCGM", "variations"): 8, ("MaskPromptTrainMCGM", "batch_size"): 2}
+CHANGES = {**run.CHANGES, **SHORT, **SMALL, ("KSampler", "steps"): 6}
 CHANGE = """(changes) => {
     for (const node of window.app.graph.nodes)
         for (const [type, field, value] of changes)

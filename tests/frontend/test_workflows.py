@@ -64,8 +64,7 @@ def test_no_node_covers_another(page: Page, name: str) -> None:
 @pytest.mark.parametrize("vue", [False, True])
 def test_every_template_opens_at_a_size_that_can_be_read(page: Page, vue: bool) -> None:
     """As Browse Templates opens it, on a screen of 1920 x 1080, in either renderer."""
-    before = page.viewport_size
-    page.set_viewport_size({"width": 1920, "height": 1080})
+    assert page.viewport_size == {"width": 1920, "height": 1080}
     page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue)
     page.wait_for_timeout(1500)
     try:
@@ -76,7 +75,6 @@ def test_every_template_opens_at_a_size_that_can_be_read(page: Page, vue: bool) 
         assert {opened: scale for opened, scale in scales.items() if scale < 0.57} == {}
     finally:
         page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", False)
-        page.set_viewport_size(before or {"width": 2560, "height": 1440})
 
 
 def test_what_a_subgraphs_node_shows_is_what_runs(page: Page) -> None:

@@ -26,7 +26,7 @@ def load(page: Page, name: str, graph: dict[str, Any] | None = None) -> None:
     page.wait_for_timeout(1500)  # missing models and media are looked for after the graph is shown
 
 
-def at_rest(page: Page, expression: str, pause: int = 250, patience: int = 20) -> Any:
+def at_rest(page: Page, expression: str, pause: int = 120, patience: int = 40) -> Any:
     """What the expression gives once it gives the same three times in a row, `pause` milliseconds apart."""
     readings: list[Any] = []
     for _ in range(patience):
