@@ -81,8 +81,7 @@ def server(
     any_file = run.TINY_MODEL  # what is only looked for and never loaded
     for file in embeddings:
         staged.add_model("embeddings", file)
-    for prompt in run.workflows().values():
-        run.add_photographs(staged, run.photographs(prompt))
+    for prompt in run.workflows().values():  # their pictures are there by the pack's own doing
         for node in prompt.values():
             for field, kind in run.PUBLISHED.get(node["class_type"], {}).items():
                 staged.add_model(kind, any_file, node["inputs"][field])
