@@ -146,16 +146,21 @@ def load_checkpoint(file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
     state = load_file(file)
     parts = ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")
     unet, text, autoencoder = ({k.removeprefix(part): v for k, v in state.items() if k.startswith(part)} for part in parts)
-    return unet, text, autoencoder
+    from .registration import whole_words
+
+    return unet, whole_words(text), autoencoder
 
 
 def save_checkpoint(
     file: Path, unet: dict[str, Tensor], text: dict[str, Tensor], autoencoder: dict[str, Tensor], about: dict[str, str]
 ) -> None:
-    """Writes one half-precision safetensors file with SD 1.5's prefixes."""
+    """Writes one half-precision safetensors file with SD 1.5's prefixes, and of the words' embeddings those that are not zero."""
     from safetensors.torch import save_file
 
+    from .registration import packed_words
+
     state = {f"model.diffusion_model.{key}": value for key, value in unet.items()}
-    state |= {f"cond_stage_model.{key}": value for key, value in text.items()}
+    state |= {f"cond_stage_model.{key}": value for key, value in packed_words(text).items()}
     state |= {f"first_stage_model.{key}": value for key, value in autoencoder.items()}
-    save_file({key: value.detach().to("cpu", torch.float16).contiguous() for key, value in state.items()}, file, metadata=about)
+    halves = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    save_file({key: value.detach().cpu().contiguous() for key, value in halves.items()}, file, metadata=about)

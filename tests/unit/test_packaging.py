@@ -20,6 +20,8 @@ EXTENDING = {
 
 MOST = 3_000_000
 """Bytes of the archive that users install."""
+MOST_IN_A_CHECKOUT = 60_000_000
+"""Bytes of all files of the repository."""
 
 
 def listed(*arguments: str) -> set[str]:
@@ -34,6 +36,11 @@ def installed() -> set[str]:
     left_out = listed("--cached", "--ignored", "--exclude-from=.comfyignore")
     left_out |= listed("--others", "--ignored", "--exclude-from=.comfyignore")
     return {name for name in every - left_out if (ROOT / name).is_file()}
+
+
+def test_a_checkout_is_small() -> None:
+    every = [ROOT / name for name in listed("--cached", "--others", "--exclude-standard")]
+    assert sum(file.stat().st_size for file in every if file.is_file()) < MOST_IN_A_CHECKOUT
 
 
 def test_what_users_install_is_small_and_whole() -> None:
