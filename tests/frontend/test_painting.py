@@ -35,6 +35,19 @@ PICTURES = {
         [...document.querySelectorAll(`[data-node-id="${n.id}"] img`)].filter(image => image.naturalWidth > 0).length)""",
 }
 """How many pictures each Save Image shows, in each renderer."""
+COVERED = """(most) => {
+    const scale = window.app.canvas.ds.scale
+    const boxes = [...document.querySelectorAll('.lg-node[data-node-id]')].map(element => [element, element.getBoundingClientRect()])
+    const title = element => window.app.graph.getNodeById(element.dataset.nodeId)?.title
+    const common = (from, to, other, end) => (Math.min(to, end) - Math.max(from, other)) / scale
+    const found = []
+    for (const [i, [one, a]] of boxes.entries())
+        for (const [other, b] of boxes.slice(i + 1))
+            if (common(a.left, a.right, b.left, b.right) > most && common(a.top, a.bottom, b.top, b.bottom) > most)
+                found.push([title(one), title(other), Math.round(common(a.top, a.bottom, b.top, b.bottom))])
+    return found
+}"""
+"""Which nodes of Nodes 2.0 cover each other by more than so many pixels, both ways, and how many from top to bottom."""
 VUE = "on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
 
 
@@ -68,6 +81,7 @@ def test_run_paints(page: Page, server: Server, name: str, renderer: str) -> Non
     assert shown
     assert all(shown)
     assert page.evaluate(ERRORS) == []
+    assert renderer == "classic" or page.evaluate(COVERED, 4) == []
     saved = [server.file_of(image) for output in history["outputs"].values() for image in output.get("images", [])]
     assert saved
     assert all(np.asarray(Image.open(path).convert("L")).std() > 5 for path in saved)
