@@ -215,9 +215,12 @@ def flags(told: Told) -> None:
                 told(bool(painted) and not flat, f"{' '.join(given)}: {name}{f': nothing to see in {flat}' if flat else ''}")
 
 
-def kills(told: Told) -> None:
-    """Every training killed, and run again."""
-    for name, prompt in graphs(True).items():
+def kills(told: Told, only: Sequence[str] = ()) -> None:
+    """Every training killed, and run again, or those of the workflows that `only` means."""
+    trainings = graphs(True)
+    chosen = [title for name in only for title in run.matching(name, trainings)] or list(trainings)
+    for name in chosen:
+        prompt = trainings[name]
         graph = short(prompt, LEARNING)
         with stage() as server:
             server.run(graph)
@@ -272,9 +275,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("runs", "flags", "kills"))
     parser.add_argument("--count", type=int, default=30, help="of runs")
+    parser.add_argument("--only", nargs="*", default=(), help="kills: numbers, or words of the titles, of the workflows")
     options = parser.parse_args(arguments)
     told = Told()
-    {"runs": lambda: runs(options.count, told), "flags": lambda: flags(told), "kills": lambda: kills(told)}[options.what]()
+    {"runs": lambda: runs(options.count, told), "flags": lambda: flags(told), "kills": lambda: kills(told, options.only)}[options.what]()
     print(f"{told.wrong} wrong")
     return int(told.wrong > 0)
 
