@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 
 def pytest_sessionfinish() -> None:
     TABLE.write()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _old_objects_are_not_searched() -> None:
+    """What is there before a file's tests, libraries above all, is left out by the collector, which trainings start again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
