@@ -166,7 +166,10 @@ def test_what_travels_comes_back_whole(folder: Path, tmp_path: Path) -> None:
     code = "import sys; sys.modules['diffusers'] = sys.modules['transformers'] = sys.modules['comfy'] = None"
     (target / "sitecustomize.py").write_text(code, "utf-8")
     subprocess.run(
-        [*command, "--stages", "32:4", "--train", "--steps 3 --threads 1"], cwd=target, check=True, env={"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
+        [*command, "--stages", "32:4", "--train", "--steps 3 --threads 1"],
+        cwd=target,
+        check=True,
+        env={"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"},
     )
     pieces = sorted((target / "out").glob("piece-*.bin"))
     assert all(piece.stat().st_size < 16 * 2**20 for piece in pieces)
