@@ -24,6 +24,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 
 def pytest_sessionfinish() -> None:
     TABLE.write()
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,13 +41,13 @@ def model() -> Any:
 
 @pytest.fixture(scope="session")
 def sample() -> Sample:
-    """`sample(model, size=(h, w), batch=1, steps=3, cfg=4.0, positive={}, negative={})` gives the latent."""
+    """`sample(model, size=(h, w), batch=1, steps=2, cfg=4.0, positive={}, negative={})` gives the latent."""
 
     def run(
         model: Any,
         size: tuple[int, int] = (16, 16),
         batch: int = 1,
-        steps: int = 3,
+        steps: int = 2,
         cfg: float = 4.0,
         positive: dict[str, Any] | None = None,
         negative: dict[str, Any] | None = None,
