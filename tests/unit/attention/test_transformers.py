@@ -203,7 +203,7 @@ def by_the_formula(model: Any, told: Any, place: torch.Tensor, words: bool, mode
             return func(q, k, v, heads, mask, *_, **kwargs)
         asked = (tuple(tokens[0]), tuple(tokens[1]))
         if asked not in known:
-            known[asked] = pairwise(*tokens, lambda query, key: hidden(query, key, places, words, mode != "off"))
+            known[asked] = pairwise(tokens[0], tokens[1], lambda query, key: hidden(query, key, places, words, mode != "off"))
         out = known[asked]
         scores = parts[0] @ parts[1].transpose(-1, -2) * parts[0].shape[-1] ** -0.5
         if mask is not None:
