@@ -146,10 +146,10 @@ def _searched(level: _Level) -> Fit:
     """The fit that is best among those that start from the highest normalised correlations of any zoom."""
     original = _evened(level.original)
     reach = max(2, math.ceil(REACH * max(original.shape)))
+    piece = _evened(level.piece)[None]
+    zoomed = torch.cat([moved(piece, 0.0, 0.0, zoom) for zoom in ZOOMS])
     starts = []
-    for zoom in ZOOMS:
-        piece = moved(_evened(level.piece)[None], 0.0, 0.0, zoom)[0]
-        scores = correlation(original, piece, level.outside, reach)
+    for zoom, scores in zip(ZOOMS, correlation(original, zoomed, level.outside, reach), strict=True):
         top = int(scores.argmax())
         down, right = divmod(top, 2 * reach + 1)
         # `moved` has taken the zoom back, so the rest of the shift is in pixels of the original: zoom times that of the piece.

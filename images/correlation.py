@@ -15,23 +15,23 @@ LEAST_SEEN = 0.75
 def correlation(original: Tensor, piece: Tensor, outside: Tensor, reach: int) -> Tensor:
     """Pearson's correlation of original(x) and piece(x + shift) over the x in `outside` whose partner lies in the piece.
 
-    All [h, w]. The result [2 reach + 1, 2 reach + 1] is for shifts of -reach..reach pixels, rows down and columns to the right; 0 where
-    more than a quarter of the partners are missing.
+    All [h, w], or several pieces [N, h, w] at once. The result [2 reach + 1, 2 reach + 1] (of each) is for shifts of -reach..reach pixels,
+    rows down and columns to the right; 0 where more than a quarter of the partners are missing.
     """
     size = (original.shape[0] + 2 * reach, original.shape[1] + 2 * reach)
     weight = outside.double()
     first = original.double() - original[outside].mean().double()
-    second = piece.double() - piece.mean().double()
+    second = piece.double() - piece.mean((-2, -1), keepdim=True).double()
 
     def transformed(plane: Tensor) -> Tensor:
         return torch.fft.rfft2(plane, s=size)
 
     def summed(one: Tensor, other: Tensor) -> Tensor:
         whole = torch.fft.irfft2(one * other, s=size)
-        return whole.roll((reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]
+        return whole.roll((reach, reach), (-2, -1))[..., : 2 * reach + 1, : 2 * reach + 1]
 
     seen, of_first, square_of_first = (transformed(part).conj() for part in (weight, first * weight, first.square() * weight))
-    there, of_second, square_of_second = (transformed(part) for part in (torch.ones_like(second), second, second.square()))
+    there, of_second, square_of_second = (transformed(part) for part in (torch.ones_like(weight), second, second.square()))
     count = summed(seen, there).clamp(min=1e-9)
     mean_first = summed(of_first, there) / count
     mean_second = summed(seen, of_second) / count

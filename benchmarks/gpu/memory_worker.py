@@ -76,9 +76,10 @@ def paint(task: dict[str, Any]) -> dict[str, Any]:
     lora.add_patches({state_key: ("diff", (torch.full(weight.shape, 0.01),))}, 1.0)
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
-    network: Any = AutoencoderKL(ddconfig=VAE, embed_dim=4)
+    shape: Any = {"ddconfig": {**VAE, "ch": 32} if small else VAE, "embed_dim": 4}
+    network = AutoencoderKL(**shape)
     shapes.fill(network)
-    vae = comfy.sd.VAE(sd=network.state_dict())
+    vae = comfy.sd.VAE(sd=network.state_dict(), config={"params": shape} if small else None)
     generator = torch.Generator().manual_seed(4)
     noise = torch.randn(1, 4, side, side, generator=generator)
     texts = torch.randn(2, 77, width, generator=generator)

@@ -69,10 +69,10 @@ def shapes(setting: Setting) -> tuple[Shape, ...]:
 
 
 def compiled(setting: Setting) -> Shape:
-    """The UNet for torch.compile: SD 1.5, or a toy with one block where it has two, as each block is traced several times."""
+    """The UNet for torch.compile: SD 1.5, or a toy with its first two sizes and one block in each, as each is traced several times."""
     if not setting.small:
         return SD15
-    blocks = {"num_res_blocks": [1] * 4, "transformer_depth": [1, 1, 1, 0], "transformer_depth_output": [1] * 6 + [0] * 2}
+    blocks = {"num_res_blocks": [1] * 2, "channel_mult": [1, 2], "transformer_depth": [1] * 2, "transformer_depth_output": [1, 0] * 2}
     return _toy(replace(SD15, config={**SD15.config, **blocks}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from maskprompt.training.command import comfyui
 from maskprompt.training.dreamcom.loss import Loss
 from maskprompt.training.engine import loop
 from PIL import Image
@@ -66,6 +68,17 @@ def failure(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
         return capsys.readouterr().err
 
     return fail
+
+
+@pytest.fixture(scope="module")
+def checkpoints() -> Callable[[str], tuple[Any, Any, Any]]:
+    return functools.cache(comfyui.load_checkpoint)
+
+
+@pytest.fixture
+def read_once(checkpoints: Callable[[str], tuple[Any, Any, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint is read once for several commands of a file."""
+    monkeypatch.setattr(comfyui, "load_checkpoint", checkpoints)
 
 
 def signal_at(step: int, number: signal.Signals, patch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from demo.painter import Painter
 
+from .learners import unet_of
+
 SIZE = 64
 
 
@@ -38,8 +40,10 @@ def quick_previews(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def tiny() -> Painter:
-    """The tiny model of demo/, as Load Checkpoint gives it."""
-    return Painter()
+    """The tiny model of demo/ with a UNet of fewer blocks and random weights."""
+    painter = Painter()
+    painter.model = unet_of(32, small=True)
+    return painter
 
 
 Ran = tuple[Any, dict[str, Tensor], dict[str, list[float]], int, str]

@@ -41,7 +41,7 @@ class Tiny:
 
     def model(self, dtype: torch.dtype = torch.float32) -> Any:
         """A MODEL on the CPU, always of the same weights."""
-        return _model(self, dtype).clone()
+        return (_model(self) if dtype == torch.float32 else _converted(self, dtype)).clone()
 
     def latent(self, size: tuple[int, int], batch: int = 1, seed: int = 1, frames: int | None = None) -> torch.Tensor:
         time = () if self.frames is None else (frames or self.frames,)
@@ -71,15 +71,24 @@ class Tiny:
 
 
 @functools.lru_cache(maxsize=32)
-def _model(tiny: Tiny, dtype: torch.dtype) -> Any:
+def _model(tiny: Tiny) -> Any:
+    torch.manual_seed(0)
+    return _built(tiny, torch.float32, filled)
+
+
+def _converted(tiny: Tiny, dtype: torch.dtype) -> Any:
+    """The same weights rounded; not kept, as each test of them wants another one."""
+    weights = iter(_model(tiny).model.diffusion_model.state_dict().values())
+    return _built(tiny, dtype, lambda value: next(weights).to(value.dtype))
+
+
+def _built(tiny: Tiny, dtype: torch.dtype, weight: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     import comfy.model_patcher
 
     config = tiny.config()
     config.set_inference_dtype(dtype, None)
-    torch.manual_seed(0)
     model = config.get_model({}, "", device=torch.device("cpu"))
-    weights = {name: filled(value) for name, value in model.diffusion_model.state_dict().items()}
-    model.diffusion_model.load_state_dict(weights)
+    model.diffusion_model.load_state_dict({name: weight(value) for name, value in model.diffusion_model.state_dict().items()})
     return comfy.model_patcher.ModelPatcher(model.eval(), torch.device("cpu"), torch.device("cpu"))
 
 

@@ -41,6 +41,7 @@ class Ran(NamedTuple):
 
 
 Node = Callable[..., Ran]
+Wanted = Callable[..., tuple[list[float], Stored]]
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +86,25 @@ def node(tiny: Painter, model: Any, folders: Path, output: Path, monkeypatch: py
 
     yield run
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def done() -> dict[str, tuple[list[float], Stored]]:
+    return {}
+
+
+@pytest.fixture
+def wanted(node: Node, folders: Path, done: dict[str, tuple[list[float], Stored]]) -> Wanted:
+    """`wanted(steps=..., ...)`: the losses and the files of a training without a break, trained once in a file of tests."""
+
+    def without_a_break(**inputs: Any) -> tuple[list[float], Stored]:
+        asked = repr(sorted(inputs.items()))
+        if asked not in done:
+            losses = node(**inputs).loss["loss"]
+            done[asked] = (losses, taken(folders))
+        return done[asked]
+
+    return without_a_break
 
 
 def marks(height: int = SIDE, width: int = SIDE) -> Tensor:

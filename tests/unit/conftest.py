@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 
 def pytest_sessionfinish() -> None:
     TABLE.write()
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _old_objects_are_not_searched() -> None:
+    """What is there before a file's tests, libraries above all, is left out by the collector, which trainings start again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -32,13 +41,13 @@ def model() -> Any:
 
 @pytest.fixture(scope="session")
 def sample() -> Sample:
-    """`sample(model, size=(h, w), batch=1, steps=3, cfg=4.0, positive={}, negative={})` gives the latent."""
+    """`sample(model, size=(h, w), batch=1, steps=2, cfg=4.0, positive={}, negative={})` gives the latent."""
 
     def run(
         model: Any,
         size: tuple[int, int] = (16, 16),
         batch: int = 1,
-        steps: int = 3,
+        steps: int = 2,
         cfg: float = 4.0,
         positive: dict[str, Any] | None = None,
         negative: dict[str, Any] | None = None,

@@ -63,16 +63,16 @@ def test_five_runs_give_the_same_picture(model: Any, sample: Sample) -> None:
 
 def test_every_layer_is_called_once_a_step_with_its_true_grid(model: Any, sample: Sample) -> None:
     calls: list[Any] = []
-    sample(chain.install(model, Spy("self", calls=calls), Spy("cross", calls=calls)), size=(61, 83), steps=2, cfg=3.0)
+    sample(chain.install(model, Spy("self", calls=calls), Spy("cross", calls=calls)), size=(29, 43), steps=2, cfg=3.0)
     known = layers.layers_of(model.get_model_object("diffusion_model"))
     assert len(known) == 16
     assert [(c.layer, c.kind) for c, _ in calls] == 2 * [(layer, kind) for layer in known for kind in ("self", "cross")]
     levels = layers.levels_of(model.get_model_object("diffusion_model"))
     for call, shape in calls:
-        assert call.grid == (grid.halved(61, levels[call.layer]), grid.halved(83, levels[call.layer]))
+        assert call.grid == (grid.halved(29, levels[call.layer]), grid.halved(43, levels[call.layer]))
         assert shape[0] == len(call.rows) == 2
         assert {row.half for row in call.rows} == {0, 1}
-        assert call.latent == (61, 83)
+        assert call.latent == (29, 43)
         assert call.plain
 
 
@@ -92,7 +92,7 @@ def test_another_packs_replacement_on_the_same_layer_still_acts(model: Any, samp
     mask = MaskedCrossAttention(half_mask())
     both = add_theirs(chain.install(model, mask)) if ours_first else chain.install(add_theirs(model), mask)
     result = sample(both)
-    assert seen == [256] * 3
+    assert seen == [256] * 2
     assert not torch.equal(result, sample(add_theirs(model)))
     assert not torch.equal(result, sample(chain.install(model, mask)))
     other = chain.install(add_theirs(model), mask) if ours_first else add_theirs(chain.install(model, mask))
@@ -201,7 +201,7 @@ def test_a_model_without_unet_is_refused_in_words() -> None:
         layers.layers_of(torch.nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize("size", [(72, 104), (61, 83), (9, 7)])
+@pytest.mark.parametrize("size", [(24, 40), (29, 43), (9, 7)])
 def test_any_size_samples(model: Any, sample: Sample, size: tuple[int, int]) -> None:
     region = half_mask(size[0] * 8, size[1] * 8)
     patches = (MaskedCrossAttention(region), MaskedSelfAttention(region), MaskedSelfAttention(region, "renormalised"))

@@ -194,13 +194,17 @@ def hidden(query: Token, key: Token, place: list[bool], words: bool, divided: bo
 def by_the_formula(model: Any, told: Any, place: torch.Tensor, words: bool, mode: str) -> Any:
     """The model with its softmax written out: what is hidden leaves before it (`renormalised`), or is zeroed after it (`paper`)."""
     places = place.bool().tolist()
+    known: dict[Any, torch.Tensor] = {}
 
     def attend(func: Any, q: Any, k: Any, v: Any, heads: int, mask: Any = None, *_: Any, **kwargs: Any) -> torch.Tensor:
         parts = [q, k, v] if kwargs.get("skip_reshape") else [x.flatten(2).unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
         tokens = told(parts[0].shape[2], parts[1].shape[2], kwargs.get("transformer_options") or {})
         if tokens is None:
             return func(q, k, v, heads, mask, *_, **kwargs)
-        out = pairwise(tokens[0], tokens[1], lambda query, key: hidden(query, key, places, words, mode != "off"))
+        asked = (tuple(tokens[0]), tuple(tokens[1]))
+        if asked not in known:
+            known[asked] = pairwise(tokens[0], tokens[1], lambda query, key: hidden(query, key, places, words, mode != "off"))
+        out = known[asked]
         scores = parts[0] @ parts[1].transpose(-1, -2) * parts[0].shape[-1] ** -0.5
         if mask is not None:
             scores = scores + (mask if mask.ndim == 4 else mask[:, None])

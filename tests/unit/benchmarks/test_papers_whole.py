@@ -17,9 +17,13 @@ from benchmarks.papers import arguments, make_folder, published, sampling, scori
 from benchmarks.papers.work import Share, Work
 from demo import setup, tiny_model
 
+from ...support.command import checkpoints, read_once
 from ...support.papers import LORA, NETWORK, SMALL, calls_of, half_done, rows, whole
 from ...support.sam import small_sam
 from ...support.score_models import clip_folder, dino_folder, inception_file
+
+__all__ = ["checkpoints", "read_once"]  # fixtures
+pytestmark = pytest.mark.usefixtures("read_once")
 
 
 @pytest.fixture(scope="module")

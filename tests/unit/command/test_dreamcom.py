@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 import train
 from demo import setup, tiny_model
 
-from ...support.command import ROOT, Command, command, failure, pictures, random_numbers, signal_at
+from ...support.command import ROOT, Command, checkpoints, command, failure, pictures, random_numbers, read_once, signal_at
 
-__all__ = ["command", "failure", "pictures"]  # fixtures
+__all__ = ["checkpoints", "command", "failure", "pictures", "read_once"]  # fixtures
+pytestmark = pytest.mark.usefixtures("read_once")
 
 
 @pytest.fixture(scope="module")

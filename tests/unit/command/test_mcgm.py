@@ -25,6 +25,10 @@ from safetensors.torch import load_file
 import train
 from demo import setup, tiny_model
 
+from ...support.command import checkpoints, read_once
+
+__all__ = ["checkpoints", "read_once"]  # fixtures
+pytestmark = pytest.mark.usefixtures("read_once")
 ROOT = Path(train.__file__).parent
 FILES = ("embeddings/fox-ball", "embeddings/fox-star", "loras/fox", "mcgm/fox")
 Command = Callable[..., list[str]]

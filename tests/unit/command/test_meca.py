@@ -29,7 +29,11 @@ from safetensors.torch import load_file, save_file
 import train
 from demo import setup, tiny_model, vision
 
+from ...support.command import checkpoints, read_once
 from ...support.meca_samples import draw
+
+__all__ = ["checkpoints", "read_once"]  # fixtures
+pytestmark = pytest.mark.usefixtures("read_once")
 
 ROOT = Path(train.__file__).parent
 

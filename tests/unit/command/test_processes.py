@@ -56,7 +56,7 @@ def child(place: Path, number: int) -> list[int]:
         stopped = train.main(line)
     if number == 0:
         shutil.copy(place / "lora.state.pt", place / "kept.pt")
-        torch.save([mean_gradient_steps(place / "pictures", 2, processes) for processes in ((0, 1), (0,), (1,))], place / "by-hand.pt")
+        torch.save(mean_gradient_steps(place / "pictures", 2, (0, 1), (0,), (1,)), place / "by-hand.pt")
     return [stopped, train.main(line)]
 
 
@@ -107,14 +107,17 @@ def apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
     return float(torch.cat([(value - two[name]).abs().flatten() for name, value in one.items()]).mean())
 
 
-def mean_gradient_steps(pictures: Path, steps: int, processes: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """The weights after AdamW on the mean gradient of these processes' losses, clipped to a norm of 1."""
+def mean_gradient_steps(pictures: Path, steps: int, *together: tuple[int, ...]) -> list[dict[str, torch.Tensor]]:
+    """The weights after AdamW on the mean gradient of the losses of processes that learn together, clipped to a norm of 1."""
     model, clip, vae = comfyui.load_checkpoint(str(tiny_model.CHECKPOINT))
     options = Options(noun="star", steps=3, rate=1e-3, rank=4, size=64)
     examples = dreamcom.encode(folder.load(pictures), vae, options)
     with torch.no_grad():
         text = clip.encode_from_tokens_scheduled(clip.tokenize(options.prompt))
-    learner = Learner(model, "lora", options.rank, options.seed)
+    return [_steps(Learner(model, "lora", options.rank, options.seed), examples, text, options, steps, own) for own in together]
+
+
+def _steps(learner: Learner, examples: Any, text: Any, options: Options, steps: int, processes: tuple[int, ...]) -> dict[str, torch.Tensor]:
     with learner.loaded():
         loss = Loss(learner, examples, text, options)
         values = list(learner.parameters.values())

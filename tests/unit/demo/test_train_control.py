@@ -60,11 +60,11 @@ def learn(network: train_control.Controlled, steps: int) -> None:
     def noise(*size: int) -> torch.Tensor:
         return torch.randn(*size, generator=generator)
 
-    network.hint = noise(2, 3, 128, 128).sigmoid()
+    network.hint = noise(2, 3, 64, 64).sigmoid()
     context = noise(2, 77, 128)
     text = torch.nn.Embedding(1, 1)
     text.forward = lambda input: context
-    batch = (noise(2, 4, 16, 16), noise(2, 5, 16, 16), torch.ones(2, 1, 16, 16), torch.zeros(2, 77, dtype=torch.long))
+    batch = (noise(2, 4, 8, 8), noise(2, 5, 8, 8), torch.ones(2, 1, 8, 8), torch.zeros(2, 77, dtype=torch.long))
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], 1e-3)
     for _ in range(steps):
         loss = train_control.loss_of(network, text, batch, tiny_model.alphas(), generator)
@@ -168,7 +168,7 @@ def test_a_drawn_hint_is_one_that_the_node_makes(monkeypatch: pytest.MonkeyPatch
 
 def test_a_training_stops_and_goes_on(tmp_path: Path) -> None:
     options = argparse.Namespace(
-        work=tmp_path, base=tiny_model.CHECKPOINT, minutes=1e-6, scenes=8, batch=2, rate=1e-3, seed=0, threads=torch.get_num_threads()
+        work=tmp_path, base=tiny_model.CHECKPOINT, minutes=1e-6, scenes=4, batch=1, rate=1e-3, seed=0, threads=torch.get_num_threads()
     )
     first = train_control.train(options)
     with safe_open(first, "pt") as opened:

@@ -178,6 +178,14 @@ def test_the_correlation_is_pearsons_of_what_overlaps() -> None:
             assert float(found[down + 3, right + 3]) == pytest.approx(wanted, abs=1e-6)
 
 
+def test_several_pieces_at_once_are_correlated_as_each_alone() -> None:
+    original, pieces, outside = random(12, 15), random(3, 12, 15, seed=1), random(12, 15, seed=2) > 0.3
+    found = correlation.correlation(original, pieces, outside, 3)
+    assert found.shape == (3, 7, 7)
+    for piece, scores in zip(pieces, found, strict=True):
+        torch.testing.assert_close(scores, correlation.correlation(original, piece, outside, 3), atol=1e-6, rtol=0)
+
+
 def test_scikit_images_masked_registration_finds_the_same_shift() -> None:
     original, outside = picture(), hole()
     piece = shifted(original, 5, -3, 1)

@@ -43,7 +43,7 @@ def pasted(image: torch.Tensor, painted: torch.Tensor, crop: Any, feather: int =
 def drawn(seed: int) -> dict[str, Any]:
     """A picture, a mask, and settings of both nodes, at random."""
     rng = np.random.default_rng(seed)
-    height, width = (int(side) for side in rng.integers(24, 130, 2))
+    height, width = (int(side) for side in rng.integers(24, 90, 2))
     batch, count = (int(number) for number in rng.integers(1, 3, 2))
     masks = torch.zeros(count, height, width)
     for mask in masks:

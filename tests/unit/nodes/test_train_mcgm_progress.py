@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -31,8 +32,9 @@ from ...support.mcgm import painted
 from ...support.train_mcgm import (
     NAMES,
     Node,
-    Stored,
+    Wanted,
     alike,
+    done,
     marks,
     model,
     node,
@@ -44,10 +46,11 @@ from ...support.train_mcgm import (
     stored,
     taken,
     tiny,
+    wanted,
 )
 from ...support.training_nodes import cancelled_at
 
-__all__ = ["model", "node", "output", "quick_previews", "tiny"]  # fixtures
+__all__ = ["done", "model", "node", "output", "quick_previews", "tiny", "wanted"]  # fixtures
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -107,23 +110,22 @@ def test_bar_lines_and_previews(node: Node, told: Told, lines: list[tuple[str, s
     assert told[3][1][1].tobytes() != told[5][1][1].tobytes()
 
 
-def test_prior_preservation_is_told_of(node: Node, lines: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
+def test_prior_preservation_is_told_of(
+    node: Node, wanted: Wanted, lines: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, folders: Path
+) -> None:
     """Its pictures are painted before the first step; and they matter."""
     monkeypatch.setattr("maskprompt.training.mcgm.prior.STEPS", 1)
     monkeypatch.setattr("maskprompt.training.mcgm.prior.AT_ONCE", 10)
     node(steps=1, weight_steps=1, prior_weight=1.0)
     assert [line for line, _ in lines if "ordinary" in line] == [f"Painting ordinary pictures: {count} of 20" for count in (10, 20)]
     assert lines.index(("Painting ordinary pictures: 20 of 20", "7")) < next(i for i, (line, _) in enumerate(lines) if "Step 1" in line)
-    found = taken(folders)
-    node(steps=1, weight_steps=1)
-    assert not alike(found, stored(folders))
+    assert not alike(taken(folders), wanted(steps=1, weight_steps=1)[1])
 
 
 def test_a_preview_that_fails_is_no_reason_to_stop(
-    tiny: Painter, node: Node, folders: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny: Painter, node: Node, wanted: Wanted, folders: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    node()
-    wanted = taken(folders)
+    _, files = wanted()
 
     def fail(*given: Any) -> None:
         raise torch.OutOfMemoryError("no memory for the VAE")
@@ -132,7 +134,7 @@ def test_a_preview_that_fails_is_no_reason_to_stop(
     with caplog.at_level(logging.WARNING):
         node(preview_every=1)
     assert "The preview failed (OutOfMemoryError: no memory for the VAE); training goes on." in caplog.text
-    assert alike(stored(folders), wanted)
+    assert alike(stored(folders), files)
 
 
 @pytest.mark.parametrize(
@@ -142,13 +144,12 @@ def test_a_preview_that_fails_is_no_reason_to_stop(
     ids=["while pictures are encoded", "in the first phase", "at the first's end", "in the second", "in the second, all weights"],
 )  # fmt: skip
 def test_interrupted_and_run_again_it_ends_as_if_nothing_had_been(
-    node: Node, tiny: Painter, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch, method: Method, value: int,
+    node: Node, wanted: Wanted, tiny: Painter, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch, method: Method, value: int,
     kept: dict[str, int], left: list[int],
 ) -> None:  # fmt: skip
     """To the bit; what was done is not done again, and nothing is saved before the end. Meanwhile the model painted something."""
     given = {"method": method, "steps": 3, "weight_steps": 3, "seed": 4}
-    ran = node(**given)
-    wanted = taken(folders)
+    losses, files = wanted(**given)
     with monkeypatch.context() as patch:
         cancelled_at(value, patch)
         with pytest.raises(InterruptProcessingException):
@@ -156,11 +157,11 @@ def test_interrupted_and_run_again_it_ends_as_if_nothing_had_been(
     assert steps_kept(output) == kept
     assert stored(folders) == {}
     tiny.paint(["a red ball"], 0, size=64, steps=1)
-    done = counted(monkeypatch)
+    computed = counted(monkeypatch)
     again = node(**given, preview_every=2)
-    assert done == left
-    assert again.loss["loss"] == pytest.approx(ran.loss["loss"], rel=1e-6)
-    assert alike(stored(folders), wanted)
+    assert computed == left
+    assert again.loss["loss"] == pytest.approx(losses, rel=1e-6)
+    assert alike(stored(folders), files)
     assert states(output) == []
 
 
@@ -171,43 +172,40 @@ def test_a_state_is_of_one_training_alone(node: Node, folders: Path, output: Pat
         with pytest.raises(InterruptProcessingException):
             node(steps=2, weight_steps=3)
     assert steps_kept(output) == {"1": 2, "2": 2}
-    done = counted(monkeypatch)
+    computed = counted(monkeypatch)
     node(seed=1)
-    assert done == [0, 1, 0, 1]
+    assert computed == [0, 1, 0, 1]
     assert steps_kept(output) == {"1": 2, "2": 2}
     taken(folders)
     with pytest.raises(ValueError, match="this training has done 2 steps already, and 1 were asked for"):
         node(steps=2, weight_steps=1)
     assert steps_kept(output) == {"1": 2, "2": 2}
-    done.clear()
+    computed.clear()
     node(steps=2, weight_steps=4, name="owl", preview_every=3)
-    assert done == [2, 3]
+    assert computed == [2, 3]
     assert sorted(stored(folders)) == sorted(name.replace("fox", "owl") for name in NAMES)
     assert states(output) == []
 
 
 def test_what_the_second_phase_alone_knows_of_leaves_the_first_as_it_is(
-    node: Node, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    node: Node, wanted: Wanted, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Interrupted there, and run with another rank: the first phase is not repeated, and the interrupted second one goes on later."""
-    wanted: list[Stored] = []
-    for rank in (2, 3):
-        node(rank=rank)
-        wanted.append(taken(folders))
+    files = [wanted(rank=rank)[1] for rank in (2, 3)]
     with monkeypatch.context() as patch:
         cancelled_at(1 + 3, patch)
         with pytest.raises(InterruptProcessingException):
             node()
-    done = counted(monkeypatch)
+    computed = counted(monkeypatch)
     with caplog.at_level(logging.WARNING):
         node(rank=3)
-        assert done == [0, 1]
-        assert alike(taken(folders), wanted[1])
+        assert computed == [0, 1]
+        assert alike(taken(folders), files[1])
         assert steps_kept(output) == {"1": 2, "2": 1}
-        done.clear()
+        computed.clear()
         node()
-    assert done == [1]
-    assert alike(stored(folders), wanted[0])
+    assert computed == [1]
+    assert alike(stored(folders), files[0])
     assert states(output) == []
     assert not caplog.records
 
@@ -218,25 +216,24 @@ def test_what_the_second_phase_alone_knows_of_leaves_the_first_as_it_is(
     ids=["in the first phase", "at the first's end", "in the second"],
 )
 def test_interrupted_and_made_longer_it_learns_from_the_same_pictures(
-    node: Node, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch, value: int, longer: dict[str, int], left: list[int]
-) -> None:
+    node: Node, wanted: Wanted, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch, value: int, longer: dict[str, int],
+    left: list[int],
+) -> None:  # fmt: skip
     """It ends, to the bit, as one that was so long from the beginning."""
-    node(variations=12, **longer)
-    wanted = taken(folders)
+    _, files = wanted(variations=12, **longer)
     with monkeypatch.context() as patch:
         cancelled_at(value, patch)
         with pytest.raises(InterruptProcessingException):
             node(variations=12)
-    done = counted(monkeypatch)
+    computed = counted(monkeypatch)
     node(variations=12, **longer)
-    assert done == left
-    assert alike(stored(folders), wanted)
+    assert computed == left
+    assert alike(stored(folders), files)
     assert states(output) == []
 
 
-def test_resume_off_begins_again(node: Node, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    node()
-    wanted = taken(folders)
+def test_resume_off_begins_again(node: Node, wanted: Wanted, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, files = wanted()
     with monkeypatch.context() as patch:
         cancelled_at(1 + 3, patch)
         with pytest.raises(InterruptProcessingException):
@@ -246,18 +243,19 @@ def test_resume_off_begins_again(node: Node, folders: Path, output: Path, monkey
         spoiled = torch.load(path, weights_only=True)
         spoiled["parameters"] = {name: value + 1 for name, value in spoiled["parameters"].items()}
         torch.save(spoiled, path)
-    done = counted(monkeypatch)
+    computed = counted(monkeypatch)
     node(resume=False)
-    assert done == [0, 1, 0, 1]
-    assert alike(stored(folders), wanted)
+    assert computed == [0, 1, 0, 1]
+    assert alike(stored(folders), files)
     assert states(output) == []
 
 
 @pytest.mark.parametrize("what", ["embeddings", "loras", "mcgm", "a full disk"])
-def test_a_save_that_fails_loses_nothing(node: Node, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_a_save_that_fails_loses_nothing(
+    node: Node, wanted: Wanted, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     """Where a folder should be there is a file, or the disk is full at the last of the files. The next run only saves."""
-    node()
-    wanted = taken(folders)
+    _, trained = wanted()
     with monkeypatch.context() as patch:
         if what == "a full disk":
             write = files.write_weights
@@ -271,7 +269,7 @@ def test_a_save_that_fails_loses_nothing(node: Node, folders: Path, output: Path
 
             patch.setattr(files, "write_weights", full)
         else:
-            (folders / "models" / what).rmdir()
+            shutil.rmtree(folders / "models" / what, ignore_errors=True)
             (folders / "models" / what).write_text("in the way", "utf-8")
         with pytest.raises(
             ValueError, match=r"(?s)could not be saved as 'fox': .*Free some space and press Run: the training's state is kept"
@@ -282,11 +280,11 @@ def test_a_save_that_fails_loses_nothing(node: Node, folders: Path, output: Path
         (folders / "models" / what).unlink()
     assert stored(folders) == {}
     assert steps_kept(output) == {"1": 2, "2": 2}
-    done = counted(monkeypatch)
+    computed = counted(monkeypatch)
     ran = node()
-    assert done == []
+    assert computed == []
     assert len(ran.loss["loss"]) == 4
-    assert alike(stored(folders), wanted)
+    assert alike(stored(folders), trained)
     assert states(output) == []
 
 

@@ -82,10 +82,11 @@ def test_the_same_seed_trains_the_same(model: Any) -> None:
     assert any(not torch.equal(results[0][name], results[2][name]) for name in results[0])
 
 
-@pytest.mark.parametrize(("method", "channels"), [("lora", 32), ("full", 32), ("lora", 64), ("full", 64)])
-def test_the_loss_on_a_fixed_batch_falls(model: Any, method: Method, channels: int) -> None:
-    """Of the small UNet, and of one with all of SD 1.5's blocks at twice the width."""
-    learner = Learner(model if channels == 32 else unet_of(channels), method, 8, checkpointing=False)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("channels", "small"), [(32, True), (64, True), (32, False)], ids=["small", "wide", "all blocks"])
+def test_the_loss_on_a_fixed_batch_falls(method: Method, channels: int, small: bool) -> None:
+    """Of the small UNet, of one of twice the width, and of one with all of SD 1.5's blocks."""
+    learner = Learner(unet_of(channels, small), method, 8, checkpointing=False)
     with learner.loaded():
         loss = Loss(learner, examples(), conditioning(), Options(size=64))
         fixed = torch.tensor([0, 1]), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 2.0])

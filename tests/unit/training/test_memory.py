@@ -18,7 +18,7 @@ from maskprompt.training.engine.learner import Learner
 from demo.pack import ROOT
 
 GIB = memory.GIB
-CASES = [(48, True), (32, False)]
+CASES = [(32, True), (24, False)]
 """Side of the latents, and whether blocks are computed twice."""
 MEASURE = """
 import ctypes, gc, json, sys
@@ -57,7 +57,7 @@ for side, checkpointing in {cases!r}:
                 value.grad = None
         steps.append((taken - gradients, memory.activations(learner.patcher, (1, 4, side, side), checkpointing, "lora")))
     del learner, loss_of
-tiny = Painter()
+tiny, model = Painter(), unet_of(96, small=True)
 with tempfile.TemporaryDirectory() as folder:
     folder_paths.set_output_directory(folder)
     for _ in range(3):
@@ -72,7 +72,7 @@ print(json.dumps([steps, sizes]))
 def measured() -> tuple[list[tuple[int, int]], list[int]]:
     """What single steps take, and how large the process is after each of three runs of Train a Subject with either method.
 
-    On a mid-size UNet, in a process whose memory goes back to the system when it is freed, so that what is seen was in use.
+    On mid-size UNets, in a process whose memory goes back to the system when it is freed, so that what is seen was in use.
     """
     script = MEASURE.format(root=str(ROOT), cases=CASES)
     freed_at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -94,9 +94,9 @@ def test_the_estimate_is_near_what_a_step_takes(measured: tuple[list[tuple[int, 
 
 @linux
 def test_training_again_and_again_does_not_grow(measured: tuple[list[tuple[int, int]], list[int]]) -> None:
-    """After the first, which fills caches. A copy of the model that stayed would be about an eighth of the process."""
+    """After the first, which fills caches. A copy of the model that stayed would be about a twenty-fifth of the process."""
     first, *later = measured[1]
-    assert max(later) < 1.03 * first, measured[1]
+    assert max(later) < 1.01 * first, measured[1]
 
 
 def test_what_learns_is_counted_four_times(model: Any) -> None:
