@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from PIL import Image
 from . import photos, setup, subject_pictures
 from .contact_sheet import Row, contact_sheet, thumbnail
 from .progress import Progress
-from .server import ROOT, Prompt, Result, Server, WorkflowError
+from .server import ROOT, Prompt, Result, Server, WorkflowError, has_accelerator
 
 WORKFLOWS = ROOT / "workflows"
 OUTPUT = ROOT / "demo" / "output"
@@ -106,6 +109,8 @@ MADE_BY: dict[tuple[str, str], str] = {
     ("mcgm", "scene.safetensors"): "22 Learn the subjects of one picture",
 }
 """These files, by their folder and the name that they have in the workflows which load them: the workflow that makes each."""
+LANES = 2
+"""Servers that share the workflows where there is no GPU."""
 LONGEST = 1800
 """Seconds that one workflow may take, on a slow machine."""
 
@@ -147,10 +152,10 @@ def add_photographs(server: Server, names: Iterable[str]) -> None:
         Image.fromarray(pixels).save(server.input / name)
 
 
-def stage(folder: Path, *arguments: str, more: Mapping[str, Path] | None = None) -> Server:
+def stage(folder: Path, *arguments: str, more: Mapping[str, Path] | None = None, threads: int = 0) -> Server:
     """A server, not started yet, with the pack, the tiny model's registration, `more` packs, and every model file that there is."""
     packs = {"ComfyUI-MaskPrompt": ROOT, "tiny-model-registration": ROOT / "demo" / "registration", **(more or {})}
-    server = Server(setup.comfyui_path(), folder, packs, arguments)
+    server = Server(setup.comfyui_path(), folder, packs, arguments, threads)
     for kind, file in MODEL_FILES.values():
         if file.exists():
             server.add_model(kind, file)
@@ -203,6 +208,23 @@ def in_order(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
     return ordered
 
 
+def together(prompts: dict[str, Prompt]) -> list[dict[str, Prompt]]:
+    """The workflows in parts that need nothing of each other: each with those that load what it makes; those that train longest first."""
+    makers = {name: name for name in prompts}
+    for name, prompt in prompts.items():
+        inputs = [entry["inputs"] for entry in prompt.values()]
+        needed = [MADE_BY[folder, given[field]] for given in inputs for field, folder in MADE_FILES.items() if field in given]
+        makers[name] = next(iter(needed), name)
+    parts = [{name: prompts[name] for name in prompts if makers[name] == maker} for maker in dict.fromkeys(makers.values())]
+    return sorted(parts, key=_steps, reverse=True)
+
+
+def _steps(prompts: dict[str, Prompt]) -> int:
+    """Training steps of all of the workflows, as the demo changes them."""
+    entries = [entry for prompt in prompts.values() for entry in changed(prompt).values() if "Train" in entry["class_type"]]
+    return sum(entry["inputs"].get(field, 0) for entry in entries for field in ("steps", "weight_steps"))
+
+
 def hand_on(server: Server, workflow: str) -> None:
     """Sees to it that what a workflow has just made lies where the next one looks for it; RuntimeError if it made nothing.
 
@@ -250,6 +272,37 @@ def paint(server: Server, prompts: dict[str, Prompt]) -> list[Row]:
     return rows
 
 
+def paint_all(prompts: dict[str, Prompt]) -> list[Row]:
+    """Paints workflows with servers that share them; WorkflowError names the first that failed.
+
+    On a CPU one server of one thread for each of two cores: at the tiny models' size two threads are hardly faster than one.
+    """
+    parts = together(prompts)
+    lanes = 1 if has_accelerator() else min(LANES, os.cpu_count() or 1, len(parts))
+    ends: list[dict[str, Prompt]] = [{}] * lanes
+    waiting = deque([*parts, *ends])
+
+    def painted(lane: int, folder: Path) -> list[Row]:
+        rows: list[Row] = []
+        server = stage(folder, threads=(os.cpu_count() or 1) // lanes if lanes > 1 else 0)
+        try:
+            with server:
+                while part := waiting.popleft():
+                    rows += paint(server, part)
+        except BaseException:
+            waiting.extendleft(ends)
+            raise
+        finally:
+            if server.log.is_file():
+                shutil.copyfile(server.log, OUTPUT / f"server{lane or ''}.log")
+        return rows
+
+    with tempfile.TemporaryDirectory(prefix="maskprompt-", ignore_cleanup_errors=True) as folder, ThreadPoolExecutor(lanes) as pool:
+        found = [pool.submit(painted, lane, Path(folder) / str(lane)) for lane in range(lanes)]
+        rows = {row[0]: row for lane in found for row in lane.result()}
+    return [rows[name] for name in prompts]
+
+
 def demo(names: Iterable[str], thumbnails: bool) -> None:
     """Fetches what is missing, paints the workflows and makes the contact sheet, and with `thumbnails` the workflows' own.
 
@@ -263,17 +316,10 @@ def demo(names: Iterable[str], thumbnails: bool) -> None:
     setup.get_comfyui()
     setup.get_mobile_sam()
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="maskprompt-", ignore_cleanup_errors=True) as folder:
-        server = stage(Path(folder))
-        try:
-            print("Starting ComfyUI ...", flush=True)
-            with server:
-                rows = paint(server, in_order(chosen))
-                if others:
-                    print(f"Not painted, since the demo has no small model for them: {others}.")
-        finally:
-            if server.log.is_file():
-                shutil.copyfile(server.log, OUTPUT / "server.log")
+    print("Starting ComfyUI ...", flush=True)
+    rows = paint_all(in_order(chosen))
+    if others:
+        print(f"Not painted, since the demo has no small model for them: {others}.")
     contact_sheet(rows).save(OUTPUT / "contact-sheet.png")
     for name, pictures in rows if thumbnails else ():
         thumbnail(pictures[0][1], pictures[-1][1]).save(WORKFLOWS / f"{name}.jpg", quality=88)

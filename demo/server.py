@@ -72,11 +72,13 @@ class Server:
     """ComfyUI from `comfyui`, with base directory `folder` (made if missing) and `packs` in its custom_nodes.
 
     `packs` maps a folder name below custom_nodes to the pack copied there; a pack keeps neither its
-    tests nor its demo, as nothing that users run may need them. Use it in a `with` statement.
+    tests nor its demo, as nothing that users run may need them. `threads` is how many PyTorch may use (0: as many as it likes).
+    Use it in a `with` statement.
     """
 
-    def __init__(self, comfyui: Path, folder: Path, packs: Mapping[str, Path], arguments: Sequence[str] = ()) -> None:
+    def __init__(self, comfyui: Path, folder: Path, packs: Mapping[str, Path], arguments: Sequence[str] = (), threads: int = 0) -> None:
         self.comfyui = comfyui
+        self.threads = threads
         self.folder = folder.resolve()
         self.arguments = list(arguments)
         self.port = _free_port()
@@ -116,8 +118,11 @@ class Server:
         if not has_accelerator():
             command.append("--cpu")
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        few = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder, env={**os.environ, **offline})
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder, env={**os.environ, **offline, **few}
+            )
         try:
             self._wait_until_ready(self._process, time.monotonic() + timeout)
         except BaseException:

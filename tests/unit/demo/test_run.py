@@ -51,3 +51,14 @@ def test_numbers_are_titles_and_lead_from_easy_to_training() -> None:
     assert not any(trainings[: trainings.index(True)])
     assert trainings[-1]
     assert titles[0] == "01 Cut out an object"
+
+
+def test_what_needs_nothing_of_each_other_is_painted_beside_each_other() -> None:
+    every = run.in_order(run.paintable(run.workflows()))
+    parts = run.together(every)
+    assert sorted(name for part in parts for name in part) == sorted(every)
+    numbers = [[title[:2] for title in part] for part in parts]
+    assert ["20", "21"] in numbers
+    assert ["22", "23", "24"] in numbers
+    assert all(len(part) == 1 for part in numbers if part[0] not in ("20", "22"))
+    assert [part[0] for part in numbers[:4]] == ["22", "20", "25", "26"]
