@@ -80,7 +80,7 @@ CHANGES: dict[tuple[str, str], Any] = {
     ("MaskPromptTrainMCGM", "learning_rate"): 5e-4,
     ("MaskPromptTrainMCGM", "average"): 0.98,
     ("MaskPromptTrainMCGM", "steps"): 50,
-    ("MaskPromptTrainMCGM", "weight_steps"): 550,
+    ("MaskPromptTrainMCGM", "weight_steps"): 700,
     ("MaskPromptTrainMCGM", "batch_size"): 4,
     ("MaskPromptTrainMCGM", "variations"): 100,
     ("MaskPromptTrainMCGM", "gradient_checkpointing"): False,

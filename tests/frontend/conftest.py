@@ -69,7 +69,7 @@ def own_inputs(embeddings: list[Path], tmp_path_factory: pytest.TempPathFactory)
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(
     browser_path: str,
     model_inputs: dict[str, tuple[str, Path]],
@@ -93,8 +93,9 @@ def server(
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def page(server: Server, browser_path: str) -> Iterator[Page]:
+    """A page that is closed after these tests: it draws without end, which would take half a core from all others."""
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=browser_path, args=browser.FLAGS)
         opened = started.new_page(viewport={"width": 1920, "height": 1080})

@@ -10,7 +10,7 @@ from demo import run
 from demo.server import Server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with run.stage(tmp_path_factory.mktemp("comfyui")) as started:
         yield started
