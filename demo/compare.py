@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from . import run
+from . import run, stand_ins
 from .server import ROOT, Prompt, Server, WorkflowError
 
 SHORT: dict[str, int] = {"steps": 4, "weight_steps": 4}
@@ -62,8 +62,8 @@ def _make_tiny(name: str, inputs: dict[str, object]) -> None:
     for field, value in inputs.items():
         if isinstance(value, list):
             continue
-        if (name, field) in run.CHANGES:
-            inputs[field] = run.CHANGES[name, field]
+        if (name, field) in stand_ins.CHANGES:
+            inputs[field] = stand_ins.CHANGES[name, field]
         if "Train" in name and field in SHORT:
             inputs[field] = SHORT[field]
 
@@ -72,7 +72,7 @@ def painted(pack: Path, prompts: Mapping[str, Prompt], folder: Path, made: Path 
     """Runs the workflows with one state of the pack. `made`: a server's folder whose trained files are loaded in place of its own."""
     packs = {"ComfyUI-MaskPrompt": pack, "tiny-model-registration": ROOT / "demo" / "registration"}
     server = Server(run.setup.comfyui_path(), folder, packs)
-    for kind, file in run.MODEL_FILES.values():
+    for kind, file in stand_ins.MODEL_FILES.values():
         server.add_model(kind, file)
     found: dict[str, Made] = {}
     with server:

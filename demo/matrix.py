@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from . import run, setup
+from . import run, setup, stand_ins
 from .server import ROOT, Prompt, Server, WorkflowError
 
 PAGE = ROOT / "docs" / "compatibility.md"
@@ -65,7 +65,7 @@ def quick_workflows() -> dict[str, Prompt]:
         loads = any(field in entry["inputs"] for entry in prompt.values() for field in run.MADE_FILES)
         if trains or loads:
             continue
-        found[title] = run.changed(prompt)
+        found[title] = stand_ins.changed(prompt)
         for entry in found[title].values():
             entry["inputs"] |= {"steps": STEPS} if entry["class_type"] == "KSampler" else {}
     return found
@@ -82,7 +82,7 @@ def tried(version: str) -> Outcome:
     packs = {"ComfyUI-MaskPrompt": ROOT, "tiny-model-registration": ROOT / "demo" / "registration"}
     with tempfile.TemporaryDirectory(prefix="maskprompt-", ignore_cleanup_errors=True) as folder:
         server = Server(comfyui_of(version), Path(folder), packs)
-        for kind, file in run.MODEL_FILES.values():
+        for kind, file in stand_ins.MODEL_FILES.values():
             server.add_model(kind, file)
         try:
             with server:

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -26,82 +25,10 @@ from . import photos, setup, subject_pictures
 from .contact_sheet import Row, contact_sheet, thumbnail
 from .progress import Progress
 from .server import ROOT, Prompt, Result, Server, WorkflowError, has_accelerator
+from .stand_ins import MODEL_FILES, PUBLISHED, changed
 
 WORKFLOWS = ROOT / "workflows"
 OUTPUT = ROOT / "demo" / "output"
-TINY_MODEL = ROOT / "demo" / "tiny-sd-inpaint.safetensors"
-TINY_CLIP_VISION = ROOT / "demo" / "tiny-clip-vision.safetensors"
-TINY_MECA = ROOT / "demo" / "tiny-meca.safetensors"
-TINY_CONTROL = ROOT / "demo" / "tiny-depth-control.safetensors"
-TINY_MASK_CONTROL = ROOT / "demo" / "tiny-mask-controlnet.safetensors"
-TINY_BLIP = ROOT / "demo" / "tiny-blip"
-
-MODEL_FILES: dict[str, tuple[str, Path]] = {
-    "ckpt_name": ("checkpoints", TINY_MODEL),
-    "sam_name": ("sams", setup.mobile_sam_path()),
-    "clip_name": ("clip_vision", TINY_CLIP_VISION),
-    "adapter_name": ("ipadapter", TINY_MECA),
-    "control_net_name": ("controlnet", TINY_CONTROL),
-    "mask_controlnet_name": ("controlnet", TINY_MASK_CONTROL),
-    "blip_name": ("blip", TINY_BLIP),
-}
-"""The inputs that name model files: the folder below models/, and the small file, or folder of files, that the demo has for it."""
-
-PUBLISHED: dict[str, dict[str, str]] = {
-    "UNETLoader": {"unet_name": "diffusion_models"},
-    "CLIPLoader": {"clip_name": "text_encoders"},
-    "DualCLIPLoader": {"clip_name1": "text_encoders", "clip_name2": "text_encoders"},
-    "VAELoader": {"vae_name": "vae"},
-}
-"""The loaders of transformers and their parts: the folder below models/ of each input. The demo has no small model for them yet."""
-
-# All that the demo changes in a workflow: (class of the node, its input) to the value for the tiny model.
-CHANGES: dict[tuple[str, str], Any] = {
-    ("CheckpointLoaderSimple", "ckpt_name"): TINY_MODEL.name,
-    ("MaskPromptLoadSAM", "sam_name"): "mobile_sam.pt",
-    ("CLIPVisionLoader", "clip_name"): TINY_CLIP_VISION.name,
-    ("MaskPromptScorePictures", "clip_name"): TINY_CLIP_VISION.name,
-    ("MaskPromptLoadMECA", "adapter_name"): TINY_MECA.name,
-    ("ControlNetLoader", "control_net_name"): TINY_CONTROL.name,
-    ("MaskPromptLoadMaskControlNet", "mask_controlnet_name"): TINY_MASK_CONTROL.name,
-    ("MaskPromptCaptionImage", "blip_name"): TINY_BLIP.name,
-    ("MaskPromptCropAroundBox", "resolution"): 128,
-    ("EmptyLatentImage", "width"): 128,
-    ("EmptyLatentImage", "height"): 128,
-    ("MaskPromptTrainDreamCom", "size"): 128,
-    ("MaskPromptTrainDreamCom", "steps"): 260,
-    ("MaskPromptTrainDreamCom", "gradient_checkpointing"): False,
-    ("MaskPromptTrainMECA", "size"): 128,
-    ("MaskPromptTrainMECA", "steps"): 100,
-    ("MaskPromptTrainMECA", "learning_rate"): 5e-4,
-    ("MaskPromptTrainMECA", "gradient_checkpointing"): False,
-    ("MaskPromptTrainMCGM", "size"): 128,
-    ("MaskPromptTrainMCGM", "method"): "full",
-    ("MaskPromptTrainMCGM", "learning_rate"): 5e-4,
-    ("MaskPromptTrainMCGM", "average"): 0.98,
-    ("MaskPromptTrainMCGM", "steps"): 50,
-    ("MaskPromptTrainMCGM", "weight_steps"): 700,
-    ("MaskPromptTrainMCGM", "batch_size"): 4,
-    ("MaskPromptTrainMCGM", "variations"): 100,
-    ("MaskPromptTrainMCGM", "gradient_checkpointing"): False,
-    ("MaskPromptTrainMaskControlNet", "size"): 128,
-    ("MaskPromptTrainMaskControlNet", "steps"): 80,
-    ("MaskPromptTrainMaskControlNet", "batch_size"): 2,
-    ("MaskPromptTrainMaskControlNet", "learning_rate"): 2e-3,
-    ("MaskPromptTrainMaskControlNet", "gradient_checkpointing"): False,
-    ("KSampler", "steps"): 20,
-}
-SAMPLER: dict[str, Any] = {"sampler_name": "euler", "scheduler": "normal"}
-"""What the tiny UNet likes in a KSampler, where a workflow's checkpoint gives way to it."""
-CFG: dict[str, float] = {
-    "MaskPromptTrainMaskControlNet": 2.5,
-    "MaskPromptLoadMaskControlNet": 2.5,
-    "MaskPromptDepthHint": 3.0,
-    "MaskPromptTrainMECA": 4.0,
-    "MaskPromptApplyMECA": 4.0,
-    "KSampler": 5.0,
-}
-"""And which CFG: that of the first of these nodes which the workflow has."""
 MADE_FILES: dict[str, str] = {"lora_name": "loras", "mcgm_name": "mcgm"}
 """The inputs of loaders that name files which other bundled workflows make: the folder below models/."""
 MADE_BY: dict[tuple[str, str], str] = {
@@ -113,30 +40,6 @@ LANES = 2
 """Servers that share the workflows where there is no GPU."""
 LONGEST = 1800
 """Seconds that one workflow may take, on a slow machine."""
-
-
-def changed(prompt: Prompt) -> Prompt:
-    """A copy of an API-format workflow with CHANGES applied; ValueError if a changed input is not a plain value there."""
-    copy: Prompt = json.loads(json.dumps(prompt))
-    for node, entry in copy.items():
-        for (name, field), value in CHANGES.items():
-            if entry["class_type"] != name:
-                continue
-            if isinstance(entry["inputs"].get(field), (list, type(None))):
-                raise ValueError(f"node {node} ({name}) has no input {field!r} to replace: bring demo/run.py's CHANGES up to date")
-            entry["inputs"][field] = value
-    for entry in copy.values():
-        if entry["class_type"] == "KSampler":
-            entry["inputs"] |= of_sampler(copy)
-    return copy
-
-
-def of_sampler(prompt: Prompt) -> dict[str, Any]:
-    """What the demo changes in a workflow's KSamplers beside CHANGES: nothing where the model is none that the tiny UNet stands in for."""
-    classes = {entry["class_type"] for entry in prompt.values()}
-    if "CheckpointLoaderSimple" not in classes:
-        return {}
-    return {**SAMPLER, "cfg": next(cfg for name, cfg in CFG.items() if name in classes)}
 
 
 def photographs(prompt: Prompt) -> list[str]:
@@ -195,27 +98,28 @@ def workflow(name: str) -> Prompt:
 
 def paintable(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
     """Those of the workflows for all of whose models the demo has a small one."""
-    return {name: prompt for name, prompt in prompts.items() if all(entry["class_type"] not in PUBLISHED for entry in prompt.values())}
+    return {name: prompt for name, prompt in prompts.items() if not any(entry["class_type"] in PUBLISHED for entry in prompt.values())}
+
+
+def makers_of(prompt: Prompt) -> list[str]:
+    """The workflows that make the files which this one loads."""
+    inputs = [entry["inputs"] for entry in prompt.values()]
+    return [MADE_BY[folder, given[field]] for given in inputs for field, folder in MADE_FILES.items() if field in given]
 
 
 def in_order(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
     """The workflows, each after those that make the files it loads; these are added where they are missing."""
     ordered: dict[str, Prompt] = {}
     for name, prompt in prompts.items():
-        inputs = [entry["inputs"] for entry in prompt.values()]
-        makers = [MADE_BY[folder, given[field]] for given in inputs for field, folder in MADE_FILES.items() if field in given]
+        makers = makers_of(prompt)
         ordered |= {**(workflows(makers) if makers else {}), name: prompt}
     return ordered
 
 
 def together(prompts: dict[str, Prompt]) -> list[dict[str, Prompt]]:
     """The workflows in parts that need nothing of each other: each with those that load what it makes; those that train longest first."""
-    makers = {name: name for name in prompts}
-    for name, prompt in prompts.items():
-        inputs = [entry["inputs"] for entry in prompt.values()]
-        needed = [MADE_BY[folder, given[field]] for given in inputs for field, folder in MADE_FILES.items() if field in given]
-        makers[name] = next(iter(needed), name)
-    parts = [{name: prompts[name] for name in prompts if makers[name] == maker} for maker in dict.fromkeys(makers.values())]
+    first = {name: next(iter(makers_of(prompt)), name) for name, prompt in prompts.items()}
+    parts = [{name: prompts[name] for name in prompts if first[name] == maker} for maker in dict.fromkeys(first.values())]
     return sorted(parts, key=_steps, reverse=True)
 
 
@@ -273,9 +177,9 @@ def paint(server: Server, prompts: dict[str, Prompt]) -> list[Row]:
 
 
 def paint_all(prompts: dict[str, Prompt]) -> list[Row]:
-    """Paints workflows with servers that share them; WorkflowError names the first that failed.
+    """Paints workflows with servers that share them; WorkflowError names one that failed.
 
-    On a CPU one server of one thread for each of two cores: at the tiny models' size two threads are hardly faster than one.
+    On a CPU two servers have half of the cores each: at the tiny models' size two threads are hardly faster than one.
     """
     parts = together(prompts)
     lanes = 1 if has_accelerator() else min(LANES, os.cpu_count() or 1, len(parts))

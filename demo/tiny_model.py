@@ -143,11 +143,11 @@ def load_checkpoint(file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
     """The UNet's, the text encoder's and the autoencoder's weights of a file that `save_checkpoint` wrote."""
     from safetensors.torch import load_file
 
+    from .registration import whole_words
+
     state = load_file(file)
     parts = ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")
     unet, text, autoencoder = ({k.removeprefix(part): v for k, v in state.items() if k.startswith(part)} for part in parts)
-    from .registration import whole_words
-
     return unet, whole_words(text), autoencoder
 
 

@@ -16,7 +16,7 @@ from maskprompt.models.mcgm.file import About
 from playwright.sync_api import Page, sync_playwright
 from safetensors.torch import save_file
 
-from demo import browser, run, tiny_model
+from demo import browser, run, stand_ins, tiny_model
 from demo.server import Server
 
 TEXT_WIDTH: int = tiny_model.UNET["context_dim"]
@@ -42,7 +42,7 @@ def browser_path() -> str:
 @pytest.fixture(scope="session")
 def model_inputs() -> dict[str, tuple[str, Path]]:
     """The inputs that name model files to download, with the model folder of each and the file that stands in for it here."""
-    return {field: model for field, model in run.MODEL_FILES.items() if field not in OWN}
+    return {field: model for field, model in stand_ins.MODEL_FILES.items() if field not in OWN}
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +65,7 @@ def own_inputs(embeddings: list[Path], tmp_path_factory: pytest.TempPathFactory)
     return {
         "lora_name": ("loras", folder / "lora.safetensors"),
         "mcgm_name": ("mcgm", folder / "mcgm.safetensors"),
-        **{field: run.MODEL_FILES[field] for field in OWN},
+        **{field: stand_ins.MODEL_FILES[field] for field in OWN},
     }
 
 
@@ -78,15 +78,15 @@ def server(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     staged = run.stage(tmp_path_factory.mktemp("comfyui"))
-    any_file = run.TINY_MODEL  # what is only looked for and never loaded
+    any_file = stand_ins.TINY_MODEL  # what is only looked for and never loaded
     for file in embeddings:
         staged.add_model("embeddings", file)
     for prompt in run.workflows().values():  # their pictures are there by the pack's own doing
         for node in prompt.values():
-            for field, kind in run.PUBLISHED.get(node["class_type"], {}).items():
+            for field, kind in stand_ins.PUBLISHED.get(node["class_type"], {}).items():
                 staged.add_model(kind, any_file, node["inputs"][field])
             for field, (kind, file) in (model_inputs | own_inputs).items():
-                if field in node["inputs"] and node["class_type"] not in run.PUBLISHED:
+                if field in node["inputs"] and node["class_type"] not in stand_ins.PUBLISHED:
                     staged.add_model(kind, file, node["inputs"][field])
     with staged as started:
         started.post("/settings", {"Comfy.TutorialCompleted": True})

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
-from demo import run
+from demo import run, stand_ins
 from demo.subgraphs import every_node
 
-from ..support.frontend import ERRORS, LOAD, NAMES, at_rest, graph_of, load, screenshot
+from ..support.frontend import ERRORS, LOAD, NAMES, at_rest, graph_of, load, nodes_2, screenshot
 
 TITLE_HEIGHT = 30
 NODES = """() => window.app.graph.nodes.map(n => ({
@@ -65,7 +65,7 @@ def test_no_node_covers_another(page: Page, name: str) -> None:
 def test_every_template_opens_at_a_size_that_can_be_read(page: Page, vue: bool) -> None:
     """As Browse Templates opens it, on a screen of 1920 x 1080, in either renderer."""
     assert page.viewport_size == {"width": 1920, "height": 1080}
-    page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", vue)
+    nodes_2(page, vue)
     page.wait_for_timeout(1500)
     try:
         scales = {}
@@ -74,7 +74,7 @@ def test_every_template_opens_at_a_size_that_can_be_read(page: Page, vue: bool) 
             scales[opened] = at_rest(page, "() => window.app.canvas.ds.scale")
         assert {opened: scale for opened, scale in scales.items() if scale < 0.57} == {}
     finally:
-        page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", False)
+        nodes_2(page, False)
 
 
 def test_what_a_subgraphs_node_shows_is_what_runs(page: Page) -> None:
@@ -93,10 +93,10 @@ def test_missing_models_are_offered(page: Page, model_inputs: dict[str, tuple[st
     needed = sorted(
         node["inputs"][field]
         for node in prompt.values()
-        for field in run.PUBLISHED.get(node["class_type"], model_inputs)
+        for field in stand_ins.PUBLISHED.get(node["class_type"], model_inputs)
         if field in node["inputs"]
     )
-    folders = {kind for kind, _ in model_inputs.values()} | {kind for fields in run.PUBLISHED.values() for kind in fields.values()}
+    folders = {kind for kind, _ in model_inputs.values()} | {kind for fields in stand_ins.PUBLISHED.values() for kind in fields.values()}
     offered = [model for node in loaders for model in node["properties"]["models"]]
     assert sorted(model["name"] for model in offered) == needed
     for model in offered:

@@ -3,7 +3,8 @@
 runs   every bundled graph that does not train, thirty times with new seeds, other masks, bypassed nodes, interrupts, two clients and
        /free between them: memory stays flat within 3 %, and the first run's seed gives the first run's pictures again
 flags  the same graphs once under each of ComfyUI's flags for caches, precision and attention that a CPU takes
-kills  every training, ended by kill -9 in its midst and between its end and its saving: run again, it ends with the same weights
+kills  every training, ended by kill -9 in its midst and between its end and its saving: run again, it ends with the same weights;
+       `--only 26` those of some workflows
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from demo import compare, run
+from demo import compare, run, stand_ins
 from demo.server import Prompt, Result, Server, Step, WorkflowError
 
 STEPS = 3
@@ -48,7 +49,7 @@ def trains(prompt: Prompt) -> bool:
 
 def graphs(training: bool) -> dict[str, Prompt]:
     """The bundled graphs that train, or those that do not, with the tiny model in few steps."""
-    found = {name: run.changed(prompt) for name, prompt in run.paintable(run.workflows()).items() if trains(prompt) == training}
+    found = {name: stand_ins.changed(prompt) for name, prompt in run.paintable(run.workflows()).items() if trains(prompt) == training}
     for prompt in found.values():
         for entry in prompt.values():
             entry["inputs"] |= {"steps": STEPS} if entry["class_type"] == "KSampler" else {}
@@ -113,7 +114,7 @@ def stage(*flags: str, more: Sequence[str] = ()) -> Iterator[Server]:
             run.add_photographs(server, run.photographs(prompt))
         with server:
             for name in more:
-                server.run(short(run.changed(run.workflow(name)), 2))
+                server.run(short(stand_ins.changed(run.workflow(name)), 2))
                 run.hand_on(server, name)
             yield server
 

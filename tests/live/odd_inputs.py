@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from demo import run
+from demo import run, stand_ins
 from demo.server import ROOT, Prompt, Server
 
 from . import odd_pack
@@ -30,14 +30,14 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 """Settings under which a node's valid call is quick."""
 SOURCES: dict[str, tuple[str, dict[str, Any], int]] = {
-    "MODEL": ("CheckpointLoaderSimple", {"ckpt_name": run.TINY_MODEL.name}, 0),
-    "CLIP": ("CheckpointLoaderSimple", {"ckpt_name": run.TINY_MODEL.name}, 1),
-    "VAE": ("CheckpointLoaderSimple", {"ckpt_name": run.TINY_MODEL.name}, 2),
+    "MODEL": ("CheckpointLoaderSimple", {"ckpt_name": stand_ins.TINY_MODEL.name}, 0),
+    "CLIP": ("CheckpointLoaderSimple", {"ckpt_name": stand_ins.TINY_MODEL.name}, 1),
+    "VAE": ("CheckpointLoaderSimple", {"ckpt_name": stand_ins.TINY_MODEL.name}, 2),
     "IMAGE": ("EmptyImage", {"width": 96, "height": 64, "batch_size": 1, "color": 0x4080C0}, 0),
     "MASK": ("MaskPromptBoxMask", {"image": "IMAGE", "x": 16, "y": 16, "width": 32, "height": 32}, 0),
     "CONDITIONING": ("CLIPTextEncode", {"clip": "CLIP", "text": "a red ball on grass"}, 0),
     "LATENT": ("EmptyLatentImage", {"width": 96, "height": 64, "batch_size": 1}, 0),
-    "CLIP_VISION": ("CLIPVisionLoader", {"clip_name": run.TINY_CLIP_VISION.name}, 0),
+    "CLIP_VISION": ("CLIPVisionLoader", {"clip_name": stand_ins.TINY_CLIP_VISION.name}, 0),
     "CLIP_VISION_OUTPUT": ("CLIPVisionEncode", {"clip_vision": "CLIP_VISION", "image": "IMAGE", "crop": "center"}, 0),
 }
 """What gives a good value of each of core's types; a type's name stands for a link to its own source."""
@@ -98,8 +98,8 @@ class Graphs:
         return found
 
     def _value(self, field: str, kind: Any, options: dict[str, Any], prompt: Prompt) -> Any:
-        if field in run.MODEL_FILES:
-            return run.MODEL_FILES[field][1].name
+        if field in stand_ins.MODEL_FILES:
+            return stand_ins.MODEL_FILES[field][1].name
         if field in SMALL:
             return SMALL[field]
         if isinstance(kind, list) or kind == "COMBO":

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from demo import run
+from demo import run, stand_ins
 from demo.server import Server
 
 from ..support.graphs import node
@@ -14,7 +14,7 @@ from ..support.live_workflows import pictures as pictures_of
 
 
 def test_each_word_lights_up_on_its_thing_and_the_picture_stays(server: Server) -> None:
-    prompt = run.changed(run.workflow("18 See where a word acts"))
+    prompt = stand_ins.changed(run.workflow("18 See where a word acts"))
     (looking,) = (name for name, entry in prompt.items() if entry["class_type"] == "MaskPromptAttentionMap")
     (decoded,) = (name for name, entry in prompt.items() if entry["class_type"] == "VAEDecode")
     prompt["maps"] = node("MaskToImage", mask=[looking, 0])
@@ -43,7 +43,7 @@ def test_each_word_lights_up_on_its_thing_and_the_picture_stays(server: Server) 
 
 def test_a_word_makes_the_mask_and_only_there_is_painted_anew(server: Server) -> None:
     """The bundled 03 Make a mask from a word: the ball and nothing of the star is in its mask, and a yellow thing comes there."""
-    shown = pictures_of(server, run.changed(run.workflow("03 Make a mask from a word")))
+    shown = pictures_of(server, stand_ins.changed(run.workflow("03 Make a mask from a word")))
     painted, result = (shown[title].astype(np.float32) for title in ("Painted", "Result"))
     mask = shown["The mask"][..., 0] > 127
     red = (painted[..., 0] > 150) & (painted[..., 1] < 90) & (painted[..., 2] < 90)

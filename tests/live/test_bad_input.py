@@ -21,7 +21,7 @@ from maskprompt.models.mcgm.file import About
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from demo import run, setup
+from demo import run, setup, stand_ins
 from demo.server import Prompt, Server, WorkflowError
 
 from ..support.graphs import CHECKPOINT, PICTURES, node, solid, training
@@ -305,7 +305,7 @@ def mcgm_files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None
 
 def without_inpainting() -> dict[str, torch.Tensor]:
     """The tiny model's checkpoint with a UNet that sees the noisy latents only, as one for plain text to image does."""
-    weights = load_file(run.TINY_MODEL)
+    weights = load_file(stand_ins.TINY_MODEL)
     key = "model.diffusion_model.input_blocks.0.0.weight"
     return {**weights, key: weights[key][:, :4].contiguous()}
 

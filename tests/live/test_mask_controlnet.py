@@ -15,7 +15,7 @@ from maskprompt.models.mask_controlnet.adapter import MaskConcat
 from maskprompt.models.mask_controlnet.file import About, Content
 from PIL import Image
 
-from demo import judge, run, scenes, subject_pictures, train_captioner
+from demo import judge, run, scenes, stand_ins, subject_pictures, train_captioner
 from demo.server import Prompt, Server, WorkflowError
 
 from ..support.graphs import CHECKPOINT, PICTURES, in_list, node, solid
@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
 
 def bundled(server: Server, name: str) -> Prompt:
     """A bundled workflow with the tiny model, and its pictures on the server."""
-    prompt = run.changed(run.workflow(name))
+    prompt = stand_ins.changed(run.workflow(name))
     run.add_photographs(server, run.photographs(prompt))
     return prompt
 
@@ -173,7 +173,7 @@ def files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The pictures; one network for another base, and a part of a file, where control networks lie."""
     run.add_photographs(server, PICTURES)
     folder = tmp_path_factory.mktemp("controlnet")
-    shape = {**mask_controlnet_file.read(str(run.TINY_MASK_CONTROL)).shape, "context_dim": 768}
+    shape = {**mask_controlnet_file.read(str(stand_ins.TINY_MASK_CONTROL)).shape, "context_dim": 768}
     control = {name: torch.zeros(size) for name, size in sizes(shape).items()}
     content = Content(shape, control, MaskConcat().state_dict(), About(0.18215, "another"))
     mask_controlnet_file.save(content, folder / "other-base.safetensors")
@@ -217,7 +217,7 @@ def test_an_interrupted_training_goes_on_where_it_was(server: Server) -> None:
 
 def test_what_diffusers_reads_is_listed_and_paints_the_same(server: Server) -> None:
     """Saved from a file in the other layout, and loaded again from there."""
-    name = run.TINY_MASK_CONTROL.name
+    name = stand_ins.TINY_MASK_CONTROL.name
     save = node(
         "MaskPromptSaveMaskControlNet", control_net=["loaded", 0], adapter=["loaded", 1], filename_prefix="controlnet/folder",
         layout="diffusers folder",
@@ -237,7 +237,7 @@ def test_captions_come_line_by_line(server: Server) -> None:
     graph: Prompt = {f"picture {index}": node("LoadImage", image=name) for index, name in enumerate(listed)}
     graph["pictures"] = in_list(list(graph))
     graph["captions"] = node(
-        "MaskPromptCaptionImage", image=["pictures", 0], blip_name=run.TINY_BLIP.name, prefix="", max_tokens=20, beams=3, min_tokens=1
+        "MaskPromptCaptionImage", image=["pictures", 0], blip_name=stand_ins.TINY_BLIP.name, prefix="", max_tokens=20, beams=3, min_tokens=1
     )
     (text,) = server.run(graph).outputs["captions"]["text"]
     lines = text.splitlines()
@@ -263,14 +263,14 @@ def with_prefix(prefix: str) -> Prompt:
     return graph
 
 
-TINY = run.TINY_MASK_CONTROL.name
+TINY = stand_ins.TINY_MASK_CONTROL.name
 REFUSED: dict[str, tuple[Prompt, str]] = {
     "no VAE": (
         {**loaded(TINY), "applied": without(loaded(TINY)["applied"], "vae")},
         "connect the checkpoint's VAE to Apply ControlNet's vae input",
     ),
     "a file for another base": (loaded("other-base.safetensors"), r"made for .* text of width 768.*the model is .* width 128"),
-    "a ControlNet for pictures": (loaded(run.TINY_CONTROL.name), "but a ControlNet for pictures, for Load ControlNet Model"),
+    "a ControlNet for pictures": (loaded(stand_ins.TINY_CONTROL.name), "but a ControlNet for pictures, for Load ControlNet Model"),
     "a cut-off file": (loaded("cut-off.safetensors"), "'cut-off.safetensors'.* is damaged or not complete"),
     "no such file": (loaded("owl.safetensors"), "There is no file 'owl.safetensors'.*found there:"),
     "a mask of another shape": (loaded(TINY, marked=solid(1.0, 300, 100)), "the picture is 512 x 512 pixels but its mask 300 x 100"),

@@ -13,7 +13,7 @@ import torch
 from maskprompt.models.mcgm import file as mask_encoder_file
 from PIL import Image
 
-from demo import run, scenes, subject_pictures
+from demo import run, scenes, stand_ins, subject_pictures
 from demo.server import Prompt, Result, Server, WorkflowError
 
 from ..support.graphs import node
@@ -30,7 +30,7 @@ ONE = "One mask"
 
 def bundled(server: Server, name: str) -> Prompt:
     """A bundled workflow with the tiny model, in a few steps, and its pictures on the server."""
-    prompt = run.changed(run.workflow(name))
+    prompt = stand_ins.changed(run.workflow(name))
     run.add_photographs(server, [*run.photographs(prompt), "place-ball.png", "pose-fish.png"])
     for entry in prompt.values():
         entry["inputs"] |= {"KSampler": {"steps": 4}, "MaskPromptTrainMCGM": FEW}.get(entry["class_type"], {})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo import photos, run
+from demo import photos, run, stand_ins
 from demo.server import Prompt, Server
 
 from ..support.graphs import node
@@ -18,7 +18,7 @@ GREEN = 0x20F020
 
 def bundled(server: Server, name: str) -> Prompt:
     """A bundled workflow with the tiny model, in a few steps, and its pictures on the server."""
-    prompt = run.changed(run.workflow(name))
+    prompt = stand_ins.changed(run.workflow(name))
     run.add_photographs(server, [*run.photographs(prompt), "gravel.png"])
     prompt[titled(prompt, "KSampler")]["inputs"]["steps"] = STEPS
     return prompt

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo import photos, run
+from demo import photos, run, stand_ins
 from demo.contact_sheet import contact_sheet
 from demo.server import Prompt, Server, Step, WorkflowError
 
@@ -18,7 +18,7 @@ from demo.server import Prompt, Server, Step, WorkflowError
 @pytest.fixture(scope="module")
 def prompt(server: Server) -> Prompt:
     """The bundled workflow that paints an object into a box, with the tiny model, at four steps."""
-    found = run.changed(run.workflow("02 Paint an object into a box"))
+    found = stand_ins.changed(run.workflow("02 Paint an object into a box"))
     run.add_photographs(server, run.photographs(found))
     for entry in found.values():
         if entry["class_type"] == "KSampler":
@@ -84,20 +84,20 @@ def test_a_run_can_be_interrupted(server: Server, prompt: Prompt) -> None:
 def test_the_demo_changes_its_table_and_nothing_else() -> None:
     met = set()
     for prompt in run.workflows().values():
-        for node, entry in run.changed(prompt).items():
+        for node, entry in stand_ins.changed(prompt).items():
             before = prompt[node]
             assert {**entry, "inputs": None} == {**before, "inputs": None}
-            more = run.of_sampler(prompt) if entry["class_type"] == "KSampler" else {}
+            more = stand_ins.of_sampler(prompt) if entry["class_type"] == "KSampler" else {}
             for field, value in entry["inputs"].items():
                 key = (entry["class_type"], field)
-                assert value == run.CHANGES.get(key, more.get(field, before["inputs"][field]))
+                assert value == stand_ins.CHANGES.get(key, more.get(field, before["inputs"][field]))
                 met.add(key)
-    assert run.CHANGES.keys() <= met
+    assert stand_ins.CHANGES.keys() <= met
 
 
 def test_a_stale_table_is_noticed() -> None:
     with pytest.raises(ValueError, match="CHANGES"):
-        run.changed({"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"renamed": "a.safetensors"}}})
+        stand_ins.changed({"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"renamed": "a.safetensors"}}})
 
 
 def test_the_demo_fails_loudly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from demo import photos, run
+from demo import photos, run, stand_ins
 from demo.server import Prompt, Server, WorkflowError
 
 FILE = "vit-l-random.safetensors"
@@ -68,7 +68,7 @@ def saved(server: Server, prompt: Prompt) -> dict[str, np.ndarray]:
 
 def painted(conditioned: bool) -> Prompt:
     """Two steps of the tiny model, its prompt through unCLIP Conditioning or not."""
-    checkpoint = node("CheckpointLoaderSimple", ckpt_name=run.TINY_MODEL.name)
+    checkpoint = node("CheckpointLoaderSimple", ckpt_name=stand_ins.TINY_MODEL.name)
     sampler = {"steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "seed": 1}
     text = {"conditioning": ["text", 0], "clip_vision_output": ["seen", 0], "strength": 1.0, "noise_augmentation": 0.0}
     return {

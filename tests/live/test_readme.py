@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from demo import photos, run
+from demo import photos, run, stand_ins
 from demo.server import Server
 
 
@@ -24,7 +24,7 @@ def test_the_headless_example_paints(
     graph = run.workflow("02 Paint an object into a box")
     for node in graph.values():
         if node["class_type"] == "CheckpointLoaderSimple":
-            server.add_model("checkpoints", run.TINY_MODEL, node["inputs"]["ckpt_name"])
+            server.add_model("checkpoints", stand_ins.TINY_MODEL, node["inputs"]["ckpt_name"])
         if node["class_type"] == "KSampler":
             node["inputs"]["steps"] = 2
     copy = tmp_path / "workflows" / "api" / "02 Paint an object into a box.json"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo import run
+from demo import run, stand_ins
 from demo.server import Prompt, Server, WorkflowError
 
 from ..support.graphs import node
@@ -35,14 +35,14 @@ def flat(server: Server) -> tuple[str, str]:
 
 
 def test_the_bundled_workflow_scores_what_it_painted(server: Server) -> None:
-    prompt = run.changed(run.workflow("19 Measure which picture is better"))
+    prompt = stand_ins.changed(run.workflow("19 Measure which picture is better"))
     run.add_photographs(server, run.photographs(prompt))
     next(entry for entry in prompt.values() if entry["class_type"] == "KSampler")["inputs"]["steps"] = 4
     outputs = server.run(prompt).outputs
     (pictures,) = (outputs[name]["text"][0] for name, entry in prompt.items() if entry["class_type"] == "MaskPromptScorePictures")
     (against,) = (outputs[name]["text"][0] for name, entry in prompt.items() if entry["class_type"] == "MaskPromptScoreAgainst")
     assert -1 <= mean(pictures, "CLIP-I") <= 1
-    assert run.TINY_CLIP_VISION.name in pictures
+    assert stand_ins.TINY_CLIP_VISION.name in pictures
     assert mean(against, "SSIM") > 0.9
     assert mean(against, "PSNR") > 30
 
@@ -93,7 +93,7 @@ def test_folders_of_clip_and_dino_and_the_file_of_lpips(server: Server, flat: tu
         ("MaskPromptScorePictures", {"images": ["one", 0], "clip_name": "none", "dino_name": "none"}, "no model is chosen"),
         (
             "MaskPromptScorePictures",
-            {"images": ["one", 0], "clip_name": run.TINY_CLIP_VISION.name, "dino_name": "none", "prompt": "a wall"},
+            {"images": ["one", 0], "clip_name": stand_ins.TINY_CLIP_VISION.name, "dino_name": "none", "prompt": "a wall"},
             "CLIP-T needs CLIP's folder with its words",
         ),
         (

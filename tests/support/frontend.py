@@ -21,6 +21,11 @@ def graph_of(name: str) -> dict[str, Any]:
     return json.loads((ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
 
 
+def nodes_2(page: Page, on: bool) -> None:
+    """Switch the page to Nodes 2.0, or to the classic canvas."""
+    page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", on)
+
+
 def load(page: Page, name: str, graph: dict[str, Any] | None = None) -> None:
     page.evaluate(LOAD, [graph or graph_of(name), name])
     page.wait_for_timeout(1500)  # missing models and media are looked for after the graph is shown

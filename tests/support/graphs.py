@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from demo import run
+from demo import stand_ins
 from demo.server import Prompt, Server, Step
 
 PICTURES = ("subject-1.png", "subject-2.png", "subject-3.png")
@@ -19,7 +19,7 @@ def node(name: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": name, "inputs": inputs}
 
 
-CHECKPOINT = node("CheckpointLoaderSimple", ckpt_name=run.TINY_MODEL.name)
+CHECKPOINT = node("CheckpointLoaderSimple", ckpt_name=stand_ins.TINY_MODEL.name)
 
 
 def solid(value: float, width: int = 600, height: int = 400) -> dict[str, Any]:

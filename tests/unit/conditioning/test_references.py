@@ -9,7 +9,7 @@ import torch
 from maskprompt.conditioning import references
 from maskprompt.images.depth_hint import filled
 
-from demo import photos, run, tiny_model
+from demo import photos, stand_ins, tiny_model
 from demo.autoencoder import NarrowAutoencoder, narrowed
 
 
@@ -20,7 +20,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def autoencoder() -> NarrowAutoencoder:
     """The tiny model's."""
-    *_, state = tiny_model.load_checkpoint(run.TINY_MODEL)
+    *_, state = tiny_model.load_checkpoint(stand_ins.TINY_MODEL)
     return narrowed(state).eval()
 
 
