@@ -23,7 +23,7 @@ OLDEST_PYTHON = (3, 10)
 nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "none"
 
-WORKERS = min(4, os.cpu_count() or 1)
+WORKERS = min(4, 1 + (os.cpu_count() or 1))
 """Processes of pytest: each has a ComfyUI server of its own, and its share of the cores."""
 NEEDED = (
     "torch", "torchvision", "aiohttp", "segment_anything", "timm", "diffusers", "accelerate", "skimage", "sklearn", "websocket", "xdist",
