@@ -23,7 +23,7 @@ OLDEST_PYTHON = (3, 10)
 nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "none"
 
-WORKERS = min(4, 1 + (os.cpu_count() or 1))
+WORKERS = min(4, os.cpu_count() or 1)
 """Processes of pytest: each has a ComfyUI server of its own, and its share of the cores."""
 NEEDED = (
     "torch", "torchvision", "aiohttp", "segment_anything", "timm", "diffusers", "accelerate", "skimage", "sklearn", "websocket", "xdist",
@@ -103,15 +103,29 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Lint, types, and every test; arguments after -- go to pytest (then only pytest runs)."""
+    """Lint, types, and the tests but for the thorough ones; arguments after -- go to pytest (then only pytest runs)."""
     python = start(session)
     if not session.posargs:
         session.run(str(python), "-m", "ruff", "check", ".", external=True)
         session.run(str(python), "-m", "ruff", "format", "--check", ".", external=True)
         session.run(str(python), "-m", "pyright", "--project", str(_pyright_config()), "--pythonpath", str(python), external=True)
-    together = ["-n", str(WORKERS), "--dist", "loadfile"] if not session.posargs else []
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // WORKERS))} if together else {}
-    session.run(str(python), "-m", "pytest", *together, *session.posargs, env=threads, external=True)
+    if session.posargs:
+        session.run(str(python), "-m", "pytest", *session.posargs, external=True)
+    else:
+        _pytest(session, python, "not thorough")
+
+
+@nox.session
+def thorough(session: nox.Session) -> None:
+    """The tests that take long: every template painted in both renderers, whole programs and trainings, memory over many runs."""
+    _pytest(session, start(session), "thorough")
+
+
+def _pytest(session: nox.Session, python: Path, marked: str) -> None:
+    """Run the tests of a mark in several processes, each file of tests in one of them."""
+    threads = str(max(1, (os.cpu_count() or 1) // WORKERS))
+    together = ["-n", str(WORKERS), "--dist", "loadfile", "-m", marked]
+    session.run(str(python), "-m", "pytest", *together, env={"OMP_NUM_THREADS": threads}, external=True)
 
 
 @nox.session

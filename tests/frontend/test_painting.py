@@ -50,6 +50,11 @@ COVERED = """(most) => {
 """Nodes of Nodes 2.0 that cover each other by more than so many pixels, and by how many from top to bottom; how many are not drawn."""
 
 
+QUICK = ("02 Paint an object into a box", "06 Two texts, each in its region")
+"""What `nox -s tests` paints. All others are painted by `nox -s thorough`."""
+TEMPLATES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.thorough) for name in run.paintable(run.workflows())]
+
+
 @pytest.fixture
 def renderer(page: Page, request: pytest.FixtureRequest) -> Iterator[str]:
     """The renderer that the page is in."""
@@ -59,7 +64,7 @@ def renderer(page: Page, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("renderer", list(PICTURES), indirect=True)
-@pytest.mark.parametrize("name", run.paintable(run.workflows()))
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_run_paints(page: Page, server: Server, name: str, renderer: str) -> None:
     """In Nodes 2.0 right after the classic canvas and with another seed, so that only what the seed changes is computed again."""
     load(page, name)

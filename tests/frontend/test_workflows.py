@@ -61,6 +61,7 @@ def test_no_node_covers_another(page: Page, name: str) -> None:
     assert covered == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("vue", [False, True])
 def test_every_template_opens_at_a_size_that_can_be_read(page: Page, vue: bool) -> None:
     """As Browse Templates opens it, on a screen of 1920 x 1080, in either renderer."""

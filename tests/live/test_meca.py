@@ -118,6 +118,7 @@ def model_files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return marker
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file", ["base.bin", "plus.safetensors"])
 def test_it_paints_and_five_runs_are_one(server: Server, file: str) -> None:
     prompt = with_half(painted(file))

@@ -100,6 +100,7 @@ def test_a_stale_table_is_noticed() -> None:
         stand_ins.changed({"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"renamed": "a.safetensors"}}})
 
 
+@pytest.mark.thorough
 def test_the_demo_fails_loudly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "api").mkdir()
     broken = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,10 +62,13 @@ def test_known_values_inside_and_outside_a_mask(server: Server, flat: tuple[str,
     assert mean(outputs["outside"]["text"][0], "PSNR") == np.inf
 
 
-def test_folders_of_clip_and_dino_and_the_file_of_lpips(server: Server, flat: tuple[str, str], tmp_path: Path) -> None:
-    server.add_model("clip_vision", clip_folder(tmp_path / "b32"))
-    server.add_model("dino", dino_folder(tmp_path / "s16"))
-    server.add_model("lpips", alexnet_file(tmp_path / "alex.pth"))
+def test_folders_of_clip_and_dino_and_the_file_of_lpips(
+    server: Server, flat: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("scores")  # the server outlives the test, and asks its folders for changes
+    server.add_model("clip_vision", clip_folder(folder / "b32"))
+    server.add_model("dino", dino_folder(folder / "s16"))
+    server.add_model("lpips", alexnet_file(folder / "alex.pth"))
     info = server.object_info()
     assert "b32" in info["MaskPromptScorePictures"]["input"]["required"]["clip_name"][1]["options"]
     graph: Prompt = {

@@ -18,6 +18,8 @@ from demo.server import Prompt, Server
 from ..support.graphs import node
 from ..support.loadable_transformers import LOADABLE, Loadable
 
+pytestmark = pytest.mark.thorough
+
 PACK = Path(__file__).resolve().parent / "text_pack"
 WIDTH, HEIGHT = 192, 128
 

@@ -147,6 +147,7 @@ sys.exit(child(json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
 """
 
 
+@pytest.mark.thorough
 def test_two_processes_learn_the_same_from_different_samples(command: Callable[..., list[str]], tmp_path: Path) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -32,6 +32,8 @@ from demo import tiny_model
 
 from ...support.command import ROOT, Command, command, failure, pictures, random_numbers, signal_at
 
+pytestmark = pytest.mark.thorough
+
 __all__ = ["command", "failure", "pictures"]  # fixtures
 
 

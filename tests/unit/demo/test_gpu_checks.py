@@ -30,6 +30,7 @@ def test_every_check_belongs_to_a_part(setting: Setting) -> None:
     assert [check.name for check in run.checks(setting) if sum(part in check.name for part in PARTS) != 1] == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("part", PARTS)
 def test_every_check_runs_at_toy_sizes(part: str, setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "gpu.json"

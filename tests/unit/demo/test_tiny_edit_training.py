@@ -154,6 +154,7 @@ def test_it_says_which_records_are_missing(folder: Path, tmp_path: Path) -> None
         run.advance(1e-3)
 
 
+@pytest.mark.thorough
 def test_what_travels_comes_back_whole(folder: Path, tmp_path: Path) -> None:
     """Gathered, trained for some steps by the folder's own code alone, cut into pieces, joined."""
     source = tmp_path / "source"

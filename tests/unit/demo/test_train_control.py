@@ -106,6 +106,7 @@ def test_the_control_network_alone_learns(unet: dict[str, torch.Tensor]) -> None
     assert still == []
 
 
+@pytest.mark.thorough
 def test_trained_saved_and_loaded_it_is_the_same(
     model: Any, sample: Sample, unet: dict[str, torch.Tensor], hint: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -166,6 +167,7 @@ def test_a_drawn_hint_is_one_that_the_node_makes(monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(node.result[0][..., 0], hint, atol=1e-6, rtol=0)
 
 
+@pytest.mark.thorough
 def test_a_training_stops_and_goes_on(tmp_path: Path) -> None:
     options = argparse.Namespace(
         work=tmp_path, base=tiny_model.CHECKPOINT, minutes=1e-6, scenes=4, batch=1, rate=1e-3, seed=0, threads=torch.get_num_threads()

@@ -87,12 +87,14 @@ linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="o
 
 
 @linux
+@pytest.mark.thorough
 def test_the_estimate_is_near_what_a_step_takes(measured: tuple[list[tuple[int, int]], list[int]]) -> None:
     for case, (taken, estimated) in zip(CASES, measured[0], strict=True):
         assert 0.9 < estimated / taken < 1.6, (case, taken, estimated)
 
 
 @linux
+@pytest.mark.thorough
 def test_training_again_and_again_does_not_grow(measured: tuple[list[tuple[int, int]], list[int]]) -> None:
     """After the first, which fills caches. A copy of the model that stayed would be about a twenty-fifth of the process."""
     first, *later = measured[1]
