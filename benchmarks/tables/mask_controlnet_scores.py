@@ -119,8 +119,8 @@ def figures_of(name: str, scores: Sequence[Score]) -> list[Figure]:
     ]
 
 
-def compared(ours: Sequence[Score], others: Sequence[Score]) -> list[Figure]:
-    """With the mask prompt against without (Table 4)."""
+def compared(name: str, ours: Sequence[Score], others: Sequence[Score]) -> list[Figure]:
+    """Hold two methods against each other in what the mask prompt is for (Table 4)."""
     measures: tuple[tuple[str, bool, Callable[[Score], float]], ...] = (
         ("object fidelity", True, lambda score: score.fidelity),
         ("the object is distorted or missing", False, lambda score: not score.kept),
@@ -131,5 +131,5 @@ def compared(ours: Sequence[Score], others: Sequence[Score]) -> list[Figure]:
         one, other = ([float(of(score)) for score in scores] for scores in (ours, others))
         first, second = (mean(what, values) for values in (one, other))
         differences = [a - b for a, b in zip(one, other, strict=True)]
-        found.append(apart(f"with the mask prompt against without: {what}", first, second, more, differences))
+        found.append(apart(f"{name}: {what}", first, second, more, differences))
     return found

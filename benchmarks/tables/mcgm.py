@@ -27,7 +27,7 @@ from demo.subjects import Subject
 
 from ..cache import Kept, image_of, pictures_in, records_in, sha
 from ..figures import Figure, apart, mean, size_of, write
-from .mcgm_methods import BASELINE, BLANK, ONE, SHAPED, WHOLE, WITHOUT_LOSS, Method, Trained
+from .mcgm_methods import BASELINE, BLANK, ONE, SHAPED, WHOLE, WITHOUT_LOSS, Method, Trained, tokens_of
 from .mcgm_pictures import PICTURES, SIZE, grounds, poses, rendered
 from .mcgm_scores import Score, figures_of, mixed, no_worse, owners, score_of, wins
 from .settings import beside_defaults
@@ -77,12 +77,15 @@ class Bench:
         self.eyes = sha(judge.FILE.read_bytes())
 
     def options(self, picture: tuple[Subject, ...], trained: Trained) -> Any:
-        from maskprompt.training.mcgm.options import Options
+        from maskprompt.training.mcgm.options import Options, with_preset
 
         words = tuple(subject.shape for subject in picture)
+        if trained.preset:
+            method = "full" if trained.preset == "paper" else "lora"
+            return with_preset(Options(words, method=method, size=SIZE, checkpointing=False), trained.preset)
         usual = Options(words, self.size.steps, self.size.weight_steps, rate=RATE, method="full", batch=BATCH, size=SIZE)
         weight = usual.mask_attention_weight if trained.mask_attention else 0.0
-        return replace(usual, masks=trained.masks, mask_attention_weight=weight, average=AVERAGE, checkpointing=False)
+        return replace(usual, masks=trained.masks, mode=trained.mode, mask_attention_weight=weight, average=AVERAGE, checkpointing=False)
 
     def folder(self, picture: tuple[Subject, ...], trained: Trained) -> Path:
         """Where what was learned lies, or is to."""
@@ -123,7 +126,7 @@ class Bench:
 
     def page(self, picture: tuple[Subject, ...], method: Method, seed: int) -> Path:
         """The file of one set of painted pictures, one below the other."""
-        how = [method.masks, seed, SAMPLER, SCHEDULER, STEPS, CFG]
+        how = [method.masks, method.asked, seed, SAMPLER, SCHEDULER, STEPS, CFG]
         poses = sha(b"".join(one.masks.tobytes() for one in self.poses(picture)))
         return self.kept.file("painted", learned=self.folder(picture, method.trained).name, poses=poses, how=how).with_suffix(".png")
 
@@ -150,7 +153,8 @@ class Bench:
         finds = clip.tokenizer.clip_l
         finds.embedding_directory, before = str(folder), finds.embedding_directory
         try:
-            named = " and ".join(f"embedding:{NAME}{number}" for number in range(len(picture)))
+            handles = [f"embedding:{NAME}{number}" for number in range(len(picture))]
+            named = " and ".join(handles if method.asked == "handle" else [f"a {one.shape}" for one in picture])
             text = torch.cat(
                 [clip.encode_from_tokens(clip.tokenize(f"a photo of {named} on {ground}")) for ground in grounds(picture, len(masks))]
             )
@@ -160,7 +164,7 @@ class Bench:
         if method.masks != "none":
             given = masks.amax(1, keepdim=True) if method.masks == "one" else masks
             encoder = encoder_file.load(str(folder / "encoder.safetensors")).network
-            tokens = torch.stack([encoder(row, range(len(row))) for row in given]) * (method.masks != "blank")
+            tokens = torch.stack([tokens_of(encoder, row, method.asked) for row in given]) * (method.masks != "blank")
             text = mask_tokens.append(text, tokens, 77)
             negative = mask_tokens.append(negative, torch.zeros_like(tokens), 77)
         if readings is not None:

@@ -8,8 +8,8 @@ code: delete that folder after a change to what paints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,18 @@ from demo.painter import CFG, SAMPLER, STEPS, Painter
 from ..cache import Kept, image_of, pictures_in, records_in, sha
 from ..figures import Figure, size_of, write
 from .meca_cases import PHOTO_EVERY, SIDES, Case, cases, regions_of, shown
-from .meca_methods import GLOBAL, METHODS, PAPER, QUERY, REGION, RENDER, WHOLE, Method
+from .meca_methods import GLOBAL, METHODS, OWN_QUERY, PAPER, QUERY, REGION, RENDER, WHOLE, Method
 from .meca_scores import LEAK, MEASURES, OTHER, PURE, UNWANTED, Score, Scores, against, features, fid_figure, figures_of, judged
 
 FORMAT = 1
 WORK = tiny_model.ROOT / "demo" / "work" / "meca"
 SHEET = tiny_model.ROOT / "demo" / "output" / "meca-table.png"
 VISION = tiny_model.ROOT / "demo" / "tiny-clip-vision.safetensors"
-ADAPTER = tiny_model.ROOT / "demo" / "tiny-meca.safetensors"
+ADAPTERS = {
+    "region": tiny_model.ROOT / "demo" / "tiny-meca.safetensors",
+    "query": tiny_model.ROOT / "demo" / "tiny-meca-query.safetensors",
+}
+"""By the mode that each was trained in."""
 PAGE = 32
 """Cases that are painted together: all methods paint a page from the same noise."""
 RENDERS = 16
@@ -54,13 +58,13 @@ class Bench:
     work: Path = WORK
     checkpoint: Path = tiny_model.CHECKPOINT
     vision: Path = VISION
-    adapter: Path = ADAPTER
+    adapters: Mapping[str, Path] = field(default_factory=lambda: ADAPTERS)
     painter: Painter = field(init=False)
     eye: judge.Judge = field(init=False)
     pages: list[list[Case]] = field(init=False)
 
     def __post_init__(self) -> None:
-        for file in (self.vision, self.adapter):
+        for file in (self.vision, *self.adapters.values()):
             if not file.is_file():
                 raise SystemExit(f"there is no {file.name} in {file.parent.name}/: this table is measured with it")
         self.painter = Painter(self.checkpoint)
@@ -72,8 +76,9 @@ class Bench:
         self.clip_vision: Any = load(str(self.vision))
         from maskprompt.models.ip_adapter import adapter
 
-        self.loaded: Any = adapter.load(str(self.adapter))
-        self.files = {name: sha(getattr(self, name).read_bytes()) for name in ("checkpoint", "vision", "adapter")}
+        self.loaded: dict[str, Any] = {mode: adapter.load(str(file)) for mode, file in self.adapters.items()}
+        self.files = {name: sha(getattr(self, name).read_bytes()) for name in ("checkpoint", "vision")}
+        self.of_adapters = {mode: sha(file.read_bytes()) for mode, file in self.adapters.items()}
         self.eyes = sha(judge.FILE.read_bytes())
         made = cases(self.eye, self.size.cases)
         self.pages = [made[start : start + PAGE] for start in range(0, len(made), PAGE)]
@@ -83,8 +88,9 @@ class Bench:
         made = [shown(case.reference) for case in page]
         pictures = sha(b"".join(part.numpy().tobytes() for both in made for part in both))
         asked = [[case.text, case.box] for case in page]
-        files = self.files if method.mode not in ("", RENDER) else {"checkpoint": self.files["checkpoint"]}
-        how = [*list(asdict(method).values())[1:], seed, SAMPLER, STEPS, CFG]
+        prompted = method.mode not in ("", RENDER)
+        files = {**self.files, "adapter": self.of_adapters[method.adapter]} if prompted else {"checkpoint": self.files["checkpoint"]}
+        how = [method.mode, method.seen, method.text, method.weight, method.threshold, seed, SAMPLER, STEPS, CFG]
         return self.kept.file("painted", pictures=pictures, asked=asked, files=files, how=how).with_suffix(".png")
 
     def painted(self, page: Sequence[Case], method: Method, seed: int) -> Tensor:
@@ -102,7 +108,9 @@ class Bench:
 
             region = regions_of(page) if method.mode != "global" else None
             output, _ = self.encoded(page, method)
-            (model,) = ApplyMECA.execute(model, self.loaded, output, method.weight, method.mode, region, self.clip_vision).args
+            (model,) = ApplyMECA.execute(
+                model, self.loaded[method.adapter], output, method.weight, method.mode, region, self.clip_vision
+            ).args
         # Another noise for each page, the same for all methods.
         noise = page[0].reference.seed + seed
         return self.painter.paint([case.text if method.text else "" for case in page], seed=noise, model=model)
@@ -148,7 +156,7 @@ BARRED = {
     (REGION.hidden, REGION): (LEAK,),
 }  # fmt: skip
 """What has a bar, of which two methods."""
-COMPARED = (*BARRED, (QUERY, GLOBAL), (QUERY.hidden, GLOBAL.hidden), (QUERY, REGION))
+COMPARED = (*BARRED, (QUERY, GLOBAL), (QUERY.hidden, GLOBAL.hidden), (QUERY, REGION), (OWN_QUERY, QUERY), (OWN_QUERY, REGION))
 """Methods that are held against each other, in everything that is measured."""
 
 

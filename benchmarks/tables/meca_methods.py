@@ -14,7 +14,7 @@ SEEN = {WHOLE: "whole reference", HIDE: "object hidden", PAPER: "object hidden a
 @dataclass(frozen=True)
 class Method:
     """How a picture is painted. `mode`: Image Prompt Region's ("": the text alone; `render`: not painted at all, but the render of what was
-    asked through the autoencoder). `seen`: what the vision model sees of the reference."""
+    asked through the autoencoder). `seen`: what the vision model sees of the reference. `adapter`: by the mode it was trained in."""
 
     way: str
     mode: str = ""
@@ -22,6 +22,7 @@ class Method:
     text: bool = True
     weight: float = 1.0
     threshold: float = 0.5
+    adapter: str = "region"
 
     @property
     def name(self) -> str:
@@ -39,7 +40,8 @@ GLOBAL = Method("global", "global")
 FAINT = Method("global, \u03bb 0.5", "global", weight=0.5)
 REGION = Method("region", "region")
 QUERY = Method("query", "query")
+OWN_QUERY = Method("query of its own training", "query", adapter="query")
 METHODS = (
-    RENDERED, TEXT, *(one for method in (IMAGE, GLOBAL, FAINT, REGION, QUERY) for one in (method, method.hidden)),
+    RENDERED, TEXT, *(one for method in (IMAGE, GLOBAL, FAINT, REGION, QUERY, OWN_QUERY) for one in (method, method.hidden)),
     replace(REGION, seen=PAPER), Method("region, to the edge", "region", HIDE, threshold=0.0),
 )  # fmt: skip

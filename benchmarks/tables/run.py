@@ -12,6 +12,7 @@ TABLES: dict[str, str] = {
     "dreamcom": "dreamcom",
     "meca": "meca",
     "mcgm": "mcgm",
+    "mcgm-presets": "mcgm_presets",
     "mask-controlnet": "mask_controlnet",
     "paste-back": "paste_back",
     "sam": "sam",

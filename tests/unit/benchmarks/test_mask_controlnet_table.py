@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,8 +147,17 @@ def test_the_bar_is_met_where_the_intervals_do_not_touch(fidelity: float, return
             for _ in range(200)
         ]
 
-    found = {figure.name.rpartition(": ")[2]: figure for figure in compared(scores(fidelity, returned), scores(0.5, 0.5))}
+    figures = compared("one against another", scores(fidelity, returned), scores(0.5, 0.5))
+    assert all(figure.name.startswith("one against another: ") for figure in figures)
+    found = {figure.name.rpartition(": ")[2]: figure for figure in figures}
     assert found["object fidelity"].value == pytest.approx(fidelity - 0.5, abs=0.03)
     assert found["object fidelity"].met is (fidelity - 0.5 > 0.1)
     assert found["the reference's ground comes back"].met is met
     assert not found["the object is distorted or missing"].met
+
+
+def test_a_file_that_is_not_shipped_is_told_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    files = {"mask": train_mask_controlnet.FILE, **dict.fromkeys(table.TRAINED, train_mask_controlnet.FILE)}
+    for kind, option in table.TRAINED.items():
+        with pytest.raises(SystemExit, match=f"train_mask_controlnet --threads 1 {option}`"):
+            table.Bench(table.Size(), {**files, kind: tmp_path / "nothing.safetensors"})

@@ -261,15 +261,17 @@ def test_figures_of_a_method_are_of_its_scores() -> None:
 def test_a_set_of_pictures_is_kept_by_all_that_it_is_made_from(tmp_path: Path, made: list[meca_cases.Case]) -> None:
     bench = object.__new__(meca.Bench)
     bench.kept = Kept(tmp_path, {})
-    bench.files = {"checkpoint": "c", "vision": "v", "adapter": "a"}
+    bench.files = {"checkpoint": "c", "vision": "v"}
+    bench.of_adapters = {"region": "a", "query": "b"}
     pages = {bench.page(made[:2], method, seed) for method in meca_methods.METHODS for seed in (0, 1)}
     assert len(pages) == 2 * len(meca_methods.METHODS)
     moved = replace(made[0], box=(0, 0, 56, 56))
     assert bench.page([moved, made[1]], meca_methods.REGION, 0) not in pages
     assert bench.page(made[1:3], meca_methods.REGION, 0) not in pages
-    bench.files = {**bench.files, "adapter": "trained further"}
+    bench.of_adapters = {**bench.of_adapters, "region": "trained further"}
     assert bench.page(made[:2], meca_methods.TEXT, 0) in pages
     assert bench.page(made[:2], meca_methods.REGION, 0) not in pages
+    assert bench.page(made[:2], meca_methods.OWN_QUERY, 0) in pages
 
 
 def test_methods_have_names_of_their_own() -> None:
