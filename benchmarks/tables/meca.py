@@ -33,9 +33,9 @@ SHEET = tiny_model.ROOT / "demo" / "output" / "meca-table.png"
 VISION = tiny_model.ROOT / "demo" / "tiny-clip-vision.safetensors"
 ADAPTERS = {
     "region": tiny_model.ROOT / "demo" / "tiny-meca.safetensors",
-    "query": tiny_model.ROOT / "demo" / "tiny-meca-query.safetensors",
+    "query": tiny_model.ROOT / "demo" / "work" / "tiny-meca-query.safetensors",
 }
-"""By the mode that each was trained in."""
+"""By the mode that each was trained in. That of *query* is not shipped: `python -m demo.train_meca --threads 1 --mode query` makes it."""
 PAGE = 32
 """Cases that are painted together: all methods paint a page from the same noise."""
 RENDERS = 16
@@ -66,7 +66,8 @@ class Bench:
     def __post_init__(self) -> None:
         for file in (self.vision, *self.adapters.values()):
             if not file.is_file():
-                raise SystemExit(f"there is no {file.name} in {file.parent.name}/: this table is measured with it")
+                command = "; `python -m demo.train_meca --threads 1 --mode query` makes it" if file == self.adapters["query"] else ""
+                raise SystemExit(f"there is no {file.name} in {file.parent.name}/: this table is measured with it{command}")
         self.painter = Painter(self.checkpoint)
         self.eye = judge.load()
         from comfy.clip_vision import load

@@ -40,7 +40,7 @@ GLOBAL = Method("global", "global")
 FAINT = Method("global, \u03bb 0.5", "global", weight=0.5)
 REGION = Method("region", "region")
 QUERY = Method("query", "query")
-OWN_QUERY = Method("query of its own training", "query", adapter="query")
+OWN_QUERY = Method("query, own adapter", "query", adapter="query")
 METHODS = (
     RENDERED, TEXT, *(one for method in (IMAGE, GLOBAL, FAINT, REGION, QUERY, OWN_QUERY) for one in (method, method.hidden)),
     replace(REGION, seen=PAPER), Method("region, to the edge", "region", HIDE, threshold=0.0),
