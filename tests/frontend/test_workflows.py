@@ -86,6 +86,7 @@ def test_what_a_subgraphs_node_shows_is_what_runs(page: Page) -> None:
     assert own == 7
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("opened", NAMES)
 def test_missing_models_are_offered(page: Page, model_inputs: dict[str, tuple[str, Path]], opened: str) -> None:
     graph = graph_of(opened)

@@ -134,6 +134,7 @@ def again(other: Server) -> Painted:
     return paint(other, painting(LOAD))
 
 
+@pytest.mark.thorough
 def test_the_files_paint_the_same_in_a_new_server(
     trained: tuple[Painted, dict[str, Path]], loaded: Painted, again: Painted, other: Server
 ) -> None:

@@ -22,10 +22,8 @@ from ...support.papers import LORA, NETWORK, SMALL, calls_of, half_done, rows, w
 from ...support.sam import small_sam
 from ...support.score_models import clip_folder, dino_folder, inception_file
 
-pytestmark = pytest.mark.thorough
-
 __all__ = ["checkpoints", "read_once"]  # fixtures
-pytestmark = pytest.mark.usefixtures("read_once")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("read_once")]
 
 
 @pytest.fixture(scope="module")
