@@ -32,6 +32,11 @@ class Figure:
     bar: str = ""
     met: bool | None = None
 
+    @property
+    def unbarred(self) -> Figure:
+        """The same, held against nothing."""
+        return replace(self, bar="", met=None)
+
 
 def rate(name: str, right: Sequence[bool], at_least: float | None = None) -> Figure:
     """The part of cases that are right, with Wilson's interval."""

@@ -48,6 +48,12 @@ def contact_sheet(rows: Sequence[Row], height: int = HEIGHT) -> Image.Image:
     return page
 
 
+def save_sheet(file: Path, rows: Sequence[Row], height: int = HEIGHT) -> None:
+    """Write `contact_sheet` of the rows into a file, whose folder is made where it is missing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(rows, height).save(file)
+
+
 def picture_of(pixels: Any) -> Image.Image:
     """Pixels [H, W, 3] in 0..1, a tensor or an array, as a picture."""
     return Image.fromarray((np.asarray(pixels) * 255).round().astype(np.uint8))

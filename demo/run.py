@@ -22,7 +22,7 @@ from pathlib import Path
 from PIL import Image
 
 from . import photos, setup, subject_pictures
-from .contact_sheet import Row, contact_sheet, thumbnail
+from .contact_sheet import Row, save_sheet, thumbnail
 from .progress import Progress
 from .server import ROOT, Prompt, Result, Server, WorkflowError, has_accelerator
 from .stand_ins import MODEL_FILES, PUBLISHED, changed
@@ -224,7 +224,7 @@ def demo(names: Iterable[str], thumbnails: bool) -> None:
     rows = paint_all(in_order(chosen))
     if others:
         print(f"Not painted, since the demo has no small model for them: {others}.")
-    contact_sheet(rows).save(OUTPUT / "contact-sheet.png")
+    save_sheet(OUTPUT / "contact-sheet.png", rows)
     for name, pictures in rows if thumbnails else ():
         thumbnail(pictures[0][1], pictures[-1][1]).save(WORKFLOWS / f"{name}.jpg", quality=88)
 

@@ -234,7 +234,7 @@ def own_ssim(bench: Bench, chosen: Sequence[Subject]) -> list[float]:
 
 def sheet(bench: Bench) -> None:
     """For a human: two backgrounds of each subject, the first with a similar object, and what the judge says of each picture."""
-    from demo.contact_sheet import contact_sheet, picture_of
+    from demo.contact_sheet import picture_of, save_sheet
 
     names = ("before", "whole", "no cross", "no self", "neither", "all layers", "outer layers")
     methods = (BEFORE, WHOLE, NO_CROSS, NO_SELF, NEITHER, ALL, OUTER)
@@ -250,8 +250,7 @@ def sheet(bench: Bench) -> None:
                 score = bench.scores(subject, method, 0)[index]
                 row.append((f"{name}: {said(score)}", picture_of(bench.painted(subject, method, 0)[index])))
             rows.append((subject.name, row))
-    SHEET.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(rows, 192).save(SHEET)
+    save_sheet(SHEET, rows, 192)
 
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:

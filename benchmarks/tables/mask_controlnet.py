@@ -54,8 +54,6 @@ ON_GROUNDS = Method("pairs grounds (the object on another picture's ground)", "g
 OUTSIDE = Method("inpainting outside of the mask", "outside")
 TUNED = Method("DreamCom's tuning, from text alone", "tuned")
 REAL = Method("the object itself, through the VAE", "real")
-
-
 TRAINED = {"bare": "--bare", "none": "--pairs none", "grounds": "--pairs grounds"}
 """What makes the file of a method that is not shipped."""
 
@@ -206,7 +204,7 @@ def tables(bench: Bench) -> list[Figure]:
     figures = compared("with the mask prompt against without", gathered(MASK, cases_of), gathered(BARE, cases_of))
     for one, other in ((ON_GROUNDS, BY_ITSELF), (MASK, ON_GROUNDS)):
         held = compared(f"{one.name}, against {other.name}", gathered(one, cases_of), gathered(other, cases_of))
-        figures += [replace(figure, bar="", met=None) for figure in held]
+        figures += [figure.unbarred for figure in held]
     for method in (MASK, BARE, BY_ITSELF, ON_GROUNDS, OUTSIDE, TUNED, REAL):
         found = figures_of(method.name, gathered(method, cases_of))
         if method == MASK:
@@ -251,7 +249,7 @@ def reconstruction(bench: Bench, chosen: Sequence[Subject]) -> list[Figure]:
 
 def sheet(bench: Bench) -> None:
     """For a human: each subject's first case of each reference by each method, and one pair."""
-    from demo.contact_sheet import contact_sheet, picture_of
+    from demo.contact_sheet import picture_of, save_sheet
 
     rows = []
     for subject in SUBJECTS[: bench.size.subjects]:
@@ -264,8 +262,7 @@ def sheet(bench: Bench) -> None:
         shown = zip(pictures_of(pairs), bench.scores(pairs, MASK, 0), bench.painted(pairs, MASK, 0), strict=True)
         rows.append(("two objects", [entry for reference, score, image in shown
                                      for entry in (("", picture_of(reference)), (str(score.chosen), picture_of(image)))][:8]))  # fmt: skip
-    SHEET.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(rows, 128).save(SHEET)
+    save_sheet(SHEET, rows, 128)
 
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:

@@ -239,8 +239,8 @@ def tables(bench: Bench) -> list[Figure]:
 
 
 def sheet(bench: Bench) -> None:
-    """For a human: of each picture five poses, and what each method painted with the first noise."""
-    from demo.contact_sheet import contact_sheet, picture_of
+    """For a human: of each picture six poses, and what each method painted with the first noise."""
+    from demo.contact_sheet import picture_of, save_sheet
 
     rows = []
     for picture in PICTURES[: bench.size.pictures]:
@@ -252,8 +252,7 @@ def sheet(bench: Bench) -> None:
             pictures = bench.painted(picture, method, 0)
             shown = [(f"{np.mean(score.overlap):.2f}", picture_of(one)) for score, one in zip(scores, pictures, strict=True)]
             rows.append((method.name, shown[:6]))
-    SHEET.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(rows, 160).save(SHEET)
+    save_sheet(SHEET, rows, 160)
 
 
 def settings(options: Any) -> str:

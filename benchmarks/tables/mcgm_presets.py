@@ -33,7 +33,7 @@ def tables(bench: Bench) -> list[Figure]:
     @functools.cache
     def gathered(method: Method) -> list[Score]:
         found = [score for picture in chosen for seed in range(bench.size.seeds) for score in bench.scores(picture, method, seed)]
-        print(f"{method.name}: {sum(sum(score.overlap) for score in found) / sum(len(score.overlap) for score in found):.3f}", flush=True)
+        print(f"{method.name}: {np.mean([value for score in found for value in score.overlap]):.3f}", flush=True)
         return found
 
     figures: list[Figure] = []
@@ -49,7 +49,7 @@ def tables(bench: Bench) -> list[Figure]:
         pages = [(picture, seed) for picture in alone for seed in range(bench.size.seeds)]
         overlaps = [score.overlap[0] for picture, seed in pages for score in bench.scores(picture, method, seed)]
         there = [right for picture, seed in pages for right in of_its_shape(bench, picture, method, seed)]
-        print(f"{method.name}: {sum(overlaps) / len(overlaps):.3f}", flush=True)
+        print(f"{method.name}: {np.mean(overlaps):.3f}", flush=True)
         figures.append(mean(f"{method.name}: overlap with the mask", overlaps))
         figures.append(rate(f"{method.name}: an object of its shape is there", there))
     return figures
@@ -62,8 +62,8 @@ def of_its_shape(bench: Bench, picture: tuple[Subject, ...], method: Method, see
 
 
 def sheet(bench: Bench) -> None:
-    """For a human: of each picture five poses, and what each method painted with the first noise."""
-    from demo.contact_sheet import contact_sheet, picture_of
+    """For a human: of each picture six poses, and what each method painted with the first noise."""
+    from demo.contact_sheet import picture_of, save_sheet
 
     rows = []
     for picture in PICTURES[: bench.size.pictures]:
@@ -72,8 +72,7 @@ def sheet(bench: Bench) -> None:
         for method in (*PRESETS[::2], *(WORDS if len(picture) == ALONE else ())):
             shown = zip(bench.scores(picture, method, 0), bench.painted(picture, method, 0), strict=True)
             rows.append((method.name, [(f"{np.mean(score.overlap):.2f}", picture_of(one)) for score, one in shown][:6]))
-    SHEET.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(rows, 160).save(SHEET)
+    save_sheet(SHEET, rows, 160)
 
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
@@ -82,7 +81,7 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     figures = tables(bench)
     sheet(bench)
     notes = {
-        f"{WHOLE.name}": settings(bench.options(PICTURES[0], WHOLE)),
+        WHOLE.name: settings(bench.options(PICTURES[0], WHOLE)),
         "presets": f"400 + 400 steps, batches of 1, pictures of {SIZE} px; recommended with a LoRA, paper with all weights; usual rates",
         "painting": f"{SAMPLER}, {STEPS} steps, CFG {CFG}; 'a photo of (the handles, or a and the plain word) on (a ground)'",
         "overlap": "as in the table mcgm; of plain words in pictures of one subject only, with the cells of any object",

@@ -9,7 +9,7 @@ code: delete that folder after a change to what paints.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ ADAPTERS = {
     "region": tiny_model.ROOT / "demo" / "tiny-meca.safetensors",
     "query": tiny_model.ROOT / "demo" / "work" / "tiny-meca-query.safetensors",
 }
-"""By the mode that each was trained in. That of *query* is not shipped: `python -m demo.train_meca --threads 1 --mode query` makes it."""
+"""By the mode that each was trained in. That of *query* is not shipped."""
 PAGE = 32
 """Cases that are painted together: all methods paint a page from the same noise."""
 RENDERS = 16
@@ -64,10 +64,10 @@ class Bench:
     pages: list[list[Case]] = field(init=False)
 
     def __post_init__(self) -> None:
-        for file in (self.vision, *self.adapters.values()):
+        commands = {file: f"demo.train_meca --threads 1 --mode {mode}" for mode, file in self.adapters.items()}
+        for file, command in {self.vision: "demo.train_vision --threads 1", **commands}.items():
             if not file.is_file():
-                command = "; `python -m demo.train_meca --threads 1 --mode query` makes it" if file == self.adapters["query"] else ""
-                raise SystemExit(f"there is no {file.name} in {file.parent.name}/: this table is measured with it{command}")
+                raise SystemExit(f"there is no {file.name} in {file.parent.name}/: `python -m {command}` makes it")
         self.painter = Painter(self.checkpoint)
         self.eye = judge.load()
         from comfy.clip_vision import load
@@ -91,7 +91,7 @@ class Bench:
         asked = [[case.text, case.box] for case in page]
         prompted = method.mode not in ("", RENDER)
         files = {**self.files, "adapter": self.of_adapters[method.adapter]} if prompted else {"checkpoint": self.files["checkpoint"]}
-        how = [method.mode, method.seen, method.text, method.weight, method.threshold, seed, SAMPLER, STEPS, CFG]
+        how = [*list(asdict(method).values())[1:], seed, SAMPLER, STEPS, CFG]
         return self.kept.file("painted", pictures=pictures, asked=asked, files=files, how=how).with_suffix(".png")
 
     def painted(self, page: Sequence[Case], method: Method, seed: int) -> Tensor:
@@ -170,7 +170,7 @@ def tables(bench: Bench) -> list[Figure]:
     for one, two in COMPARED:
         for what in MEASURES:
             figure = against(f"{one.name}, against {two.name}: {what}", what, scores[one], scores[two], more=what not in UNWANTED)
-            figures.append(figure if what in BARRED.get((one, two), ()) else replace(figure, bar="", met=None))
+            figures.append(figure if what in BARRED.get((one, two), ()) else figure.unbarred)
     for method, found in scores.items():
         figures += figures_of(method.name, found, photographs)
         figures.append(fid_figure(f"{method.name}: FID against renders", bench.features(method), wanted))
@@ -180,7 +180,7 @@ def tables(bench: Bench) -> list[Figure]:
 def sheet(bench: Bench, count: int = 10) -> None:
     """For a human, of the first cases: the reference whole and, below, with its object hidden; each method's picture of the first seed,
     and what the judge finds wrong with it."""
-    from demo.contact_sheet import contact_sheet, picture_of
+    from demo.contact_sheet import picture_of, save_sheet
 
     every = bench.pages[0]
     rows = []
@@ -198,8 +198,7 @@ def sheet(bench: Bench, count: int = 10) -> None:
         row = [("reference", picture_of(reference)), ("the box (black)", picture_of(box)), *tiles(index, whole)]
         rows.append((f"in the box: {case.text}; around it: the ground of {case.reference.caption()}", row))
         rows.append(("the reference's object hidden", [("what the encoder saw", picture_of(previews[index])), *tiles(index, hidden)]))
-    SHEET.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(rows).save(SHEET)
+    save_sheet(SHEET, rows)
 
 
 def short(method: Method) -> str:

@@ -189,7 +189,7 @@ def tables(bench: Bench) -> list[Figure]:
 
 def sheet(bench: Bench, count: int = 8) -> None:
     """For a human: the first cases, each method's picture, and what the judge says of it."""
-    from demo.contact_sheet import contact_sheet, picture_of
+    from demo.contact_sheet import picture_of, save_sheet
 
     page = bench.pages[0]
     rows: list[Any] = []
@@ -203,8 +203,7 @@ def sheet(bench: Bench, count: int = 8) -> None:
                 (f"{number}: {sum(score.placed)} placed, {sum(score.there)} there", picture_of(bench.painted(page, method, 0)[index]))
             )
         rows.append((f"{case.both}; the first {'right' if case.swapped else 'left'}", row))
-    SHEET.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(rows, 160).save(SHEET)
+    save_sheet(SHEET, rows, 160)
 
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:

@@ -55,6 +55,10 @@ QUICK = ("02 Paint an object into a box", "06 Two texts, each in its region")
 TEMPLATES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.thorough) for name in run.paintable(run.workflows())]
 
 
+def test_the_quick_templates_are_there() -> None:
+    assert set(QUICK) <= set(run.paintable(run.workflows()))
+
+
 @pytest.fixture
 def renderer(page: Page, request: pytest.FixtureRequest) -> Iterator[str]:
     """The renderer that the page is in."""

@@ -15,7 +15,7 @@ from ...support.meca import adapter, applied
 from ...support.tiny_transformers import Tiny
 from ...support.transformer_texts import families
 
-__all__ = ["adapter"]
+__all__ = ["adapter"]  # a fixture
 pytestmark = pytest.mark.thorough
 WIDTH = 128
 """Of the UNet's text."""

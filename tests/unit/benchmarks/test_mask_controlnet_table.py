@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,3 +162,24 @@ def test_a_file_that_is_not_shipped_is_told_with_the_command_that_makes_it(tmp_p
     for kind, option in table.TRAINED.items():
         with pytest.raises(SystemExit, match=f"train_mask_controlnet --threads 1 {option}`"):
             table.Bench(table.Size(), {**files, kind: tmp_path / "nothing.safetensors"})
+
+
+def test_networks_of_other_pairs_are_held_against_each_other_without_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"mask": 0.9, "grounds": 0.8, "none": 0.6}
+
+    class Told:
+        size = table.Size(subjects=1)
+
+        def scores(self, cases: tuple[mask_controlnet_cases.Case, ...], method: table.Method, seed: int) -> list[Score]:
+            fidelity = kept.get(method.kind, 0.3)
+            return [Score(0.9, True, True, True, fidelity, True, False, False, 20.0, 0.9, 0.1) for _ in cases]
+
+    monkeypatch.setattr(table, "reconstruction", lambda bench, chosen: [])
+    bench: Any = Told()
+    figures = {figure.name: figure for figure in table.tables(bench)}
+    for one, other, apart in ((table.ON_GROUNDS, table.BY_ITSELF, 0.2), (table.MASK, table.ON_GROUNDS, 0.1)):
+        found = figures[f"{one.name}, against {other.name}: object fidelity"]
+        assert found.value == pytest.approx(apart)
+        assert (found.bar, found.met) == ("", None)
+    assert figures["with the mask prompt against without: object fidelity"].met
+    assert {f"{method.name}: object fidelity" for method in (table.BY_ITSELF, table.ON_GROUNDS)} <= figures.keys()

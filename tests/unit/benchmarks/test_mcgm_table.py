@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,11 @@ from maskprompt.models.mcgm import mask_encoder
 from maskprompt.nodes.train_mcgm import TrainMCGM
 
 from benchmarks.cache import Kept
-from benchmarks.tables import mcgm, mcgm_methods
+from benchmarks.tables import mcgm, mcgm_methods, mcgm_presets
+from benchmarks.tables.mcgm_methods import Method
+from benchmarks.tables.mcgm_scores import Score
+from demo import judge
+from demo.subjects import Subject
 
 PICTURE = mcgm.PICTURES[3]
 
@@ -65,3 +70,34 @@ def test_a_set_of_pictures_is_kept_by_all_that_it_is_made_from(bench: mcgm.Bench
     assert len(pages) == 2 * len(methods)
     assert len({method.name for method in methods}) == len(methods)
     assert bench.page(PICTURE, mcgm_methods.SHAPED, 0) in pages  # the table mcgm paints it once for both
+
+
+class Told:
+    """A bench whose pictures are empty, and of which shaped masks overlap better than blank ones."""
+
+    def __init__(self) -> None:
+        self.size = mcgm.Size(seeds=2)
+        self.eye = judge.load()
+
+    def scores(self, picture: tuple[Subject, ...], method: Method, seed: int) -> list[Score]:
+        overlap = 0.5 if method.masks == "shaped" else 0.1
+        mixed = (0.2,) if len(picture) > 1 else ()
+        return [Score((overlap,) * len(picture), (method.masks == "shaped",) * len(picture), mixed)] * 3
+
+    def painted(self, picture: tuple[Subject, ...], method: Method, seed: int) -> torch.Tensor:
+        return torch.full((3, 128, 128, 3), 0.5)
+
+
+def test_every_preset_and_way_to_ask_for_a_word_has_its_figures() -> None:
+    bench: Any = Told()
+    figures = {figure.name: figure for figure in mcgm_presets.tables(bench)}
+    for method in mcgm_methods.PRESETS:
+        assert figures[f"{method.name}: overlap with the mask"].value == pytest.approx(0.5 if method.masks == "shaped" else 0.1)
+        assert figures[f"{method.name}: overlap with the mask"].cases == 6 * sum(len(picture) for picture in mcgm.PICTURES)
+    for trained in (mcgm_methods.WHOLE, mcgm_methods.RECOMMENDED, mcgm_methods.AS_PUBLISHED):
+        assert figures[f"{trained.name}, shaped masks against blank ones: pairs won"].value == 1
+    alone = sum(len(picture) == 1 for picture in mcgm.PICTURES)
+    for method in mcgm_methods.WORDS:
+        assert figures[f"{method.name}: overlap with the mask"].value == pytest.approx(0.1 if method.masks == "blank" else 0.5)
+        there = figures[f"{method.name}: an object of its shape is there"]
+        assert (there.value, there.cases) == (0, 6 * alone)
