@@ -79,22 +79,27 @@ class Bank:
         for index, (task, number) in enumerate(zip(drawn, numbers, strict=True)):
             sentence = tasks.sentence(rng, task, self.about[number])
             rows.append(vocabulary.rows("" if silent[index] else sentence))
-        index = torch.tensor(numbers, device=self.device)
-        targets = torch.tensor([task.target for task in drawn], device=self.device)
+        index = self._sent(np.array(numbers))
+        targets = self._sent(np.array([task.target for task in drawn]))
         references = []
         for place in range(kind):
-            slots = torch.tensor([task.references[place] for task in drawn], device=self.device)
+            slots = self._sent(np.array([task.references[place] for task in drawn]))
             references.append(self.latents[index, slots].float())
-        counted = torch.zeros(count, 4, dtype=torch.uint8)
+        counted = np.zeros((count, 4), np.uint8)
         for sample, task in enumerate(drawn):
-            counted[sample, list(tasks.cells_of(task))] = 1
-        cells = (self.cells[index] * counted.to(self.device)[:, :, None, None]).amax(1, keepdim=True).float()
+            for place in tasks.cells_of(task):
+                counted[sample, place] = 1
+        cells = (self.cells[index] * self._sent(counted)[:, :, None, None]).amax(1, keepdim=True).float()
         weights = 0.4 + 3 * F.max_pool2d(cells, 3, 1, 1)
-        mute = torch.from_numpy(silent & (rng.random(count) < 0.5)).to(self.device)
+        mute = self._sent(silent & (rng.random(count) < 0.5))
         return Batch(
             self.latents[index, targets].float(),
             references,
             weights / weights.mean((1, 2, 3), keepdim=True),
-            torch.tensor(rows, device=self.device),
+            self._sent(np.array(rows)),
             mute,
         )
+
+    def _sent(self, values: np.ndarray) -> Tensor:
+        """The values on the device, without waiting for what it does: the next batch is drawn while a GPU learns from this one."""
+        return torch.from_numpy(values).to(self.device, non_blocking=True)

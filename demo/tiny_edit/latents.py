@@ -165,7 +165,7 @@ def loss_of(model: NarrowAutoencoder, pictures: Tensor, decoder_only: bool) -> t
 def train(
     folder: Path, minutes: float, batch: int, rate: float, decoder_only: bool, start: Path | None, workers: int = 0, seed: int = 0
 ) -> None:
-    """Learns for so many minutes in all, saving every 100 steps and at the end."""
+    """Learns for so many minutes in all, saving every 100 steps (a GPU: 1,000) and at the end."""
     device = device_of()
     torch.manual_seed(seed)
     place = world.load(folders.world(folder))
@@ -198,7 +198,8 @@ def train(
         networks = {"model": model.state_dict(), "average": average.state_dict()}
         return {**networks, "optimizer": optimizer.state_dict(), "step": step, "spent": spent}
 
-    begun, seen, counted = time.monotonic() - spent * 60, 0.0, 0
+    begun, seen, counted = time.monotonic() - spent * 60, torch.zeros((), device=device), 0
+    told = 50 if device.type == "cpu" else 500
     while (spent := (time.monotonic() - begun) / 60) < minutes:
         for group in optimizer.param_groups:
             group["lr"] = cosine(spent / minutes, rate, rate / 20)
@@ -213,12 +214,12 @@ def train(
         with torch.no_grad():
             for kept, new in zip(average.parameters(), model.parameters(), strict=True):
                 kept.lerp_(new, max(0.01, 1 / (step + 1)))
-        seen += plain.item()
+        seen = seen + plain.detach()
         counted += 1
-        if step % 50 == 0:
-            log(f"autoencoder step {step} minute {spent:.1f} L1 {seen / counted:.4f} loss {loss.item():.4f}")
-            seen, counted = 0.0, 0
-        if step % 100 == 0:
+        if step % told == 0:
+            log(f"autoencoder step {step} minute {spent:.1f} L1 {seen.item() / counted:.4f} loss {loss.item():.4f}")
+            seen, counted = torch.zeros((), device=device), 0
+        if step % (2 * told) == 0:
             folders.save(state_now(), file)
     folders.save(state_now(), file)
     coming.close()

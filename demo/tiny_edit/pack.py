@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from . import folders, latents, records, text, train
+from . import folders, latents, text, train
 
 LIMIT = 60 * 2**20
 PIECE = 15 * 2**20
@@ -70,37 +70,57 @@ def gather(folder: Path, target: Path, anew: bool = False) -> int:
 def work(
     folder: Path, out: Path, minutes: float, autoencoder_minutes: float, stages: str, count: int, workers: int, more: list[str]
 ) -> None:
-    """Trains for so many minutes in all: the autoencoder first if asked (then the transformer from nothing), and writes the pieces."""
-    begun = time.monotonic()
-    python = [sys.executable, "-u", "-m"]
-    common = ["--folder", str(folder)]
-    if autoencoder_minutes:
-        (folder / train.STATE).unlink(missing_ok=True)
-        wide = ["--batch", "128"] if torch.cuda.is_available() else []
-        start = folder / "autoencoder-start.pt"
-        torch.save(latents.Latents.load(folder).autoencoder.state_dict(), start)
-        options = ["--minutes", str(autoencoder_minutes), "--start", str(start), "--again", "--workers", str(workers), *wide]
-        subprocess.run([*python, "demo.tiny_edit.latents", *common, *options], check=True)
+    """Trains for so many minutes in all: the autoencoder first if asked (then the transformer from nothing), and writes the pieces.
+
+    The transformer's process begins at once, so that what it compiles is compiled by the time that there are records.
+    """
+    ends = time.monotonic() + 60 * minutes
     sizes = sorted({stage.size for stage in train.stages_of(stages)})
     halves = ["--halves"] if len(sizes) == 2 and sizes[1] == 2 * sizes[0] else []
     if len(sizes) > 1 and not halves:
         raise ValueError(f"the stages have pictures of {sizes} pixels; one size, or one and its half, would do")
-    drawing = ["--size", str(sizes[-1]), "--count", str(count), "--workers", str(workers), *halves]
-    maker = subprocess.Popen([*python, "demo.tiny_edit.records", *common, *drawing], stdout=subprocess.DEVNULL)
+    python = [sys.executable, "-u", "-m"]
+    common = ["--folder", str(folder)]
+    before = 0.0
+    if autoencoder_minutes:
+        (folder / train.STATE).unlink(missing_ok=True)
+        shutil.rmtree(folder / "shards", ignore_errors=True)
+    elif (folder / train.STATE).is_file():
+        before = torch.load(folder / train.STATE, weights_only=True, map_location="cpu")["spent"]
+    options = ["--no-make", "--wait", "--records", str(count), "--stages", stages, "--minutes", str(before + minutes), *more]
+    trainer = subprocess.Popen([*python, "demo.tiny_edit.train", *common, *options])
+    maker: subprocess.Popen[bytes] | None = None
     try:
-        while not records.shard_file(folder, sizes[-1], 0).is_file():
-            if maker.poll() is not None:
+        if autoencoder_minutes:
+            wide = ["--batch", "128"] if torch.cuda.is_available() else []
+            start = folder / "autoencoder-start.pt"
+            torch.save(latents.Latents.load(folder).autoencoder.state_dict(), start)
+            options = [
+                "--minutes",
+                str(autoencoder_minutes),
+                "--start",
+                str(start),
+                "--again",
+                "--workers",
+                str(max(1, workers // 2)),
+                *wide,
+            ]
+            subprocess.run([*python, "demo.tiny_edit.latents", *common, *options], check=True)
+        drawing = ["--size", str(sizes[-1]), "--count", str(count), "--workers", str(workers), *halves]
+        maker = subprocess.Popen([*python, "demo.tiny_edit.records", *common, *drawing], stdout=subprocess.DEVNULL)
+        while trainer.poll() is None:
+            if maker.poll():
                 raise RuntimeError(f"drawing records ended with code {maker.returncode}; its words are above")
+            if time.monotonic() > ends + 20:
+                trainer.terminate()
             time.sleep(0.2)
-        before = 0.0
-        if (folder / train.STATE).is_file():
-            before = torch.load(folder / train.STATE, weights_only=True, map_location="cpu")["spent"]
-        left = before + minutes - (time.monotonic() - begun) / 60
-        options = ["--no-make", "--records", str(count), "--stages", stages, "--minutes", str(left), *more]
-        subprocess.run([*python, "demo.tiny_edit.train", *common, *options], check=True)
+        if trainer.returncode:
+            raise RuntimeError(f"the training ended with code {trainer.returncode}; its words are above")
     finally:
-        maker.terminate()
-        maker.wait()
+        for process in (trainer, maker):
+            if process is not None:
+                process.terminate()
+                process.wait()
     split(folder, out)
 
 
@@ -170,7 +190,7 @@ def main() -> None:
     working.add_argument("--stages", default="128:256:5000,256:192")
     working.add_argument("--records", type=int, default=60_000)
     working.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 2), help="processes that draw")
-    working.add_argument("--train", default="", help='options of demo.tiny_edit.train, as "--rate 2e-3 --cool 2 --compile"')
+    working.add_argument("--train", default="", help='options of demo.tiny_edit.train, as "--rate 2e-3 --cool 2 --compile 1.5"')
     joining = commands.add_parser("join", help="put the pieces together into the training folder")
     joining.add_argument("out", type=Path)
     joining.add_argument("--folder", type=Path, default=folders.DEFAULT)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -166,9 +167,9 @@ def encode(latents: Latents, records: list[Record]) -> dict[str, Any]:
     kept: list[Tensor] = []
     for one in records:
         pictures = torch.from_numpy(one.pictures).to(latents.device).permute(0, 3, 1, 2).float() / 255
-        kept.append(latents.encode(pictures).half().cpu())
+        kept.append(latents.encode(pictures).half())
     return {
-        "latents": torch.stack(kept),
+        "latents": torch.stack(kept).cpu(),
         "cells": torch.from_numpy(np.packbits(np.stack([one.cells for one in records]), axis=-1)),
         "about": [one.about for one in records],
     }
@@ -182,6 +183,34 @@ def halved(one: Record) -> Record:
     return Record(np.rint(small).astype(np.uint8), np.asarray(cells.any((2, 4))), one.about)
 
 
+def both(folder: Path, size: int, seed: int, halves: bool, number: int) -> tuple[Record, Record | None]:
+    """Record `number` and, if asked, its half."""
+    one = numbered(folder, size, seed, number)
+    return one, halved(one) if halves else None
+
+
+def drawn(
+    folder: Path, size: int, seed: int, halves: bool, shards: Iterable[int], workers: int
+) -> Generator[list[tuple[Record, Record | None]], None, None]:
+    """The records of these shards, drawn by so many processes two shards ahead (0: by this one as they are asked for)."""
+    draw = partial(both, folder, size, seed, halves)
+    if not workers:
+        for shard in shards:
+            yield [draw(number) for number in range(shard * SHARD, (shard + 1) * SHARD)]
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting: deque[Iterator[tuple[Record, Record | None]]] = deque()
+        try:
+            for shard in shards:
+                waiting.append(pool.map(draw, range(shard * SHARD, (shard + 1) * SHARD), chunksize=2))
+                if len(waiting) > 2:
+                    yield list(waiting.popleft())
+            while waiting:
+                yield list(waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def make(
     folder: Path, size: int, count: int, seed: int = 0, workers: int = 0, device: torch.device | None = None, halves: bool = False
 ) -> Iterator[int]:
@@ -191,22 +220,20 @@ def make(
     """
     (folder / "shards").mkdir(parents=True, exist_ok=True)
     latents = Latents.load(folder, device or device_of())
-    draw = partial(numbered, folder, size, seed)
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else None
+    shards = range((count + SHARD - 1) // SHARD)
+    missing = [number for number in shards if not shard_file(folder, size, number).is_file()]
+    coming = drawn(folder, size, seed, halves, missing, workers)
     try:
-        for number in range((count + SHARD - 1) // SHARD):
-            file = shard_file(folder, size, number)
-            if not file.is_file():
-                numbers = range(number * SHARD, (number + 1) * SHARD)
-                drawn = pool.map(draw, numbers, chunksize=4) if pool else map(draw, numbers)
-                found = list(drawn)
-                if halves:
-                    folders.save(encode(latents, [halved(one) for one in found]), shard_file(folder, size // 2, number))
-                folders.save(encode(latents, found), file)
+        for number in shards:
+            if number in missing:
+                found = next(coming)
+                smaller = [half for _, half in found if half is not None]
+                if smaller:
+                    folders.save(encode(latents, smaller), shard_file(folder, size // 2, number))
+                folders.save(encode(latents, [one for one, _ in found]), shard_file(folder, size, number))
             yield number + 1
     finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
+        coming.close()
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ state every five minutes and when it is asked to end, and goes on from there. Ev
 so a run that was interrupted ends with the weights of one that was not.
 
 A stage is `SIZE:BATCH:UNTIL`: pictures of so many pixels, so many samples without references in a step (half as many with one, a third with
-two), until so many steps have been made. The first stage is small, because silhouettes and words need many samples and few pixels.
+two), until so many steps have been made, or until so many minutes of training (`128:384:2.5m`). The first stage is small, because
+silhouettes and words need many samples and few pixels.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from torch import Tensor, nn
 from ..trainer import Log, device_of
 from . import folders, records, tasks
 from .bank import Bank, Batch
+from .latents import CHANNELS
 from .text import TextEncoder, Vocabulary
-from .transformer import Flux
+from .transformer import TEXT_LENGTH, Flux
 
 STATE = "transformer-state.pt"
 AVERAGE_EVERY = 4
@@ -40,12 +42,13 @@ has them. At 256 pixels, where a shard takes four times as long, after four time
 
 @dataclass(frozen=True)
 class Stage:
-    """Pictures of `size` pixels, `batch` samples a step, until step `until` (None: for ever), begun at step `begin`."""
+    """Pictures of `size` pixels, `batch` samples a step, until step `until` (None: for ever) or minute `minute`, begun at step `begin`."""
 
     size: int
     batch: int
     begin: int
     until: int | None
+    minute: float | None = None
 
     @property
     def spacing(self) -> float:
@@ -63,15 +66,17 @@ class Stage:
 
 
 def stages_of(text: str) -> list[Stage]:
-    """Reads "128:24:60000,256:8" as stages."""
+    """Reads "128:24:60000,256:8" or "128:384:2.5m,256:128" as stages."""
     found: list[Stage] = []
     begin = 0
     for part in text.split(","):
-        size, batch, *until = (int(number) for number in part.split(":"))
-        if size % 16:
+        size, batch, *ends = part.split(":")
+        if int(size) % 16:
             raise ValueError(f"a stage's pictures have {size} pixels; a multiple of 16 would do, as 128 or 256")
-        found.append(Stage(size, batch, begin, until[0] if until else None))
-        begin = until[0] if until else begin
+        minute = float(ends[0][:-1]) if ends and ends[0].endswith("m") else None
+        until = int(ends[0]) if ends and minute is None else None
+        found.append(Stage(int(size), int(batch), begin, until, minute))
+        begin = until or begin
     return found
 
 
@@ -110,13 +115,14 @@ def loss_of(networks: nn.Module, batch: Batch, spacing: float, generator: torch.
 class Training:
     """Everything that a step needs and a state file holds."""
 
-    def __init__(self, folder: Path, stages: list[Stage], rate: float, seed: int, capacity: int, make: bool) -> None:
+    def __init__(self, folder: Path, stages: list[Stage], rate: float, seed: int, capacity: int, make: bool, wait: bool = False) -> None:
         self.folder = folder
         self.stages = stages
         self.rate = rate
         self.seed = seed
         self.capacity = capacity
         self.make = make
+        self.wait = wait
         self.device = device_of()
         self.vocabulary = Vocabulary.load(folder)
         torch.manual_seed(seed)
@@ -133,7 +139,8 @@ class Training:
     def stage(self) -> Stage:
         """The stage of the step that comes."""
         for stage in self.stages:
-            if stage.until is None or self.step < stage.until:
+            ended = self.spent >= stage.minute if stage.minute is not None else stage.until is not None and self.step >= stage.until
+            if not ended:
                 return stage
         return self.stages[-1]
 
@@ -147,13 +154,16 @@ class Training:
             self.bank.fill(next(self.maker))
         if self.maker is None and (self.bank.shards < FIRST_SHARDS or self.step % STEPS_PER_SHARD == 0):
             self.bank.fill(due)
+            while self.wait and not self.bank.about:
+                time.sleep(0.2)
+                self.bank.fill(due)
         if not self.bank.about:
             command = f"python -m demo.tiny_edit.records --size {stage.size}"
             raise FileNotFoundError(f"no records of {stage.size} pixels in {self.folder}: run `{command}`")
         return self.bank
 
-    def advance(self, rate: float) -> tuple[int, float]:
-        """Makes one step; the number of references and the loss."""
+    def advance(self, rate: float) -> tuple[int, Tensor]:
+        """Makes one step; the number of references and the loss, which is not waited for."""
         stage = self.stage()
         bank = self.records(stage)
         rng = np.random.default_rng([self.seed, self.step])
@@ -162,17 +172,46 @@ class Training:
         generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = loss_of(self.networks, batch, stage.spacing, generator)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self._learned(batch, stage.spacing, generator)
         torch.nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
         self.samples += len(batch.target)
         if self.step % AVERAGE_EVERY == 0:
             self._update_average()
-        return kind, loss.item()
+        return kind, loss.detach()
+
+    def _learned(self, batch: Batch, spacing: float, generator: torch.Generator) -> Tensor:
+        """The loss of a batch, and its gradients in the networks."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss = loss_of(self.networks, batch, spacing, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return loss
+
+    def compile(self, minutes: float) -> None:
+        """Compiles the blocks, which are nearly all of the time, for every kind of step, the largest pictures first.
+
+        After so many minutes no further kind is begun; those that are left, and blocks that cannot be compiled, run as they are. The
+        weights, and the numbers that steps draw, stay as they were.
+        """
+        ends = time.monotonic() + 60 * minutes
+        torch._dynamo.config.suppress_errors = True
+        torch._dynamo.config.recompile_limit = 64
+        for block in (*self.networks.flux.double_blocks, *self.networks.flux.single_blocks):
+            block.compile(dynamic=False)
+        kinds = [(stage, kind) for stage in sorted(self.stages, key=lambda stage: -stage.size) for kind in range(len(tasks.KINDS))]
+        for stage, kind in kinds:
+            if time.monotonic() > ends:
+                break
+            count, cells = stage.samples(kind), stage.size // 8
+            nothing = torch.zeros(count, CHANNELS, cells, cells, device=self.device)
+            words = torch.full((count, TEXT_LENGTH), self.networks.text.end, device=self.device)
+            silent = torch.zeros(count, dtype=torch.bool, device=self.device)
+            batch = Batch(nothing, [nothing] * kind, torch.ones_like(nothing[:, :1]), words, silent)
+            self._learned(batch, stage.spacing, torch.Generator(self.device))
+        torch.compiler.set_stance("eager_on_recompile")
+        self.optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -209,12 +248,28 @@ class Training:
         return True
 
 
-def compile_blocks(flux: Flux) -> None:
-    """Compiles the blocks, which are nearly all of the time; where that fails they run as they are."""
-    torch._dynamo.config.suppress_errors = True
-    torch._dynamo.config.recompile_limit = 64
-    for block in (*flux.double_blocks, *flux.single_blocks):
-        block.compile(dynamic=False)
+class Losses:
+    """The losses since they were last told, by the number of references. They stay on the device, which need not be waited for."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, list[Tensor]] = {kind: [] for kind in range(len(tasks.KINDS))}
+
+    def add(self, kind: int, loss: Tensor) -> None:
+        """Holds the loss of a step."""
+        self.held[kind].append(loss)
+
+    def check(self, step: int) -> None:
+        """FloatingPointError if one of them is not finite."""
+        for values in self.held.values():
+            if values and not torch.stack(values).isfinite().all():
+                raise FloatingPointError(f"a loss before step {step} is not finite; the last state is as it was")
+
+    def told(self, step: int) -> str:
+        """Their means by kind, "-" where there was none; then holds none."""
+        self.check(step)
+        means = [f"{torch.stack(values).mean().item():.4f}" if values else "-" for values in self.held.values()]
+        self.held = {kind: [] for kind in self.held}
+        return " ".join(means)
 
 
 def rate_of(training: Training, minutes: float, cool: float) -> float:
@@ -231,31 +286,29 @@ def run(training: Training, minutes: float, steps: int | None, cool: float, log:
     begun = time.monotonic() - training.spent * 60
     saved = training.spent
     told = (time.monotonic(), training.step)
-    losses: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    losses = Losses()
     try:
         while not ending and training.spent < minutes and (steps is None or training.step < steps):
             rate = rate_of(training, minutes, cool)
-            kind, loss = training.advance(rate)
-            if not np.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss} at step {training.step}; the last state is as it was")
-            losses[kind].append(loss)
+            losses.add(*training.advance(rate))
             training.spent = (time.monotonic() - begun) / 60
             if training.step % 100 == 0:
+                means = losses.told(training.step)
                 now = time.monotonic()
-                means = " ".join(f"{np.mean(values):.4f}" if values else "-" for values in losses.values())
                 pace = (now - told[0]) / (training.step - told[1])
                 shards = training.bank.shards if training.bank else 0
                 log(
                     f"step {training.step} samples {training.samples} minute {training.spent:.1f} size {training.stage().size} "
                     f"loss {means} rate {rate:.2e} s/step {pace:.3f} records {shards * records.SHARD}"
                 )
-                losses = {0: [], 1: [], 2: []}
                 told = (now, training.step)
             if training.spent - saved > save_minutes:
                 saved = training.spent
+                losses.check(training.step)
                 training.save()
     finally:
         signal.signal(signal.SIGTERM, previous)
+    losses.check(training.step)
     training.save()
     log(f"stopped at step {training.step}, {training.samples} samples, minute {training.spent:.1f}")
 
@@ -271,19 +324,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--records", type=int, default=4096, help="records of each size")
     parser.add_argument("--no-make", action="store_true", help="only read records: another process makes them")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks: a minute of a GPU's time, then faster steps")
+    parser.add_argument("--wait", action="store_true", help="with --no-make: wait for the first records")
+    parser.add_argument(
+        "--compile", type=float, default=0, help="compile the blocks for about so many minutes: a GPU's steps are then faster"
+    )
+    parser.add_argument("--save-minutes", type=float, default=5, help="between two savings of the state")
     options = parser.parse_args()
     folders.begin(options)
     log = Log(options.folder / "training.log")
-    training = Training(options.folder, stages_of(options.stages), options.rate, options.seed, options.records, not options.no_make)
+    begun = time.monotonic()
+    make = not options.no_make
+    training = Training(options.folder, stages_of(options.stages), options.rate, options.seed, options.records, make, options.wait)
     resumed = training.resume()
     log(
         f"{'resumed' if resumed else 'begun'} at step {training.step} on {training.device} with {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, stages {options.stages}, rate {options.rate}"
     )
     if options.compile:
-        compile_blocks(training.networks.flux)
-    run(training, options.minutes, options.steps, options.cool, log)
+        training.compile(options.compile)
+        training.spent += (time.monotonic() - begun) / 60
+        log(f"compiled at minute {training.spent:.1f}")
+    run(training, options.minutes, options.steps, options.cool, log, options.save_minutes)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def copy(folder: Path, target: Path) -> Path:
 
 
 def advance(run: train.Training, steps: int) -> list[float]:
-    return [run.advance(train.rate_of(run, 1e9, 0))[1] for _ in range(steps)]
+    return [run.advance(train.rate_of(run, 1e9, 0))[1].item() for _ in range(steps)]
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
@@ -95,6 +95,36 @@ def test_the_rate_rises_and_cools(folder: Path, tmp_path: Path) -> None:
     assert train.rate_of(run, 100, 10) == pytest.approx(5e-4)
 
 
+def test_a_stage_may_end_after_minutes(folder: Path, tmp_path: Path) -> None:
+    run = train.Training(copy(folder, tmp_path / "minutes"), train.stages_of("32:2:1.5m,64:2"), 1e-3, 0, records.SHARD, make=True)
+    run.spent = 1.4
+    assert run.stage().size == 32
+    run.spent = 1.5
+    assert run.stage().size == 64
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = copy(folder, tmp_path / "nan")
+    run = training(place)
+    monkeypatch.setattr(run, "advance", lambda rate: (1, torch.tensor(float("nan"))))
+    monkeypatch.setattr(run, "save", lambda: pytest.fail("it was saved"))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        train.run(run, 1e-4, None, 0, lambda line: None)  # pyright: ignore[reportArgumentType]
+
+
+def test_compiling_first_changes_nothing_of_a_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps for every kind and stage leave weights, numbers and gradients as they were; `block.compile` itself is PyTorch's."""
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, dynamic: None)
+    monkeypatch.setattr(torch.compiler, "set_stance", lambda stance: None)
+    plain = training(copy(folder, tmp_path / "plain"))
+    losses = advance(plain, 3)
+    compiled = training(copy(folder, tmp_path / "compiled"))
+    compiled.compile(60)
+    assert advance(compiled, 3) == losses
+    for name, value in plain.networks.state_dict().items():
+        assert torch.equal(value, compiled.networks.state_dict()[name]), name
+
+
 def test_a_batch_shows_the_pictures_that_its_tasks_name(folder: Path) -> None:
     """With one task of two references allowed, target and references are the record's very latents."""
     held = bank.Bank(folder, 64, records.SHARD, torch.device("cpu"))
@@ -142,6 +172,7 @@ def test_latents_are_normalised_in_the_weights() -> None:
 def test_stages_that_cannot_be_are_refused() -> None:
     assert train.stages_of("128:24:100,256:8")[1] == train.Stage(256, 8, 100, None)
     assert train.stages_of("128:24:100,256:8")[0].spacing == 2
+    assert train.stages_of("128:24:2.5m,256:8")[0] == train.Stage(128, 24, 0, None, 2.5)
     with pytest.raises(ValueError, match="multiple of 16"):
         train.stages_of("100:4")
 
