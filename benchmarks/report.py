@@ -18,7 +18,7 @@ END = "<!-- end of figures -->"
 ORDER = ("bench-attention", "bench-step", "bench-sam", "bench-pointing", "bench-visibility", "bench-meca", "bench-training", "bench-probe",
          "tiny-model", "dreamcom", "meca", "mcgm", "mcgm-presets", "mask-controlnet", "paste-back", "tiny-edit")  # fmt: skip
 """The results that come first; others follow by their names."""
-OWN_PLACE = ("name", "command", "date", "machine", "figures")
+OWN_PLACE = ("name", "command", "date", "machine", "figures", "checks", "small", "minutes")
 """What of a result's file is shown elsewhere than among its notes."""
 
 
@@ -43,10 +43,12 @@ def page(kept: Sequence[dict[str, Any]]) -> str:
 
 
 def section(content: dict[str, Any], figures: Sequence[Figure]) -> str:
-    """One result: its command, when and where it was measured, how, and all of its figures."""
+    """One result: its command, when and where it was measured, how, which checks failed or were left out, and all of its figures."""
     notes = [f"- {name}: {text}" for name, text in content.items() if name not in OWN_PLACE]
     made = f"`{content['command']}`: {content['date']}, {content['machine']}"
-    return "\n\n".join([f"### {content['name']}", made, *(["\n".join(notes)] if notes else []), table(figures)])
+    undone = [f"- {one['name']}: {one['state']}, {one['said']}" for one in content.get("checks", ()) if one["state"] != "done"]
+    lists = ["\n".join(lines) for lines in (notes, undone) if lines]
+    return "\n\n".join([f"### {content['name']}", made, *lists, table(figures)])
 
 
 def table(figures: Sequence[Figure]) -> str:
