@@ -13,7 +13,9 @@ from torch import Tensor
 
 from . import records, tasks
 from .latents import CHANNELS
+from .shards import SENTENCES, SHARD, file_of
 from .text import Vocabulary
+from .transformer import TEXT_LENGTH
 
 WORDLESS = 0.1
 """The part of the samples without words: half of them as an empty prompt, half with all of the words' features zero."""
@@ -34,6 +36,19 @@ class Batch:
     silent: Tensor
 
 
+class Table:
+    """What a batch needs to know of each task, as arrays over `tasks.TASKS`: so many samples are looked up at once."""
+
+    def __init__(self) -> None:
+        count = len(tasks.TASKS)
+        self.target = np.array([task.target for task in tasks.TASKS])
+        self.references = np.zeros((count, 2), np.int64)
+        self.cells = np.zeros((count, 4), np.uint8)
+        for number, task in enumerate(tasks.TASKS):
+            self.references[number, : len(task.references)] = task.references
+            self.cells[number, list(tasks.cells_of(task))] = 1
+
+
 class Bank:
     """Records in fp16 on a device. `fill` takes shards from the folder as they come, up to `capacity` records."""
 
@@ -43,16 +58,18 @@ class Bank:
         self.size = size
         self.device = device
         self.shards = 0
-        self.most = (capacity + records.SHARD - 1) // records.SHARD
+        self.most = (capacity + SHARD - 1) // SHARD
         self.about: list[dict[str, Any]] = []
-        self.latents = torch.empty(self.most * records.SHARD, records.PICTURES, CHANNELS, cells, cells, dtype=torch.half, device=device)
-        self.cells = torch.empty(self.most * records.SHARD, 4, cells, cells, dtype=torch.uint8, device=device)
+        self.latents = torch.empty(self.most * SHARD, records.PICTURES, CHANNELS, cells, cells, dtype=torch.half, device=device)
+        self.cells = torch.empty(self.most * SHARD, 4, cells, cells, dtype=torch.uint8, device=device)
+        self.words = np.empty((self.most * SHARD, len(tasks.TASKS), SENTENCES, TEXT_LENGTH), np.int16)
         self.suiting: dict[str, list[int]] = {task.name: [] for task in tasks.TASKS}
+        self._table = Table()
 
     def fill(self, shards: int) -> None:
         """Reads shards from the folder until there are so many; stops early at one that is not there."""
         while self.shards < min(shards, self.most):
-            file = records.shard_file(self.folder, self.size, self.shards)
+            file = file_of(self.folder, self.size, self.shards)
             if not file.is_file():
                 return
             shard = torch.load(file, weights_only=True, map_location="cpu")
@@ -61,6 +78,7 @@ class Bank:
             self.latents[begin:end] = shard["latents"].to(self.device)
             bits = np.unpackbits(shard["cells"].numpy(), axis=-1)[..., : self.size // 8]
             self.cells[begin:end] = torch.from_numpy(bits).to(self.device)
+            self.words[begin:end] = shard["words"].numpy()
             self.about += shard["about"]
             for number in range(begin, end):
                 for task in tasks.TASKS:
@@ -70,33 +88,27 @@ class Bank:
 
     def batch(self, rng: np.random.Generator, kind: int, count: int, vocabulary: Vocabulary) -> Batch:
         """Draws `count` samples of tasks with `kind` references."""
-        choices = [task for task in tasks.TASKS if len(task.references) == kind and self.suiting[task.name]]
-        chances = np.array([task.chance for task in choices])
-        drawn = [choices[index] for index in rng.choice(len(choices), count, p=chances / chances.sum())]
-        numbers = [self.suiting[task.name][rng.integers(len(self.suiting[task.name]))] for task in drawn]
-        rows = []
+        of_kind = [number for number, task in enumerate(tasks.TASKS) if len(task.references) == kind and self.suiting[task.name]]
+        chances = np.array([tasks.TASKS[number].chance for number in of_kind])
+        drawn = np.array(of_kind)[rng.choice(len(of_kind), count, p=chances / chances.sum())]
+        numbers = np.zeros(count, np.int64)
+        for task in of_kind:
+            suiting = self.suiting[tasks.TASKS[task].name]
+            of_task = np.flatnonzero(drawn == task)
+            numbers[of_task] = [suiting[place] for place in rng.integers(len(suiting), size=len(of_task))]
+        words = self.words[numbers, drawn, rng.integers(SENTENCES, size=count)].astype(np.int64)
         silent = rng.random(count) < WORDLESS
-        for index, (task, number) in enumerate(zip(drawn, numbers, strict=True)):
-            sentence = tasks.sentence(rng, task, self.about[number])
-            rows.append(vocabulary.rows("" if silent[index] else sentence))
-        index = self._sent(np.array(numbers))
-        targets = self._sent(np.array([task.target for task in drawn]))
-        references = []
-        for place in range(kind):
-            slots = self._sent(np.array([task.references[place] for task in drawn]))
-            references.append(self.latents[index, slots].float())
-        counted = np.zeros((count, 4), np.uint8)
-        for sample, task in enumerate(drawn):
-            for place in tasks.cells_of(task):
-                counted[sample, place] = 1
-        cells = (self.cells[index] * self._sent(counted)[:, :, None, None]).amax(1, keepdim=True).float()
+        words[silent] = vocabulary.rows("")
+        index = self._sent(numbers)
+        references = [self.latents[index, self._sent(self._table.references[drawn, place])].float() for place in range(kind)]
+        cells = (self.cells[index] * self._sent(self._table.cells[drawn])[:, :, None, None]).amax(1, keepdim=True).float()
         weights = 0.4 + 3 * F.max_pool2d(cells, 3, 1, 1)
         mute = self._sent(silent & (rng.random(count) < 0.5))
         return Batch(
-            self.latents[index, targets].float(),
+            self.latents[index, self._sent(self._table.target[drawn])].float(),
             references,
             weights / weights.mean((1, 2, 3), keepdim=True),
-            self._sent(np.array(rows)),
+            self._sent(words),
             mute,
         )
 

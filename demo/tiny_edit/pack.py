@@ -107,7 +107,7 @@ def work(
             ]
             subprocess.run([*python, "demo.tiny_edit.latents", *common, *options], check=True)
         drawing = ["--size", str(sizes[-1]), "--count", str(count), "--workers", str(workers), *halves]
-        maker = subprocess.Popen([*python, "demo.tiny_edit.records", *common, *drawing], stdout=subprocess.DEVNULL)
+        maker = subprocess.Popen([*python, "demo.tiny_edit.shards", *common, *drawing], stdout=subprocess.DEVNULL)
         while trainer.poll() is None:
             if maker.poll():
                 raise RuntimeError(f"drawing records ended with code {maker.returncode}; its words are above")

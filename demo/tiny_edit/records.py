@@ -1,35 +1,23 @@
-"""What tiny-edit learns from: records of eight pictures that belong together, rendered and encoded once, in shards.
-
-    python -m demo.tiny_edit.records --size 128 --count 2048
+"""What tiny-edit learns from: records of eight pictures that belong together.
 
 The eight pictures of a record: the ground alone; one to three things on it; the same without one thing and with a grey box where it
 was; with that thing replaced; with it moved (or, among several things, taken away); the things on another ground; that thing, and the
 one that replaces it, alone on other grounds, larger and turned. Every task of the training is a choice among them, so one record serves
-many times. A shard is a file of 64 records; record number n of a size and seed is always the same.
+many times. Record number n of a size and seed is always the same. `shards` encodes and keeps them.
 """
 
 from __future__ import annotations
 
-import argparse
 import zlib
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..trainer import device_of
 from . import folders, scenes, things, world
-from .latents import Latents
 
-SHARD = 64
 GROUND, FULL, MASKED, REPLACED, CHANGED, ELSEWHERE, PORTRAIT, OTHER_PORTRAIT = range(8)
 PICTURES = 8
 """The slots of a record. CHANGED: the only thing moved, or the focus of several taken away."""
@@ -158,96 +146,9 @@ def numbered(folder: Path, size: int, seed: int, number: int) -> Record:
     return record(np.random.default_rng([seed, size, number]), _WORLD[folder], size)
 
 
-def shard_file(folder: Path, size: int, number: int) -> Path:
-    return folder / "shards" / f"{size}-{number:05d}.pt"
-
-
-def encode(latents: Latents, records: list[Record]) -> dict[str, Any]:
-    """A shard of records: latents fp16 [N, 8, C, S/8, S/8], cells as bits, and what sentences need."""
-    kept: list[Tensor] = []
-    for one in records:
-        pictures = torch.from_numpy(one.pictures).to(latents.device).permute(0, 3, 1, 2).float() / 255
-        kept.append(latents.encode(pictures).half())
-    return {
-        "latents": torch.stack(kept).cpu(),
-        "cells": torch.from_numpy(np.packbits(np.stack([one.cells for one in records]), axis=-1)),
-        "about": [one.about for one in records],
-    }
-
-
 def halved(one: Record) -> Record:
     """The record at half of the size, its pictures averaged and its cells covered where one of four was."""
     count, size = one.pictures.shape[:2]
     small = one.pictures.reshape(count, size // 2, 2, size // 2, 2, 3).mean((2, 4))
     cells = one.cells.reshape(len(one.cells), size // 16, 2, size // 16, 2)
     return Record(np.rint(small).astype(np.uint8), np.asarray(cells.any((2, 4))), one.about)
-
-
-def both(folder: Path, size: int, seed: int, halves: bool, number: int) -> tuple[Record, Record | None]:
-    """Record `number` and, if asked, its half."""
-    one = numbered(folder, size, seed, number)
-    return one, halved(one) if halves else None
-
-
-def drawn(
-    folder: Path, size: int, seed: int, halves: bool, shards: Iterable[int], workers: int
-) -> Generator[list[tuple[Record, Record | None]], None, None]:
-    """The records of these shards, drawn by so many processes two shards ahead (0: by this one as they are asked for)."""
-    draw = partial(both, folder, size, seed, halves)
-    if not workers:
-        for shard in shards:
-            yield [draw(number) for number in range(shard * SHARD, (shard + 1) * SHARD)]
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting: deque[Iterator[tuple[Record, Record | None]]] = deque()
-        try:
-            for shard in shards:
-                waiting.append(pool.map(draw, range(shard * SHARD, (shard + 1) * SHARD), chunksize=2))
-                if len(waiting) > 2:
-                    yield list(waiting.popleft())
-            while waiting:
-                yield list(waiting.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def make(
-    folder: Path, size: int, count: int, seed: int = 0, workers: int = 0, device: torch.device | None = None, halves: bool = False
-) -> Iterator[int]:
-    """Makes the shards that are missing of `count` records; yields how many shards there are after each.
-
-    With `halves` each shard is also stored at half of the size, from the same pictures.
-    """
-    (folder / "shards").mkdir(parents=True, exist_ok=True)
-    latents = Latents.load(folder, device or device_of())
-    shards = range((count + SHARD - 1) // SHARD)
-    missing = [number for number in shards if not shard_file(folder, size, number).is_file()]
-    coming = drawn(folder, size, seed, halves, missing, workers)
-    try:
-        for number in shards:
-            if number in missing:
-                found = next(coming)
-                smaller = [half for _, half in found if half is not None]
-                if smaller:
-                    folders.save(encode(latents, smaller), shard_file(folder, size // 2, number))
-                folders.save(encode(latents, [one for one, _ in found]), shard_file(folder, size, number))
-            yield number + 1
-    finally:
-        coming.close()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    folders.arguments(parser)
-    parser.add_argument("--size", type=int, default=256, help="pixels of a side, a multiple of 16")
-    parser.add_argument("--count", type=int, default=2048, help="records")
-    parser.add_argument("--workers", type=int, default=0, help="processes that draw (0: this one)")
-    parser.add_argument("--halves", action="store_true", help="store the same pictures at half of the size too")
-    options = parser.parse_args()
-    folders.begin(options)
-    for shards in make(options.folder, options.size, options.count, workers=options.workers, halves=options.halves):
-        print(f"{shards * SHARD} records of {options.size} pixels", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..trainer import Log, device_of
-from . import folders, records, tasks
+from . import folders, shards, tasks
 from .bank import Bank, Batch
 from .latents import CHANNELS
 from .text import TextEncoder, Vocabulary
@@ -131,6 +131,7 @@ class Training:
         fused = self.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(self.networks.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01, fused=fused)
         self.step = 0
+        self.warm_from = 0
         self.spent = 0.0
         self.samples = 0
         self.bank: Bank | None = None
@@ -148,7 +149,7 @@ class Training:
         """The stage's records, as many as belong to this step."""
         if self.bank is None or self.bank.size != stage.size:
             self.bank = Bank(self.folder, stage.size, self.capacity, self.device)
-            self.maker = records.make(self.folder, stage.size, self.capacity, self.seed) if self.make else None
+            self.maker = shards.make(self.folder, stage.size, self.capacity, self.seed) if self.make else None
         due = FIRST_SHARDS + (self.step - stage.begin) // stage.steps_per_shard if self.make else self.bank.most
         while self.maker is not None and self.bank.shards < min(due, self.bank.most):
             self.bank.fill(next(self.maker))
@@ -158,7 +159,7 @@ class Training:
                 time.sleep(0.2)
                 self.bank.fill(due)
         if not self.bank.about:
-            command = f"python -m demo.tiny_edit.records --size {stage.size}"
+            command = f"python -m demo.tiny_edit.shards --size {stage.size}"
             raise FileNotFoundError(f"no records of {stage.size} pixels in {self.folder}: run `{command}`")
         return self.bank
 
@@ -227,6 +228,7 @@ class Training:
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "warm_from": self.warm_from,
             "spent": self.spent,
             "samples": self.samples,
         }
@@ -240,9 +242,10 @@ class Training:
         state = torch.load(file, weights_only=True, map_location=self.device)
         self.networks.load_state_dict(state["networks"])
         self.average = {name: value.float().clone() for name, value in state["average"].items()}
+        self.step = state["step"]
+        self.warm_from = state.get("warm_from", 0) if "optimizer" in state else self.step
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
         self.spent = state["spent"]
         self.samples = state["samples"]
         return True
@@ -273,8 +276,8 @@ class Losses:
 
 
 def rate_of(training: Training, minutes: float, cool: float) -> float:
-    """The learning rate: rises over 300 steps, stays, and falls to a fiftieth over the last `cool` of the minutes (0: never)."""
-    rate = training.rate * min(1.0, (training.step + 1) / 300)
+    """The learning rate: rises over the optimizer's first 300 steps, and falls to a fiftieth over the last `cool` minutes (0: never)."""
+    rate = training.rate * min(1.0, (training.step + 1 - training.warm_from) / 300)
     left = minutes - training.spent
     return rate * max(0.02, left / cool) if cool and left < cool else rate
 
@@ -296,10 +299,10 @@ def run(training: Training, minutes: float, steps: int | None, cool: float, log:
                 means = losses.told(training.step)
                 now = time.monotonic()
                 pace = (now - told[0]) / (training.step - told[1])
-                shards = training.bank.shards if training.bank else 0
+                held = training.bank.shards if training.bank else 0
                 log(
                     f"step {training.step} samples {training.samples} minute {training.spent:.1f} size {training.stage().size} "
-                    f"loss {means} rate {rate:.2e} s/step {pace:.3f} records {shards * records.SHARD}"
+                    f"loss {means} rate {rate:.2e} s/step {pace:.3f} records {held * shards.SHARD}"
                 )
                 told = (now, training.step)
             if training.spent - saved > save_minutes:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from demo.autoencoder import NarrowAutoencoder
-from demo.tiny_edit import bank, folders, latents, pack, records, tasks, text, train
+from demo.tiny_edit import bank, folders, latents, pack, records, shards, tasks, text, train
 
 from ...support import tiny_edit_world
 
@@ -24,12 +24,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
     tiny_edit_world.prepare(folder)
     for size in (32, 64):
-        list(records.make(folder, size, records.SHARD, device=torch.device("cpu")))
+        list(shards.make(folder, size, shards.SHARD, device=torch.device("cpu")))
     return folder
 
 
 def training(folder: Path, seed: int = 0) -> train.Training:
-    return train.Training(folder, train.stages_of(STAGES), 1e-3, seed, records.SHARD, make=True)
+    return train.Training(folder, train.stages_of(STAGES), 1e-3, seed, shards.SHARD, make=True)
 
 
 def copy(folder: Path, target: Path) -> Path:
@@ -61,8 +61,9 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(folder: Pat
         assert torch.equal(whole.average[name], second.average[name]), name
 
 
+@pytest.mark.thorough
 def test_it_learns(folder: Path, tmp_path: Path) -> None:
-    run = train.Training(copy(folder, tmp_path / "learns"), train.stages_of("32:8"), 2e-3, 0, records.SHARD, make=True)
+    run = train.Training(copy(folder, tmp_path / "learns"), train.stages_of("32:8"), 2e-3, 0, shards.SHARD, make=True)
     before = np.mean(advance(run, 6))
     advance(run, 24)
     after = np.mean(advance(run, 6))
@@ -91,12 +92,15 @@ def test_the_rate_rises_and_cools(folder: Path, tmp_path: Path) -> None:
     assert train.rate_of(run, 100, 0) == pytest.approx(1e-3 / 300)
     run.step = 5000
     assert train.rate_of(run, 100, 10) == pytest.approx(1e-3)
+    run.step, run.warm_from = 6000, 5990
+    assert train.rate_of(run, 100, 0) == pytest.approx(1e-3 * 11 / 300)
+    run.step, run.warm_from = 5000, 0
     run.spent = 95
     assert train.rate_of(run, 100, 10) == pytest.approx(5e-4)
 
 
 def test_a_stage_may_end_after_minutes(folder: Path, tmp_path: Path) -> None:
-    run = train.Training(copy(folder, tmp_path / "minutes"), train.stages_of("32:2:1.5m,64:2"), 1e-3, 0, records.SHARD, make=True)
+    run = train.Training(copy(folder, tmp_path / "minutes"), train.stages_of("32:2:1.5m,64:2"), 1e-3, 0, shards.SHARD, make=True)
     run.spent = 1.4
     assert run.stage().size == 32
     run.spent = 1.5
@@ -127,13 +131,16 @@ def test_compiling_first_changes_nothing_of_a_run(folder: Path, tmp_path: Path, 
 
 def test_a_batch_shows_the_pictures_that_its_tasks_name(folder: Path) -> None:
     """With one task of two references allowed, target and references are the record's very latents."""
-    held = bank.Bank(folder, 64, records.SHARD, torch.device("cpu"))
+    held = bank.Bank(folder, 64, shards.SHARD, torch.device("cpu"))
     held.fill(1)
     compose = next(task for task in tasks.TASKS if task.name == "compose")
     number = next(one for one in held.suiting["compose"] if 0 < held.cells[one, 0].sum() < 16)
     held.suiting = {task.name: [] for task in tasks.TASKS} | {"compose": [number]}
-    batch = held.batch(np.random.default_rng(0), 2, 3, text.Vocabulary.load(folder))
+    vocabulary = text.Vocabulary.load(folder)
+    batch = held.batch(np.random.default_rng(0), 2, 3, vocabulary)
     assert len(held.about[number]["codes"]) == 1
+    own = held.words[number, tasks.TASKS.index(compose)].tolist()
+    assert all(words in [*own, vocabulary.rows("")] for words in batch.words.tolist())
     for sample in range(3):
         assert torch.equal(batch.target[sample], held.latents[number, compose.target].float())
         for place, slot in enumerate(compose.references):
@@ -144,8 +151,37 @@ def test_a_batch_shows_the_pictures_that_its_tasks_name(folder: Path) -> None:
     torch.testing.assert_close(batch.weights.mean((1, 2, 3)), torch.ones(3))
 
 
+def test_a_record_has_sentences_for_the_tasks_that_it_suits(folder: Path) -> None:
+    """Each as it is said of that record for that task: with the same numbers drawn, the same words."""
+    vocabulary = text.Vocabulary.load(folder)
+    about = records.numbered(folder, 64, 0, 5).about
+    words = shards.sentences_for(np.random.default_rng(3), about, vocabulary)
+    again = np.random.default_rng(3)
+    for task, rows in zip(tasks.TASKS, words.tolist(), strict=True):
+        if not task.suits(about):
+            assert rows == np.zeros_like(rows).tolist()
+            continue
+        assert rows == [vocabulary.rows(tasks.sentence(again, task, about)) for _ in range(shards.SENTENCES)]
+    held = bank.Bank(folder, 64, shards.SHARD, torch.device("cpu"))
+    held.fill(1)
+    assert np.array_equal(held.words[5], shards.numbered(folder, 64, 0, False, 5).words)
+
+
+def test_samples_are_drawn_by_the_chances_of_their_tasks(folder: Path) -> None:
+    """By the latents that they paint: two of the tasks without references, at 0.55 to 0.05, over 64 records."""
+    held = bank.Bank(folder, 64, shards.SHARD, torch.device("cpu"))
+    held.fill(1)
+    kept = ("paint", "ground")
+    held.suiting = {name: numbers if name in kept else [] for name, numbers in held.suiting.items()}
+    batch = held.batch(np.random.default_rng(0), 0, 2000, text.Vocabulary.load(folder))
+    grounds = held.latents[:, records.GROUND].float().flatten(1)
+    painted = batch.target.flatten(1)
+    of_ground = sum(bool((grounds == one).all(1).any()) for one in painted)
+    assert of_ground / 2000 == pytest.approx(0.05 / 0.6, abs=0.02)
+
+
 def test_cells_come_back_from_their_bits(folder: Path) -> None:
-    held = bank.Bank(folder, 64, records.SHARD, torch.device("cpu"))
+    held = bank.Bank(folder, 64, shards.SHARD, torch.device("cpu"))
     held.fill(1)
     for number in (0, 17, 63):
         one = records.numbered(folder, 64, 0, number)
@@ -180,8 +216,8 @@ def test_stages_that_cannot_be_are_refused() -> None:
 def test_it_says_which_records_are_missing(folder: Path, tmp_path: Path) -> None:
     place = copy(folder, tmp_path / "none")
     (place / "shards").unlink()
-    run = train.Training(place, train.stages_of("32:4"), 1e-3, 0, records.SHARD, make=False)
-    with pytest.raises(FileNotFoundError, match=r"demo\.tiny_edit\.records --size 32"):
+    run = train.Training(place, train.stages_of("32:4"), 1e-3, 0, shards.SHARD, make=False)
+    with pytest.raises(FileNotFoundError, match=r"demo\.tiny_edit\.shards --size 32"):
         run.advance(1e-3)
 
 
