@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from demo.tiny_edit import files, folders, judge, scenes, things, train, world
+from demo.tiny_edit import folders, judge, scenes, things, world
 from demo.tiny_edit.painter import CFG, STEPS
 
 from ..figures import Figure, rate, size_of, write
+from .stock_painter import StockPainter, needs_a_training
 from .tiny_edit import photographs
 
 SIDES = {"left": 0.25, "right": 0.75}
@@ -71,29 +72,12 @@ def cases(place: world.World, size: Size, seed: int = 11) -> list[Case]:
     return found
 
 
-class Painter:
-    """tiny-edit as ComfyUI loads it."""
-
-    def __init__(self, folder: Path) -> None:
-        import comfy.sd
-        import comfy.utils
-
-        from demo import registration
-
-        registration.register()
-        registration.tiny_edit.register()
-        transformer, text, autoencoder = files.write(folders.DEFAULT, folder)
-        self.model = comfy.sd.load_diffusion_model(str(transformer))
-        self.clip = comfy.sd.load_clip([str(text)], clip_type=comfy.sd.CLIPType.FLUX2)
-        self.vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(autoencoder)))
-
-    def words(self, text: str) -> list[Any]:
-        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+class Painter(StockPainter):
+    """Paints a case in any of the four ways."""
 
     @torch.no_grad()
     def paint(self, case: Case, size: Size, region: bool, show: bool, seed: int) -> Tensor:
         """The thing of the portrait into the photograph, [3, S, S] in 0..1."""
-        import comfy.sample
         from maskprompt.nodes.reference_region import ReferenceRegionNode
 
         line: tuple[Any, ...] = (
@@ -104,11 +88,7 @@ class Painter:
             line = ReferenceRegionNode.execute(
                 model=line[0], positive=line[1], negative=line[2], image=image, vae=self.vae, **more
             ).args  # fmt: skip
-        noise = torch.randn(1, 8, size.size // 8, size.size // 8, generator=torch.Generator().manual_seed(seed))
-        painted = comfy.sample.sample(
-            line[0], noise, size.steps, CFG, "euler", "simple", line[1], line[2], torch.zeros_like(noise), seed=seed, disable_pbar=True
-        )  # fmt: skip
-        return self.vae.decode(painted)[0].movedim(-1, 0).clamp(0, 1).cpu()
+        return self.sample(line[0], line[1], line[2], size.size, size.steps, seed)
 
 
 def measure(painter: Painter, eye: judge.Judge, found: Sequence[Case], size: Size) -> list[Figure]:
@@ -134,8 +114,7 @@ def measure(painter: Painter, eye: judge.Judge, found: Sequence[Case], size: Siz
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     size = size_of(Size(), command, __doc__, arguments)
-    if not (folders.DEFAULT / train.STATE).is_file():
-        raise SystemExit(f"{command}: no training of tiny-edit here ({train.STATE}); `nox -s train_tiny -- edit` begins one")
+    needs_a_training(command)
     place = world.load(folders.world(folders.DEFAULT))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         figures = measure(Painter(Path(folder)), judge.Judge(place, things.HELD_OUT), cases(place, size), size)

@@ -19,6 +19,7 @@ TABLES: dict[str, str] = {
     "regions": "regions",
     "tiny-edit": "tiny_edit",
     "references": "references",
+    "transformer": "transformer",
 }
 """The tables and the modules that measure them."""
 

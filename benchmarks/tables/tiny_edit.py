@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from demo.tiny_edit import folders, grounds, judge, scenes, sentences, things, train, world
+from demo.tiny_edit import folders, grounds, judge, scenes, sentences, things, world
 from demo.tiny_edit.painter import CFG, STEPS, Painter, held_out_pairs, held_out_sentences
 
 from ..figures import Figure, rate, size_of, write
+from .stock_painter import needs_a_training
 
 SHEET = Path(__file__).resolve().parent.parent.parent / "demo" / "output" / "tiny-edit-table.png"
 
@@ -157,8 +158,7 @@ def subjects(place: world.World, painter: Painter, eye: judge.Judge, size: Size,
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     size = size_of(Size(), command, __doc__, arguments)
-    if not (folders.DEFAULT / train.STATE).is_file():
-        raise SystemExit(f"{command}: no training of tiny-edit here ({train.STATE}); `nox -s train_tiny -- edit` begins one")
+    needs_a_training(command)
     place = world.load(folders.world(folders.DEFAULT))
     painter = Painter.load(folders.DEFAULT)
     eye = judge.Judge(place)

@@ -1,0 +1,59 @@
+"""tiny-edit as ComfyUI's stock nodes load it and its own sampler paints with it, for the tables of what transformers do under the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from demo.tiny_edit import files, folders, train
+from demo.tiny_edit.latents import CHANNELS
+from demo.tiny_edit.painter import CFG
+
+
+class StockPainter:
+    """Model, text encoder and autoencoder out of the files that `demo.tiny_edit.files` writes into a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        import comfy.sd
+        import comfy.utils
+
+        from demo import registration
+
+        registration.register()
+        registration.tiny_edit.register()
+        transformer, text, autoencoder = files.write(folders.DEFAULT, folder)
+        self.model = comfy.sd.load_diffusion_model(str(transformer))
+        self.clip = comfy.sd.load_clip([str(text)], clip_type=comfy.sd.CLIPType.FLUX2)
+        self.vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(autoencoder)))
+
+    def words(self, text: str) -> list[Any]:
+        """As CLIP Text Encode gives them."""
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+
+    def showing(self, conditioning: list[Any], pictures: Sequence[Tensor]) -> list[Any]:
+        """The same with pictures [1, S, S, 3] as references, as Reference Latent adds them."""
+        import node_helpers
+
+        latents = [self.vae.encode(picture) for picture in pictures]
+        return node_helpers.conditioning_set_values(conditioning, {"reference_latents": latents}, append=True)
+
+    @torch.no_grad()
+    def sample(self, model: Any, positive: list[Any], negative: list[Any], size: int, steps: int, seed: int) -> Tensor:
+        """A picture [3, size, size] in 0..1, as KSampler paints it (euler, simple)."""
+        import comfy.sample
+
+        noise = torch.randn(1, CHANNELS, size // 8, size // 8, generator=torch.Generator().manual_seed(seed))
+        painted = comfy.sample.sample(
+            model, noise, steps, CFG, "euler", "simple", positive, negative, torch.zeros_like(noise), seed=seed, disable_pbar=True
+        )  # fmt: skip
+        return self.vae.decode(painted)[0].movedim(-1, 0).clamp(0, 1).cpu()
+
+
+def needs_a_training(command: str) -> None:
+    """SystemExit with the command that begins one, if there is no training of tiny-edit."""
+    if not (folders.DEFAULT / train.STATE).is_file():
+        raise SystemExit(f"{command}: no training of tiny-edit here ({train.STATE}); `nox -s train_tiny -- edit` begins one")

@@ -1,0 +1,222 @@
+"""Prompt Region and Masked Attention on a transformer that paints (tiny-edit), by the judge of its world.
+
+nox -s tables -- transformer
+
+Two things, each to stand in its own half, the first named on the right in every other case: by one prompt, by one prompt that says the
+places, and by Prompt Region. And a thing to be painted into a grey box beside another thing, on a photograph that training never showed:
+without Masked Attention and with each of its choices, layers by thirds of the depth among them. All ways of a case have the same noise.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from demo.tiny_edit import folders, grounds, judge, scenes, sentences, things, world
+from demo.tiny_edit.painter import CFG, STEPS, held_out_pairs
+
+from ..figures import Figure, mean, rate, size_of, write
+from .stock_painter import StockPainter, needs_a_training
+
+LEFT, RIGHT = 0.25, 0.75
+"""Middles of the two halves."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many cases of each kind, the pixels of a side, and the steps of sampling."""
+
+    pairs: int = 60
+    boxes: int = 40
+    size: int = 256
+    steps: int = STEPS
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two things in the prompt's order, and their ground. `swapped`: the first shall stand on the right."""
+
+    first: str
+    second: str
+    ground: str
+    swapped: bool
+
+    @property
+    def middles(self) -> tuple[float, float]:
+        """Where across the picture the first and the second shall stand."""
+        return (RIGHT, LEFT) if self.swapped else (LEFT, RIGHT)
+
+    def text(self, places: bool) -> str:
+        """One prompt that names both."""
+        said = ("on the right", "on the left") if self.swapped else ("on the left", "on the right")
+        names = [things.words_of(code) for code in (self.first, self.second)]
+        return f"{sentences.together(names, said if places else None)} {grounds.words_of(self.ground)}"
+
+
+@dataclass(frozen=True)
+class Box:
+    """A thing for a grey box in a picture [1, S, S, 3] that shows another thing; the mask of the box [1, S, S], and the picture whole."""
+
+    code: str
+    other: str
+    masked: Tensor
+    mask: Tensor
+    whole: Tensor
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How Masked Attention is set; `cross` without `itself` is words alone, neither is off."""
+
+    name: str
+    cross: bool = True
+    itself: str = "off"
+    layers: str = "all"
+
+
+MASKINGS: tuple[Masking, ...] = (
+    Masking("off", cross=False),
+    Masking("words in the box only"),
+    *(
+        Masking(f"paper, {layers}", itself="paper", layers=layers)
+        for layers in ("paper", "all", "first third", "middle third", "last third")
+    ),
+    *(Masking(f"renormalised, {layers}", itself="renormalised", layers=layers) for layers in ("paper", "all")),
+)
+"""The node's choices. *paper* among its layers is all but the last third of a transformer's."""
+
+
+def pairs(place: world.World, count: int, seed: int = 21) -> list[Pair]:
+    """Pairs of named things; the first on a ground on which training never showed it."""
+    rng = np.random.default_rng(seed)
+    held = held_out_pairs(place)
+    found: list[Pair] = []
+    while len(found) < count:
+        code, ground = held[rng.integers(len(held))]
+        other = things.NAMED[rng.integers(len(things.NAMED))]
+        if other != code:
+            found.append(Pair(code, other, ground, len(found) % 2 == 0))
+    return found
+
+
+def boxes(place: world.World, count: int, size: int, seed: int = 22) -> list[Box]:
+    """A thing stands in one half of a held-out photograph, or the grounds of training where there is none; the box is in the other."""
+    rng = np.random.default_rng(seed)
+    names = place.grounds(held_out=True) or place.grounds()
+    found: list[Box] = []
+    for number in range(count):
+        code, other = (things.NAMED[index] for index in rng.choice(len(things.NAMED), 2, replace=False))
+        middle = (0.27, 0.73)[number % 2]
+        ground = scenes.random_ground(rng, names)
+        scene = scenes.Scene((scenes.Placed(other, middle, 0.6, 0.4, flip=bool(rng.random() < 0.5)),), ground)
+        whole = torch.from_numpy(scenes.render(place, scene, size).image.copy()).float()[None] / 255
+        mask = torch.zeros(1, size, size)
+        left = round((1 - middle) * size) // 8 * 8 - size * 3 // 16
+        mask[:, size * 3 // 8 : size * 7 // 8, max(0, left) : left + size * 7 // 16] = 1
+        masked = torch.where(mask[..., None] > 0, torch.tensor(128 / 255), whole)
+        found.append(Box(code, other, masked, mask, whole))
+    return found
+
+
+class Painter(StockPainter):
+    """Paints the cases as graphs of the nodes do."""
+
+    def pair(self, case: Pair, way: str, size: Size, seed: int) -> Tensor:
+        """Two things by "one prompt", "one prompt with places", or Prompt Region with its `base` so called."""
+        from maskprompt.nodes.prompt_region import PromptRegionNode
+
+        model = self.model
+        if way not in ONE_PROMPT:
+            for code, middle in zip((case.first, case.second), case.middles, strict=True):
+                mask = torch.zeros(1, size.size, size.size)
+                mask[:, :, : size.size // 2] = middle == LEFT
+                mask[:, :, size.size // 2 :] = middle == RIGHT
+                text = f"{sentences.together([things.words_of(code)])} {grounds.words_of(case.ground)}"
+                (model,) = PromptRegionNode.execute(model, self.words(text), mask, 1.0, way).args
+        positive = self.words(case.text(places=way == ONE_PROMPT[1]))
+        return self.sample(model, positive, self.words(""), size.size, size.steps, seed)
+
+    def box(self, case: Box, way: Masking, size: Size, seed: int) -> Tensor:
+        """The thing into the box, the masked picture as reference."""
+        from maskprompt.nodes.dreamcom import MaskedAttention
+
+        (model,) = MaskedAttention.execute(self.model, case.mask, way.cross, way.itself, way.layers).args
+        text = f"fill the box with {things.with_article(things.words_of(case.code))}"
+        positive, negative = (self.showing(self.words(words), [case.masked]) for words in (text, ""))
+        return self.sample(model, positive, negative, size.size, size.steps, seed)
+
+
+ONE_PROMPT = ("one prompt", "one prompt with places")
+
+
+def ways() -> tuple[str, ...]:
+    """How two things are asked for."""
+    from maskprompt.nodes.prompt_region import EVERYWHERE, OUTSIDE
+
+    return (*ONE_PROMPT, EVERYWHERE, OUTSIDE)
+
+
+def measure_pairs(painter: Any, eye: judge.Judge, ground_eye: judge.GroundJudge, found: Sequence[Pair], size: Size) -> list[Figure]:
+    """Both things there, and each in its half, by way; and the ground."""
+    figures: list[Figure] = []
+    for way in ways():
+        there: list[bool] = []
+        placed: list[bool] = []
+        ground: list[bool] = []
+        for number, case in enumerate(found):
+            picture = painter.pair(case, way, size, number)
+            seen = {one.code: one.centre for one in eye.things(picture, 2, things.NAMED)}
+            wanted = dict(zip((case.first, case.second), case.middles, strict=True))
+            there.append(seen.keys() == wanted.keys())
+            placed.append(there[-1] and all(abs(seen[code] - middle) < 0.25 for code, middle in wanted.items()))
+            ground.append(ground_eye.name(picture) == case.ground)
+        name = way if way in ONE_PROMPT else f"Prompt Region, {way}"
+        print(f"{name}: {np.mean(placed):.2f}", flush=True)
+        figures.append(rate(f"{name}: both things there", there))
+        figures.append(rate(f"{name}: both things there, each in its own half", placed))
+        of_swapped = [one for one, case in zip(placed, found, strict=True) if case.swapped]
+        figures.append(rate(f"{name}: each in its own half, the first named on the right", of_swapped))
+        figures.append(rate(f"{name}: ground right", ground))
+    return figures
+
+
+def measure_boxes(painter: Any, eye: judge.Judge, found: Sequence[Box], size: Size) -> list[Figure]:
+    """The right thing in the box, and how far the picture around it is from what was given, by way."""
+    figures: list[Figure] = []
+    for way in MASKINGS:
+        right: list[bool] = []
+        stranger: list[bool] = []
+        outside: list[float] = []
+        for number, case in enumerate(found):
+            picture = painter.box(case, way, size, number)
+            inside = torch.where(case.mask > 0.5, picture, torch.tensor(0.5))
+            likest = eye.things(inside, 1, things.NAMED)[0].code
+            right.append(likest == case.code)
+            stranger.append(likest == case.other)
+            around = case.mask[0] < 0.5
+            outside.append(float((picture - case.whole[0].movedim(-1, 0)).abs().mean(0)[around].mean()))
+        print(f"Masked Attention {way.name}: {np.mean(right):.2f}", flush=True)
+        figures.append(rate(f"Masked Attention, {way.name}: the right thing in the box", right))
+        figures.append(rate(f"Masked Attention, {way.name}: the thing beside it in the box", stranger))
+        figures.append(mean(f"Masked Attention, {way.name}: mean difference around the box", outside))
+    return figures
+
+
+def main(command: str, arguments: Sequence[str] = ()) -> None:
+    size = size_of(Size(), command, __doc__, arguments)
+    needs_a_training(command)
+    place = world.load(folders.world(folders.DEFAULT))
+    eye = judge.Judge(place, things.NAMED)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        painter = Painter(Path(folder))
+        figures = measure_pairs(painter, eye, judge.GroundJudge(place), pairs(place, size.pairs), size)
+        figures += measure_boxes(painter, eye, boxes(place, size.boxes, size.size), size)
+    notes = {"settings": f"{size.steps} steps of Euler, CFG {CFG}, {size.size} pixels, the same noise for all ways of a case"}
+    write("transformer", command, figures, notes, whole=size == Size())

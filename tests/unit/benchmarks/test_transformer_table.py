@@ -1,0 +1,132 @@
+"""The table of a transformer that paints under the nodes: its cases, its figures on made-up pictures, each way on random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.tables import transformer
+from demo.tiny_edit import folders, things, world
+
+from ...support import tiny_edit_world
+
+SMALL = transformer.Size(pairs=2, boxes=1, size=64, steps=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("tiny-edit")
+    tiny_edit_world.random_weights(made)
+    return made
+
+
+class MadeUp:
+    """Painter, judge of things and judge of grounds in one: what it "paints" is a number, and it knows what that number shows.
+
+    Regions put both things right, one prompt with places exchanges them, and one prompt paints the first alone, on another ground.
+    """
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[dict[str, float], str]] = []
+
+    def _picture(self, shown: dict[str, float], ground: str) -> Tensor:
+        self.shown.append((shown, ground))
+        return torch.full((3, 64, 64), float(len(self.shown) - 1))
+
+    def pair(self, case: transformer.Pair, way: str, size: Any, seed: int) -> Tensor:
+        first, second = case.middles
+        if way == transformer.ONE_PROMPT[0]:
+            return self._picture({case.first: first}, "another")
+        if way == transformer.ONE_PROMPT[1]:
+            first, second = second, first
+        return self._picture({case.first: first + 0.1, case.second: second - 0.1}, case.ground)
+
+    def things(self, picture: Tensor, count: int, codes: Sequence[str]) -> list[Any]:
+        shown, _ = self.shown[int(picture[0, 0, 0])]
+        return [SimpleNamespace(code=code, centre=x) for code, x in shown.items()][:count]
+
+    def name(self, picture: Tensor) -> str:
+        return self.shown[int(picture[0, 0, 0])][1]
+
+
+class InTheBox(MadeUp):
+    """Without masks the neighbour comes into the box and all around it is darker by 0.1; with them it is as it was asked for."""
+
+    def box(self, case: transformer.Box, way: transformer.Masking, size: Any, seed: int) -> Tensor:
+        self.wanted = case.code if way.cross else case.other
+        return case.whole[0].movedim(-1, 0) - (0 if way.cross else 0.1)
+
+    def things(self, picture: Tensor, count: int, codes: Sequence[str]) -> list[Any]:
+        return [SimpleNamespace(code=self.wanted)]
+
+
+def test_pairs_ask_for_both_orders(folder: Path) -> None:
+    found = transformer.pairs(world.load(folder / "world"), 6)
+    assert [case.swapped for case in found] == [True, False] * 3
+    for case in found:
+        first, second = (things.with_article(things.words_of(code)) for code in (case.first, case.second))
+        assert case.first != case.second
+        assert case.text(places=False).startswith(f"{first} and {second} ")
+        right, left = ("right", "left") if case.swapped else ("left", "right")
+        assert case.text(places=True).startswith(f"{first} on the {right} and {second} on the {left} ")
+        assert case.middles == ((0.75, 0.25) if case.swapped else (0.25, 0.75))
+
+
+def test_the_box_is_grey_and_beside_a_thing(folder: Path) -> None:
+    for number, case in enumerate(transformer.boxes(world.load(folder / "world"), 4, 128)):
+        assert 0.1 < float(case.mask.mean()) < 0.3
+        assert torch.equal(case.masked[case.mask < 0.5], case.whole[case.mask < 0.5])
+        assert bool((case.masked[case.mask > 0.5] == 128 / 255).all())
+        assert case.code != case.other
+        middle = float((case.mask[0].amax(0) * torch.arange(128)).sum() / case.mask[0].amax(0).sum()) / 128
+        assert middle == pytest.approx(0.73 if number % 2 == 0 else 0.27, abs=0.06)
+
+
+def test_figures_of_pairs_say_what_the_pictures_show(folder: Path) -> None:
+    made = MadeUp()
+    found = transformer.pairs(world.load(folder / "world"), 4)
+    judge: Any = made
+    figures = {one.name: one for one in transformer.measure_pairs(made, judge, judge, found, SMALL)}
+    for way in transformer.ways()[2:]:
+        assert [figures[f"Prompt Region, {way}: {what}"].value for what in ("both things there", "ground right")] == [1, 1]
+        assert figures[f"Prompt Region, {way}: both things there, each in its own half"].value == 1
+        assert figures[f"Prompt Region, {way}: each in its own half, the first named on the right"].cases == 2
+    assert figures["one prompt: both things there"].value == figures["one prompt: ground right"].value == 0
+    assert figures["one prompt with places: both things there"].value == 1
+    assert figures["one prompt with places: both things there, each in its own half"].value == 0
+
+
+def test_figures_of_boxes_say_what_the_pictures_show(folder: Path) -> None:
+    made: Any = InTheBox()
+    found = transformer.boxes(world.load(folder / "world"), 2, 64)
+    figures = {one.name: one.value for one in transformer.measure_boxes(made, made, found, SMALL)}
+    assert len(figures) == 3 * len(transformer.MASKINGS)
+    assert figures["Masked Attention, off: the right thing in the box"] == 0
+    assert figures["Masked Attention, off: the thing beside it in the box"] == 1
+    assert figures["Masked Attention, off: mean difference around the box"] == pytest.approx(0.1)
+    for way in transformer.MASKINGS[1:]:
+        told = [
+            figures[f"Masked Attention, {way.name}: {what}"] for what in ("the right thing in the box", "mean difference around the box")
+        ]
+        assert told == pytest.approx([1, 0])
+
+
+@pytest.mark.thorough
+def test_it_paints_each_case_in_every_way(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(folders, "DEFAULT", folder)
+    place = world.load(folder / "world")
+    painter = transformer.Painter(tmp_path)
+    case = transformer.pairs(place, 1)[0]
+    box = transformer.boxes(place, 1, 64)[0]
+    pairs = [painter.pair(case, way, SMALL, 1) for way in transformer.ways()]
+    boxes = [painter.box(box, way, SMALL, 1) for way in transformer.MASKINGS]
+    for found in (pairs, boxes):
+        assert all(picture.shape == (3, 64, 64) and bool(picture.isfinite().all()) for picture in found)
+        for number, one in enumerate(found):
+            assert not any(torch.equal(one, other) for other in found[number + 1 :])
