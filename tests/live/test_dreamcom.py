@@ -18,6 +18,8 @@ from demo.server import Prompt, Server, WorkflowError
 from ..support.graphs import CHECKPOINT, PICTURES, Interrupt, node, painting, training
 from ..support.live_training import Shown, latent, states, unfinished
 
+pytestmark = pytest.mark.thorough
+
 __all__ = ["states"]  # fixtures
 
 TRAIN = "MaskPromptTrainDreamCom"
@@ -52,7 +54,6 @@ def test_it_tells_and_shows_how_far_it_is(server: Server) -> None:
             assert picture.width == picture.height
 
 
-@pytest.mark.thorough
 def test_the_saved_lora_paints_the_same_in_a_new_server(server: Server, tmp_path: Path) -> None:
     before = lora_files(server)
     plain = latent(server, server.run(base()))
@@ -103,7 +104,6 @@ def test_resume_off_begins_again(server: Server, states: Path) -> None:
     assert shown.steps[0] == 1
 
 
-@pytest.mark.thorough
 def test_further_trainings_do_not_grow_memory(server: Server) -> None:
     process = psutil.Process(server.pid)
     server.run(training(seed=20))

@@ -22,6 +22,8 @@ from ..support.graphs import CHECKPOINT, PICTURES, in_list, node, solid
 from ..support.live_training import Shown, interrupt_and_go_on, latent
 from ..support.live_workflows import pictures, titled, with_inputs
 
+pytestmark = pytest.mark.thorough
+
 TRAIN = "MaskPromptTrainMaskControlNet"
 ONE = "Painted anew"
 FIRST = "The first alone"

@@ -17,6 +17,8 @@ from demo.server import Prompt, Result, Server
 from ..support.graphs import CHECKPOINT, node, solid
 from ..support.live_training import latent
 
+pytestmark = pytest.mark.thorough
+
 NAME = "moved"
 SUBJECTS = f"embedding:{NAME}-ball and embedding:{NAME}-fish"
 FILES = {f"embeddings/{NAME}-ball", f"embeddings/{NAME}-fish", f"loras/{NAME}", f"mcgm/{NAME}"}
@@ -134,7 +136,6 @@ def again(other: Server) -> Painted:
     return paint(other, painting(LOAD))
 
 
-@pytest.mark.thorough
 def test_the_files_paint_the_same_in_a_new_server(
     trained: tuple[Painted, dict[str, Path]], loaded: Painted, again: Painted, other: Server
 ) -> None:

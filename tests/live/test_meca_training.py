@@ -13,6 +13,8 @@ from demo.server import Prompt, Server, WorkflowError
 from ..support.graphs import CHECKPOINT, PICTURES, in_list, node
 from ..support.live_training import Shown, interrupt_and_go_on, latent
 
+pytestmark = pytest.mark.thorough
+
 TRAIN = "MaskPromptTrainMECA"
 SMALL: dict[str, Any] = {
     "captions": "a heart", "steps": 4, "learning_rate": 0.003, "batch_size": 2, "size": 64, "tokens": 4, "mode": "region", "seed": 0,

@@ -24,7 +24,7 @@ from demo import setup, tiny_model
 from ...support.command import ROOT, Command, checkpoints, command, failure, pictures, random_numbers, read_once, signal_at
 
 __all__ = ["checkpoints", "command", "failure", "pictures", "read_once"]  # fixtures
-pytestmark = pytest.mark.usefixtures("read_once")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("read_once")]
 
 
 @pytest.fixture(scope="module")

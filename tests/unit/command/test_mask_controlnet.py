@@ -37,6 +37,8 @@ from demo import setup, tiny_model
 from ...support.blip import tiny_blip
 from ...support.objects import Sam, Writer, box, draw
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(train.__file__).parent
 Command = Callable[..., list[str]]
 
@@ -193,7 +195,6 @@ def _only_from(first: int, seed: int, step: int, process: int) -> torch.Generato
     return random_numbers(seed, step, process) if step >= first else pytest.fail("a step was trained twice")
 
 
-@pytest.mark.thorough
 def test_the_program_annotates_and_trains_as_a_user_starts_it(tmp_path: Path, place: Path) -> None:
     """From any folder, with ComfyUI's place in the environment; ComfyUI is not on the path when the program reads its options."""
     line = arguments(place, tmp_path / "new" / "control.safetensors", comfyui=None, steps=1, no_mask_prompt=True, no_checkpointing=True)
@@ -244,7 +245,6 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-@pytest.mark.thorough
 def test_two_processes_learn_as_one_that_accumulates(tmp_path: Path, loaded: None) -> None:
     """Under `accelerate launch`, on the CPU. The first process annotates; the other waits, and is given what it made. What goes wrong
     meanwhile is told to the one that waits."""

@@ -28,7 +28,7 @@ from demo import setup, tiny_model
 from ...support.command import checkpoints, read_once
 
 __all__ = ["checkpoints", "read_once"]  # fixtures
-pytestmark = pytest.mark.usefixtures("read_once")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("read_once")]
 ROOT = Path(train.__file__).parent
 FILES = ("embeddings/fox-ball", "embeddings/fox-star", "loras/fox", "mcgm/fox")
 Command = Callable[..., list[str]]

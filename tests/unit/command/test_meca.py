@@ -33,7 +33,7 @@ from ...support.command import checkpoints, read_once
 from ...support.meca_samples import draw
 
 __all__ = ["checkpoints", "read_once"]  # fixtures
-pytestmark = pytest.mark.usefixtures("read_once")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("read_once")]
 
 ROOT = Path(train.__file__).parent
 
@@ -147,7 +147,6 @@ sys.exit(child(json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
 """
 
 
-@pytest.mark.thorough
 def test_two_processes_learn_the_same_from_different_samples(command: Callable[..., list[str]], tmp_path: Path) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -32,6 +32,8 @@ from ...support.dreamcom import forget, run_node, states
 from ...support.learners import conditioning, fingerprint, predicted, unchanged, unet_of, with_another_lora
 from ...support.training_nodes import Told, cancelled_at, told
 
+pytestmark = pytest.mark.thorough
+
 __all__ = ["told"]  # fixtures
 
 Happens = Callable[[pytest.MonkeyPatch, Painter], None]

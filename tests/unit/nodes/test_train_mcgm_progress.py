@@ -50,6 +50,8 @@ from ...support.train_mcgm import (
 )
 from ...support.training_nodes import cancelled_at
 
+pytestmark = pytest.mark.thorough
+
 __all__ = ["done", "model", "node", "output", "quick_previews", "tiny", "wanted"]  # fixtures
 
 
