@@ -21,6 +21,7 @@ from torch import Tensor
 from demo.tiny_edit import folders, judge, scenes, things, world
 from demo.tiny_edit.painter import CFG, STEPS
 
+from ..cache import sha
 from ..figures import Figure, rate, size_of, write
 from .stock_painter import StockPainter, needs_a_training
 from .tiny_edit import photographs
@@ -75,9 +76,14 @@ def cases(place: world.World, size: Size, seed: int = 11) -> list[Case]:
 class Painter(StockPainter):
     """Paints a case in any of the four ways."""
 
-    @torch.no_grad()
     def paint(self, case: Case, size: Size, region: bool, show: bool, seed: int) -> Tensor:
         """The thing of the portrait into the photograph, [3, S, S] in 0..1."""
+        given = [sha(part.numpy().tobytes()) for part in (case.portrait, case.shown, case.photograph)]
+        how = {"given": given, "side": case.side, "way": [region, show], "steps": size.steps, "seed": seed}
+        return self.once(size.size, lambda: self._paint(case, size, region, show, seed), **how)
+
+    @torch.no_grad()
+    def _paint(self, case: Case, size: Size, region: bool, show: bool, seed: int) -> Tensor:
         from maskprompt.nodes.reference_region import ReferenceRegionNode
 
         line: tuple[Any, ...] = (

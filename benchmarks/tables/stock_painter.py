@@ -1,17 +1,27 @@
-"""tiny-edit as ComfyUI's stock nodes load it and its own sampler paints with it, for the tables of what transformers do under the nodes."""
+"""tiny-edit as ComfyUI's stock nodes load it and its own sampler paints with it, for the tables of what transformers do under the nodes.
+
+Painted pictures stay in demo/work/tiny-edit under keys of their settings and of the weights, which know nothing of the code: delete that
+folder after a change to what paints.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from demo import tiny_model
 from demo.tiny_edit import files, folders, train
 from demo.tiny_edit.latents import CHANNELS
 from demo.tiny_edit.painter import CFG
+
+from ..cache import Kept, pictures_in, sha
+
+WORK = tiny_model.ROOT / "demo" / "work" / "tiny-edit"
+FORMAT = 1
 
 
 class StockPainter:
@@ -29,6 +39,14 @@ class StockPainter:
         self.model = comfy.sd.load_diffusion_model(str(transformer))
         self.clip = comfy.sd.load_clip([str(text)], clip_type=comfy.sd.CLIPType.FLUX2)
         self.vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(autoencoder)))
+        WORK.mkdir(parents=True, exist_ok=True)
+        weights = [sha(file.read_bytes()) for file in (transformer, text, autoencoder)]
+        self.kept = Kept(WORK, {"format": FORMAT, "weights": weights, "cfg": CFG})
+
+    def once(self, size: int, paint: Callable[[], Tensor], **settings: Any) -> Tensor:
+        """The picture [3, size, size] that `paint` gives; with the same settings it is painted once and read after that."""
+        file = self.kept.file("painted", size=size, **settings).with_suffix(".png")
+        return pictures_in(file, size, lambda: paint().movedim(0, -1)[None])[0].movedim(-1, 0)
 
     def words(self, text: str) -> list[Any]:
         """As CLIP Text Encode gives them."""

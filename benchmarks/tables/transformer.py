@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from demo.tiny_edit import folders, grounds, judge, scenes, sentences, things, world
 from demo.tiny_edit.painter import CFG, STEPS, held_out_pairs
 
+from ..cache import sha
 from ..figures import Figure, mean, rate, size_of, write
 from .stock_painter import StockPainter, needs_a_training
 
@@ -130,6 +131,10 @@ class Painter(StockPainter):
 
     def pair(self, case: Pair, way: str, size: Size, seed: int) -> Tensor:
         """Two things by "one prompt", "one prompt with places", or Prompt Region with its `base` so called."""
+        how = {"case": asdict(case), "way": way, "steps": size.steps, "seed": seed}
+        return self.once(size.size, lambda: self._pair(case, way, size, seed), **how)
+
+    def _pair(self, case: Pair, way: str, size: Size, seed: int) -> Tensor:
         from maskprompt.nodes.prompt_region import PromptRegionNode
 
         model = self.model
@@ -145,6 +150,11 @@ class Painter(StockPainter):
 
     def box(self, case: Box, way: Masking, size: Size, seed: int) -> Tensor:
         """The thing into the box, the masked picture as reference."""
+        given = {"box": sha(case.masked.numpy().tobytes()), "code": case.code}
+        how = {**given, "way": [way.cross, way.itself, way.layers], "steps": size.steps, "seed": seed}
+        return self.once(size.size, lambda: self._box(case, way, size, seed), **how)
+
+    def _box(self, case: Box, way: Masking, size: Size, seed: int) -> Tensor:
         from maskprompt.nodes.dreamcom import MaskedAttention
 
         (model,) = MaskedAttention.execute(self.model, case.mask, way.cross, way.itself, way.layers).args

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.tables import references
+from benchmarks.tables import references, stock_painter
 from demo.tiny_edit import folders, judge, things, world
 
 from ...support import tiny_edit_world
@@ -43,6 +43,7 @@ def test_what_is_shown_is_the_thing_that_is_asked_for(folder: Path) -> None:
 
 def test_it_paints_each_case_in_four_ways(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(folders, "DEFAULT", folder)
+    monkeypatch.setattr(stock_painter, "WORK", tmp_path / "kept")
     place = world.load(folder / "world")
     painter = references.Painter(tmp_path)
     found = references.cases(place, SMALL)

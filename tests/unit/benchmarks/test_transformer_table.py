@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.tables import transformer
+from benchmarks.tables import stock_painter, transformer
 from demo.tiny_edit import folders, things, world
 
 from ...support import tiny_edit_world
@@ -120,6 +120,7 @@ def test_figures_of_boxes_say_what_the_pictures_show(folder: Path) -> None:
 @pytest.mark.thorough
 def test_it_paints_each_case_in_every_way(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(folders, "DEFAULT", folder)
+    monkeypatch.setattr(stock_painter, "WORK", tmp_path / "kept")
     place = world.load(folder / "world")
     painter = transformer.Painter(tmp_path)
     case = transformer.pairs(place, 1)[0]
@@ -130,3 +131,6 @@ def test_it_paints_each_case_in_every_way(folder: Path, monkeypatch: pytest.Monk
         assert all(picture.shape == (3, 64, 64) and bool(picture.isfinite().all()) for picture in found)
         for number, one in enumerate(found):
             assert not any(torch.equal(one, other) for other in found[number + 1 :])
+    monkeypatch.setattr(painter, "sample", lambda *_: pytest.fail("a picture that is kept was painted again"))
+    assert torch.equal(painter.pair(case, transformer.ways()[2], SMALL, 1), pairs[2])
+    assert torch.equal(painter.box(box, transformer.MASKINGS[3], SMALL, 1), boxes[3])
