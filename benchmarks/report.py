@@ -46,9 +46,15 @@ def section(content: dict[str, Any], figures: Sequence[Figure]) -> str:
     """One result: its command, when and where it was measured, how, which checks failed or were left out, and all of its figures."""
     notes = [f"- {name}: {text}" for name, text in content.items() if name not in OWN_PLACE]
     made = f"`{content['command']}`: {content['date']}, {content['machine']}"
-    undone = [f"- {one['name']}: {one['state']}, {one['said']}" for one in content.get("checks", ()) if one["state"] != "done"]
+    undone = [f"- {one['name']}: {one['state']}: `{brief(one['said'])}`" for one in content.get("checks", ()) if one["state"] != "done"]
     lists = ["\n".join(lines) for lines in (notes, undone) if lines]
     return "\n\n".join([f"### {content['name']}", made, *lists, table(figures)])
+
+
+def brief(said: str, most: int = 240) -> str:
+    """Makes one line of an error's text: its beginning and its end, which says what went wrong."""
+    line = " ".join(said.replace("`", "'").split())
+    return line if len(line) <= most else f"{line[: most // 4]} ... {line[-3 * most // 4 :]}"
 
 
 def table(figures: Sequence[Figure]) -> str:

@@ -2,8 +2,8 @@
 
 Plain loading, a reserve so large that a part of the UNet stays out, --lowvram, --novram, and dynamic memory (comfy-aimdo), alone and
 with a reserve. In each a UNet is read from a file by ComfyUI's own loader, has a weight patch as LoRAs make them, and is sampled twice
-under masked attention and an image prompt, and twice without. After the first step other memory presses; between the two samplings the VAE
-decodes and everything is unloaded.
+under masked attention and an image prompt, and twice without. After the second step other memory takes all but a quarter of a GB of what is
+free; between the two samplings the VAE decodes and everything is unloaded.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def painted(mode: str) -> Callable[[Setting], list[results.Figure]]:
 
 
 def _usual(told: dict[str, Any]) -> float:
-    """What two samplings may differ by: twice what they differ by without the patches, as kernels are chosen by the memory that is free."""
+    """Gives what two samplings may differ by: twice what they do without the patches, as kernels are chosen by free memory."""
     return max(AGAIN, 2 * told["again without"])
 
 

@@ -90,14 +90,14 @@ def paint(task: dict[str, Any]) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available() and not task["cpu"]
 
     def twice(sampled: Any) -> tuple[torch.Tensor, float, float]:
-        """The second latent, how far the first was from it (of its largest value), and the second's seconds."""
+        """Gives the second latent, how far the first was from it (of its largest value), and the second's seconds."""
 
         def press(step: int, _denoised: Any, _x: Any, _total: int) -> None:
             if step != 1:
                 return
             loaded.append(sampled.loaded_size() / max(1, sampled.model_size()))
             if on_gpu:
-                held = torch.empty(int(0.5 * torch.cuda.mem_get_info()[0]), dtype=torch.uint8, device="cuda")
+                held = torch.empty(max(0, torch.cuda.mem_get_info()[0] - 2**28), dtype=torch.uint8, device="cuda")
                 del held
                 torch.cuda.empty_cache()
 

@@ -81,7 +81,7 @@ def measure(setting: Setting, minutes: float, only: Sequence[str] = (), out: Pat
     for outcome in run_all(chosen, setting, minutes):
         outcomes.append(outcome)
         print(f"{outcome.state}: {outcome.name} ({outcome.seconds:.1f} s){f': {outcome.said}' if outcome.said else ''}", flush=True)
-        write(outcomes, setting, "nox -s gpu", (time.monotonic() - started) / 60, out or file_for(setting))
+        write(outcomes, setting, f"nox -s gpu -- --minutes {minutes:g}", (time.monotonic() - started) / 60, out or file_for(setting))
     return outcomes
 
 

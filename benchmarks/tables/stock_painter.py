@@ -25,7 +25,7 @@ FORMAT = 1
 
 
 class StockPainter:
-    """Model, text encoder and autoencoder out of the files that `demo.tiny_edit.files` writes into a folder."""
+    """Holds model, text encoder and autoencoder out of the files that `demo.tiny_edit.files` writes into a folder."""
 
     def __init__(self, folder: Path) -> None:
         import comfy.sd
@@ -44,16 +44,16 @@ class StockPainter:
         self.kept = Kept(WORK, {"format": FORMAT, "weights": weights, "cfg": CFG})
 
     def once(self, size: int, paint: Callable[[], Tensor], **settings: Any) -> Tensor:
-        """The picture [3, size, size] that `paint` gives; with the same settings it is painted once and read after that."""
+        """Gives the picture [3, size, size] that `paint` gives; with the same settings it is painted once and read after that."""
         file = self.kept.file("painted", size=size, **settings).with_suffix(".png")
         return pictures_in(file, size, lambda: paint().movedim(0, -1)[None])[0].movedim(-1, 0)
 
     def words(self, text: str) -> list[Any]:
-        """As CLIP Text Encode gives them."""
+        """Encodes a text as CLIP Text Encode does."""
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
 
     def showing(self, conditioning: list[Any], pictures: Sequence[Tensor]) -> list[Any]:
-        """The same with pictures [1, S, S, 3] as references, as Reference Latent adds them."""
+        """Adds pictures [1, S, S, 3] as references, as Reference Latent does."""
         import node_helpers
 
         latents = [self.vae.encode(picture) for picture in pictures]
@@ -61,7 +61,7 @@ class StockPainter:
 
     @torch.no_grad()
     def sample(self, model: Any, positive: list[Any], negative: list[Any], size: int, steps: int, seed: int) -> Tensor:
-        """A picture [3, size, size] in 0..1, as KSampler paints it (euler, simple)."""
+        """Paints a picture [3, size, size] in 0..1 as KSampler does (euler, simple)."""
         import comfy.sample
 
         noise = torch.randn(1, CHANNELS, size // 8, size // 8, generator=torch.Generator().manual_seed(seed))
@@ -72,6 +72,6 @@ class StockPainter:
 
 
 def needs_a_training(command: str) -> None:
-    """SystemExit with the command that begins one, if there is no training of tiny-edit."""
+    """Raises SystemExit with the command that begins one, if there is no training of tiny-edit."""
     if not (folders.DEFAULT / train.STATE).is_file():
         raise SystemExit(f"{command}: no training of tiny-edit here ({train.STATE}); `nox -s train_tiny -- edit` begins one")

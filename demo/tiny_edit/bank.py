@@ -37,7 +37,7 @@ class Batch:
 
 
 class Table:
-    """What a batch needs to know of each task, as arrays over `tasks.TASKS`: so many samples are looked up at once."""
+    """Holds what a batch needs to know of each task, as arrays over `tasks.TASKS`: so many samples are looked up at once."""
 
     def __init__(self) -> None:
         count = len(tasks.TASKS)
@@ -73,6 +73,8 @@ class Bank:
             if not file.is_file():
                 return
             shard = torch.load(file, weights_only=True, map_location="cpu")
+            if "words" not in shard:
+                raise ValueError(f"the shards in {file.parent} are of an earlier version: delete that folder, and they are made anew")
             begin = len(self.about)
             end = begin + len(shard["about"])
             self.latents[begin:end] = shard["latents"].to(self.device)
@@ -113,5 +115,5 @@ class Bank:
         )
 
     def _sent(self, values: np.ndarray) -> Tensor:
-        """The values on the device, without waiting for what it does: the next batch is drawn while a GPU learns from this one."""
+        """Puts the values on the device without waiting for what it does: the next batch is drawn while a GPU learns from this one."""
         return torch.from_numpy(values).to(self.device, non_blocking=True)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from . import folders, latents, text, train
+from .stages import stages_of
 
 LIMIT = 60 * 2**20
 PIECE = 15 * 2**20
@@ -75,7 +76,7 @@ def work(
     The transformer's process begins at once, so that what it compiles is compiled by the time that there are records.
     """
     ends = time.monotonic() + 60 * minutes
-    sizes = sorted({stage.size for stage in train.stages_of(stages)})
+    sizes = sorted({stage.size for stage in stages_of(stages)})
     halves = ["--halves"] if len(sizes) == 2 and sizes[1] == 2 * sizes[0] else []
     if len(sizes) > 1 and not halves:
         raise ValueError(f"the stages have pictures of {sizes} pixels; one size, or one and its half, would do")
@@ -120,7 +121,11 @@ def work(
         for process in (trainer, maker):
             if process is not None:
                 process.terminate()
-                process.wait()
+                try:
+                    process.wait(timeout=60)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
     split(folder, out)
 
 

@@ -33,7 +33,7 @@ SENTENCES = 8
 
 @dataclass(frozen=True)
 class Drawn:
-    """A record, its half if that is wanted too, and its sentences as rows of the vocabulary, int16 [tasks, 8, 24]."""
+    """Holds a record, its half if that is wanted too, and its sentences as rows of the vocabulary, int16 [tasks, 8, 24]."""
 
     record: Record
     half: Record | None
@@ -41,12 +41,12 @@ class Drawn:
 
 
 def file_of(folder: Path, size: int, number: int) -> Path:
-    """The file of a shard."""
+    """Names the file of a shard."""
     return folder / "shards" / f"{size}-{number:05d}.pt"
 
 
 def sentences_for(rng: np.random.Generator, about: dict[str, Any], vocabulary: Vocabulary) -> np.ndarray:
-    """Sentences of a record for every task that it suits, as rows of the vocabulary, int16 [tasks, 8, 24]; zeros for other tasks."""
+    """Says sentences of a record for every task that it suits, as rows of the vocabulary, int16 [tasks, 8, 24]; zeros for other tasks."""
     words = np.zeros((len(tasks.TASKS), SENTENCES, TEXT_LENGTH), np.int16)
     for number, task in enumerate(tasks.TASKS):
         if task.suits(about):
@@ -58,7 +58,7 @@ _VOCABULARY: dict[Path, Vocabulary] = {}
 
 
 def numbered(folder: Path, size: int, seed: int, halves: bool, number: int) -> Drawn:
-    """Record `number` of a size and seed. The vocabulary is read once in each process."""
+    """Draws record `number` of a size and seed. The vocabulary is read once in each process."""
     if folder not in _VOCABULARY:
         _VOCABULARY[folder] = Vocabulary.load(folder)
     one = records.numbered(folder, size, seed, number)
@@ -67,7 +67,7 @@ def numbered(folder: Path, size: int, seed: int, halves: bool, number: int) -> D
 
 
 def drawn(folder: Path, size: int, seed: int, halves: bool, shards: Iterable[int], workers: int) -> Generator[list[Drawn], None, None]:
-    """The records of these shards, drawn by so many processes two shards ahead (0: by this one as they are asked for)."""
+    """Draws the records of these shards with so many processes, two shards ahead (0: with this one, as they are asked for)."""
     draw = partial(numbered, folder, size, seed, halves)
     if not workers:
         for shard in shards:
@@ -87,7 +87,7 @@ def drawn(folder: Path, size: int, seed: int, halves: bool, shards: Iterable[int
 
 
 def encode(latents: Latents, found: list[Record], words: list[np.ndarray]) -> dict[str, Any]:
-    """A shard: latents fp16 [N, 8, C, S/8, S/8], cells as bits, what tasks need to know, and words int16 [N, tasks, 8, 24]."""
+    """Encodes a shard: latents fp16 [N, 8, C, S/8, S/8], cells as bits, what tasks need to know, and words int16 [N, tasks, 8, 24]."""
     kept: list[Tensor] = []
     for one in found:
         pictures = torch.from_numpy(one.pictures).to(latents.device).permute(0, 3, 1, 2).float() / 255

@@ -4,7 +4,8 @@
 
 Flow matching on the latents of encoded records: no rendering in a step. Runs on a CPU in float32, on a GPU in bfloat16; saves its whole
 state every five minutes and when it is asked to end, and goes on from there. Every step draws its numbers from the seed and its own number,
-so a run that was interrupted ends with the weights of one that was not.
+so a run that was interrupted ends with the weights of one that was not, if its stages end by steps, it makes its records itself, and the
+rate does not cool: what goes by the clock, or by another process, is never twice the same.
 
 A stage is `SIZE:BATCH:UNTIL`: pictures of so many pixels, so many samples without references in a step (half as many with one, a third with
 two), until so many steps have been made, or until so many minutes of training (`128:384:2.5m`). The first stage is small, because
@@ -14,10 +15,8 @@ silhouettes and words need many samples and few pixels.
 from __future__ import annotations
 
 import argparse
-import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,55 +28,13 @@ from ..trainer import Log, device_of
 from . import folders, shards, tasks
 from .bank import Bank, Batch
 from .latents import CHANNELS
+from .loop import run
+from .stages import FIRST_SHARDS, STEPS_PER_SHARD, Stage, stages_of
 from .text import TextEncoder, Vocabulary
 from .transformer import TEXT_LENGTH, Flux
 
 STATE = "transformer-state.pt"
 AVERAGE_EVERY = 4
-FIRST_SHARDS = 4
-STEPS_PER_SHARD = 40
-"""A stage of 128 pixels begins with the first shards, and one more is made (or taken) after every so many steps: at once on a machine that
-has them. At 256 pixels, where a shard takes four times as long, after four times as many."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Pictures of `size` pixels, `batch` samples a step, until step `until` (None: for ever) or minute `minute`, begun at step `begin`."""
-
-    size: int
-    batch: int
-    begin: int
-    until: int | None
-    minute: float | None = None
-
-    @property
-    def spacing(self) -> float:
-        """Positions between neighbouring tokens: pictures of every size cover those of 256 pixels."""
-        return 256 / self.size
-
-    @property
-    def steps_per_shard(self) -> int:
-        """After how many steps one more shard is due."""
-        return STEPS_PER_SHARD * max(1, self.size // 128) ** 2
-
-    def samples(self, kind: int) -> int:
-        """How many samples a step with so many references has."""
-        return max(1, round(self.batch / (1, 2, 3)[kind]))
-
-
-def stages_of(text: str) -> list[Stage]:
-    """Reads "128:24:60000,256:8" or "128:384:2.5m,256:128" as stages."""
-    found: list[Stage] = []
-    begin = 0
-    for part in text.split(","):
-        size, batch, *ends = part.split(":")
-        if int(size) % 16:
-            raise ValueError(f"a stage's pictures have {size} pixels; a multiple of 16 would do, as 128 or 256")
-        minute = float(ends[0][:-1]) if ends and ends[0].endswith("m") else None
-        until = int(ends[0]) if ends and minute is None else None
-        found.append(Stage(int(size), int(batch), begin, until, minute))
-        begin = until or begin
-    return found
 
 
 class Networks(nn.Module):
@@ -115,14 +72,13 @@ def loss_of(networks: nn.Module, batch: Batch, spacing: float, generator: torch.
 class Training:
     """Everything that a step needs and a state file holds."""
 
-    def __init__(self, folder: Path, stages: list[Stage], rate: float, seed: int, capacity: int, make: bool, wait: bool = False) -> None:
+    def __init__(self, folder: Path, stages: list[Stage], rate: float, seed: int, capacity: int, make: bool) -> None:
         self.folder = folder
         self.stages = stages
         self.rate = rate
         self.seed = seed
         self.capacity = capacity
         self.make = make
-        self.wait = wait
         self.device = device_of()
         self.vocabulary = Vocabulary.load(folder)
         torch.manual_seed(seed)
@@ -132,32 +88,27 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.networks.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01, fused=fused)
         self.step = 0
         self.warm_from = 0
+        self.begins: dict[int, int] = {}
         self.spent = 0.0
         self.samples = 0
         self.bank: Bank | None = None
         self.maker: Iterator[int] | None = None
 
     def stage(self) -> Stage:
-        """The stage of the step that comes."""
-        for stage in self.stages:
-            ended = self.spent >= stage.minute if stage.minute is not None else stage.until is not None and self.step >= stage.until
-            if not ended:
-                return stage
-        return self.stages[-1]
+        """Gives the stage of the step that comes."""
+        return next((stage for stage in self.stages if not stage.ended(self.step, self.spent)), self.stages[-1])
 
     def records(self, stage: Stage) -> Bank:
-        """The stage's records, as many as belong to this step."""
+        """Gives the stage's records, as many as belong to this step."""
         if self.bank is None or self.bank.size != stage.size:
             self.bank = Bank(self.folder, stage.size, self.capacity, self.device)
             self.maker = shards.make(self.folder, stage.size, self.capacity, self.seed) if self.make else None
-        due = FIRST_SHARDS + (self.step - stage.begin) // stage.steps_per_shard if self.make else self.bank.most
+        begin = self.begins.setdefault(stage.size, self.step)
+        due = FIRST_SHARDS + (self.step - begin) // stage.steps_per_shard if self.make else self.bank.most
         while self.maker is not None and self.bank.shards < min(due, self.bank.most):
             self.bank.fill(next(self.maker))
         if self.maker is None and (self.bank.shards < FIRST_SHARDS or self.step % STEPS_PER_SHARD == 0):
             self.bank.fill(due)
-            while self.wait and not self.bank.about:
-                time.sleep(0.2)
-                self.bank.fill(due)
         if not self.bank.about:
             command = f"python -m demo.tiny_edit.shards --size {stage.size}"
             raise FileNotFoundError(f"no records of {stage.size} pixels in {self.folder}: run `{command}`")
@@ -183,7 +134,7 @@ class Training:
         return kind, loss.detach()
 
     def _learned(self, batch: Batch, spacing: float, generator: torch.Generator) -> Tensor:
-        """The loss of a batch, and its gradients in the networks."""
+        """Gives the loss of a batch and leaves its gradients in the networks."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             loss = loss_of(self.networks, batch, spacing, generator)
         self.optimizer.zero_grad(set_to_none=True)
@@ -229,6 +180,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "warm_from": self.warm_from,
+            "begins": self.begins,
             "spent": self.spent,
             "samples": self.samples,
         }
@@ -244,76 +196,12 @@ class Training:
         self.average = {name: value.float().clone() for name, value in state["average"].items()}
         self.step = state["step"]
         self.warm_from = state.get("warm_from", 0) if "optimizer" in state else self.step
+        self.begins = state.get("begins", {})
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
         self.spent = state["spent"]
         self.samples = state["samples"]
         return True
-
-
-class Losses:
-    """The losses since they were last told, by the number of references. They stay on the device, which need not be waited for."""
-
-    def __init__(self) -> None:
-        self.held: dict[int, list[Tensor]] = {kind: [] for kind in range(len(tasks.KINDS))}
-
-    def add(self, kind: int, loss: Tensor) -> None:
-        """Holds the loss of a step."""
-        self.held[kind].append(loss)
-
-    def check(self, step: int) -> None:
-        """FloatingPointError if one of them is not finite."""
-        for values in self.held.values():
-            if values and not torch.stack(values).isfinite().all():
-                raise FloatingPointError(f"a loss before step {step} is not finite; the last state is as it was")
-
-    def told(self, step: int) -> str:
-        """Their means by kind, "-" where there was none; then holds none."""
-        self.check(step)
-        means = [f"{torch.stack(values).mean().item():.4f}" if values else "-" for values in self.held.values()]
-        self.held = {kind: [] for kind in self.held}
-        return " ".join(means)
-
-
-def rate_of(training: Training, minutes: float, cool: float) -> float:
-    """The learning rate: rises over the optimizer's first 300 steps, and falls to a fiftieth over the last `cool` minutes (0: never)."""
-    rate = training.rate * min(1.0, (training.step + 1 - training.warm_from) / 300)
-    left = minutes - training.spent
-    return rate * max(0.02, left / cool) if cool and left < cool else rate
-
-
-def run(training: Training, minutes: float, steps: int | None, cool: float, log: Log, save_minutes: float = 5) -> None:
-    """Steps until the minutes (of all runs together) or the steps are over, or the process is asked to end."""
-    ending: list[int] = []
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: ending.append(number))
-    begun = time.monotonic() - training.spent * 60
-    saved = training.spent
-    told = (time.monotonic(), training.step)
-    losses = Losses()
-    try:
-        while not ending and training.spent < minutes and (steps is None or training.step < steps):
-            rate = rate_of(training, minutes, cool)
-            losses.add(*training.advance(rate))
-            training.spent = (time.monotonic() - begun) / 60
-            if training.step % 100 == 0:
-                means = losses.told(training.step)
-                now = time.monotonic()
-                pace = (now - told[0]) / (training.step - told[1])
-                held = training.bank.shards if training.bank else 0
-                log(
-                    f"step {training.step} samples {training.samples} minute {training.spent:.1f} size {training.stage().size} "
-                    f"loss {means} rate {rate:.2e} s/step {pace:.3f} records {held * shards.SHARD}"
-                )
-                told = (now, training.step)
-            if training.spent - saved > save_minutes:
-                saved = training.spent
-                losses.check(training.step)
-                training.save()
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    losses.check(training.step)
-    training.save()
-    log(f"stopped at step {training.step}, {training.samples} samples, minute {training.spent:.1f}")
 
 
 def main() -> None:
@@ -337,7 +225,7 @@ def main() -> None:
     log = Log(options.folder / "training.log")
     begun = time.monotonic()
     make = not options.no_make
-    training = Training(options.folder, stages_of(options.stages), options.rate, options.seed, options.records, make, options.wait)
+    training = Training(options.folder, stages_of(options.stages), options.rate, options.seed, options.records, make)
     resumed = training.resume()
     log(
         f"{'resumed' if resumed else 'begun'} at step {training.step} on {training.device} with {torch.get_num_threads()} threads, "
@@ -345,8 +233,10 @@ def main() -> None:
     )
     if options.compile:
         training.compile(options.compile)
-        training.spent += (time.monotonic() - begun) / 60
-        log(f"compiled at minute {training.spent:.1f}")
+        log(f"compiled after {(time.monotonic() - begun) / 60:.1f} minutes")
+    while options.wait and not shards.file_of(options.folder, training.stage().size, 0).is_file():
+        time.sleep(0.2)
+    training.spent += (time.monotonic() - begun) / 60
     run(training, options.minutes, options.steps, options.cool, log, options.save_minutes)
 
 

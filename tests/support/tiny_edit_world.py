@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from demo import autoencoder
 from demo.server import Server
-from demo.tiny_edit import files, folders, grounds, latents, sentences, text, things, train, world
+from demo.tiny_edit import files, folders, grounds, latents, sentences, stages, text, things, train, world
 from demo.tiny_edit.transformer import Flux
 
 
@@ -55,7 +55,7 @@ def random_weights(folder: Path, seed: int = 3) -> train.Training:
     """Prepares the folder with ComfyUI's tokenizer and a state whose average is random everywhere."""
     prepare(folder)
     (folder / text.FILE).unlink()
-    run = train.Training(folder, train.stages_of("64:2"), 1e-3, 0, 64, make=False)
+    run = train.Training(folder, stages.stages_of("64:2"), 1e-3, 0, 64, make=False)
     generator = torch.Generator().manual_seed(seed)
     run.average = {name: value + 0.05 * torch.randn(value.shape, generator=generator) for name, value in run.average.items()}
     run.save()

@@ -3,8 +3,8 @@
 A step's share is reckoned from the UNet's blocks. Against the peak of a real step (float32, on a CPU, memory in use): SD 1.5's
 blocks at 160 channels with gradient checkpointing +9 % at 64x64 latents and +13 % at 32x32, without +13 %; at 128 channels and
 64x64 without +15 %; SDXL's at 96 channels and 64x64 with +50 %, without +19 %. The C library of a CPU may keep more for itself than is
-in use: up to 1.5 times as much without checkpointing and three times with it. On an H100 in bfloat16 (`nox -s gpu`): with checkpointing
--9 to +5 %; without it +31 % when a number was reckoned at 3 bytes, which is why it is 4.5 now.
+in use: up to 1.5 times as much without checkpointing and three times with it. On an H100 (`nox -s gpu`): with checkpointing -5 to +10 %;
+without it -24 % when a number of bfloat16 was reckoned at 3 bytes, so it is 4.5 now, which by the same peaks is -6 %.
 """
 
 from __future__ import annotations

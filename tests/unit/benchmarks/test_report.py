@@ -76,3 +76,14 @@ def test_a_rate_has_wilsons_interval(right: list[bool], low: float, high: float)
     figure = rate("", right)
     assert (figure.low, figure.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
     assert 0 <= figure.low <= figure.high <= 1
+
+
+def test_what_a_check_said_is_one_line_with_its_end() -> None:
+    said = "RuntimeError: plain: ended with 1. Traceback\n" + "  File `x`\n" * 200 + "ValueError: the end | of it"
+    checks = [{"name": "one", "state": "FAILED", "said": said}, {"name": "two", "state": "done", "said": ""}]
+    content = {"name": "gpu", "command": "c", "date": "d", "machine": "m", "checks": checks}
+    lines = [line for line in report.section(content, []).splitlines() if line.startswith("- ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("- one: FAILED: `RuntimeError: plain")
+    assert lines[0].endswith("ValueError: the end | of it`")
+    assert len(lines[0]) < 300

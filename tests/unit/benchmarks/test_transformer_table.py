@@ -90,7 +90,7 @@ def test_the_box_is_grey_and_beside_a_thing(folder: Path) -> None:
 
 def test_figures_of_pairs_say_what_the_pictures_show(folder: Path) -> None:
     made = MadeUp()
-    found = transformer.pairs(world.load(folder / "world"), 4)
+    found = transformer.pairs(world.load(folder / "world"), 3)
     judge: Any = made
     figures = {one.name: one for one in transformer.measure_pairs(made, judge, judge, found, SMALL)}
     for way in transformer.ways()[2:]:
