@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from demo.autoencoder import NarrowAutoencoder
+from demo.pack import ROOT
 from demo.tiny_edit import bank, folders, latents, loop, pack, records, shards, stages, tasks, text, train
 
 from ...support import tiny_edit_world
@@ -250,6 +252,25 @@ def test_it_says_which_records_are_missing(folder: Path, tmp_path: Path) -> None
     run = train.Training(place, stages.stages_of("32:4"), 1e-3, 0, shards.SHARD, make=False)
     with pytest.raises(FileNotFoundError, match=r"demo\.tiny_edit\.shards --size 32"):
         run.advance(1e-3)
+
+
+@pytest.mark.thorough
+def test_a_training_that_waits_for_records_can_be_ended(folder: Path, tmp_path: Path) -> None:
+    place = copy(folder, tmp_path / "waits")
+    (place / "shards").unlink()
+    options = ["--folder", str(place), "--threads", "1", "--stages", "32:2", "--no-make", "--wait"]
+    waiting = subprocess.Popen([sys.executable, "-m", "demo.tiny_edit.train", *options], cwd=ROOT)
+    try:
+        while not (place / "training.log").is_file():
+            assert waiting.poll() is None
+            time.sleep(0.1)
+        time.sleep(1)
+        assert waiting.poll() is None
+        waiting.terminate()
+        assert waiting.wait(timeout=10) != 0
+    finally:
+        waiting.kill()
+    assert not (place / train.STATE).exists()
 
 
 @pytest.mark.thorough
