@@ -5,6 +5,7 @@ nox -s tables -- transformer
 Two things, each to stand in its own half, the first named on the right in every other case: by one prompt, by one prompt that says the
 places, and by Prompt Region. And a thing to be painted into a grey box beside another thing, on a photograph that training never showed:
 without Masked Attention and with each of its choices, layers by thirds of the depth among them. All ways of a case have the same noise.
+The pairs' figures are kept as soon as they are there (transformer-regions), the boxes' after them (transformer-masks).
 """
 
 from __future__ import annotations
@@ -224,9 +225,10 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     needs_a_training(command)
     place = world.load(folders.world(folders.DEFAULT))
     eye = judge.Judge(place, things.NAMED)
+    notes = {"settings": f"{size.steps} steps of Euler, CFG {CFG}, {size.size} pixels, the same noise for all ways of a case"}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         painter = Painter(Path(folder))
         figures = measure_pairs(painter, eye, judge.GroundJudge(place), pairs(place, size.pairs), size)
-        figures += measure_boxes(painter, eye, boxes(place, size.boxes, size.size), size)
-    notes = {"settings": f"{size.steps} steps of Euler, CFG {CFG}, {size.size} pixels, the same noise for all ways of a case"}
-    write("transformer", command, figures, notes, whole=size == Size())
+        write("transformer-regions", command, figures, notes, whole=size == Size())
+        figures = measure_boxes(painter, eye, boxes(place, size.boxes, size.size), size)
+        write("transformer-masks", command, figures, notes, whole=size == Size())
