@@ -64,11 +64,11 @@ def write(outcomes: Sequence[Outcome], setting: Setting, command: str, minutes: 
     out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def file_for(setting: Setting) -> Path:
-    """Where the figures are kept: by the card's name; toys' are no results and stay beside the cache."""
+def file_for(setting: Setting, part: bool) -> Path:
+    """Where the figures are kept: by the card's name; a part's and toys' are no results and go with the folder."""
     card = torch.cuda.get_device_name() if setting.device.type == "cuda" else "cpu"
     name = "gpu-" + re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
-    return setting.folder / f"{name}-small.json" if setting.small else results.FOLDER / f"{name}.json"
+    return (setting.folder if part or setting.small else results.FOLDER) / f"{name}.json"
 
 
 def measure(setting: Setting, minutes: float, only: Sequence[str] = (), out: Path | None = None) -> list[Outcome]:
@@ -77,11 +77,12 @@ def measure(setting: Setting, minutes: float, only: Sequence[str] = (), out: Pat
     chosen = [check for check in checks(setting) if not only or any(word in check.name for word in only)]
     if not chosen:
         raise SystemExit(f"no check has {' or '.join(only)} in its name; there are: {'; '.join(check.name for check in checks(setting))}")
+    command = " ".join([f"nox -s gpu -- --minutes {minutes:g}", *(f"--only '{word}'" for word in only)])
     gc.freeze()  # what is loaded by now stays: collecting garbage before every measurement need not walk through it
     for outcome in run_all(chosen, setting, minutes):
         outcomes.append(outcome)
         print(f"{outcome.state}: {outcome.name} ({outcome.seconds:.1f} s){f': {outcome.said}' if outcome.said else ''}", flush=True)
-        write(outcomes, setting, f"nox -s gpu -- --minutes {minutes:g}", (time.monotonic() - started) / 60, out or file_for(setting))
+        write(outcomes, setting, command, (time.monotonic() - started) / 60, out or file_for(setting, bool(only)))
     return outcomes
 
 
@@ -93,7 +94,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="nox -s gpu --", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--small", action="store_true", help="toy shapes: every check in about a minute, on a CPU too")
     parser.add_argument("--minutes", type=float, default=8.0, help="no check is begun that would not end within this time")
-    parser.add_argument("--only", action="append", default=[], help="only checks with this in their name; may be given several times")
+    parser.add_argument(
+        "--only", action="append", default=[], help="only checks with this in their name; may be given several times; kept with --out alone"
+    )
     parser.add_argument("--out", type=Path, help="the JSON file, instead of benchmarks/results/gpu-<card>.json")
     options = parser.parse_args(arguments)
     load_pack()

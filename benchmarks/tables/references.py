@@ -19,23 +19,20 @@ import torch
 from torch import Tensor
 
 from demo.tiny_edit import folders, judge, scenes, things, world
-from demo.tiny_edit.painter import CFG, STEPS
 
 from ..cache import sha
 from ..figures import Figure, rate, size_of, write
-from .stock_painter import StockPainter, needs_a_training
+from .stock_painter import Painting, StockPainter, needs_a_training
 from .tiny_edit import photographs
 
 SIDES = {"left": 0.25, "right": 0.75}
 
 
 @dataclass(frozen=True)
-class Size:
-    """How many cases, the pixels of a side, and the steps of sampling."""
+class Size(Painting):
+    """How many cases, beside the size of a picture."""
 
     cases: int = 100
-    size: int = 256
-    steps: int = STEPS
 
 
 @dataclass(frozen=True)
@@ -124,5 +121,4 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     place = world.load(folders.world(folders.DEFAULT))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         figures = measure(Painter(Path(folder)), judge.Judge(place, things.HELD_OUT), cases(place, size), size)
-    notes = {"settings": f"{size.steps} steps of Euler, CFG {CFG}, {size.size} pixels, the same noise for the four ways"}
-    write("references", command, figures, notes, whole=size == Size())
+    write("references", command, figures, {"settings": size.settings}, whole=size == Size())

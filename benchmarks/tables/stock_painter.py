@@ -7,6 +7,7 @@ folder after a change to what paints.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,25 @@ from torch import Tensor
 from demo import tiny_model
 from demo.tiny_edit import files, folders, train
 from demo.tiny_edit.latents import CHANNELS
-from demo.tiny_edit.painter import CFG
+from demo.tiny_edit.painter import CFG, STEPS
 
 from ..cache import Kept, pictures_in, sha
 
 WORK = tiny_model.ROOT / "demo" / "work" / "tiny-edit"
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Painting:
+    """The pixels of a side and the steps of sampling: what the sizes of all tables of this painter have."""
+
+    size: int = 256
+    steps: int = STEPS
+
+    @property
+    def settings(self) -> str:
+        """Says how the pictures were painted."""
+        return f"{self.steps} steps of Euler, CFG {CFG}, {self.size} pixels, the same noise for all ways of a case"
 
 
 class StockPainter:

@@ -21,24 +21,22 @@ import torch
 from torch import Tensor
 
 from demo.tiny_edit import folders, grounds, judge, scenes, sentences, things, world
-from demo.tiny_edit.painter import CFG, STEPS, held_out_pairs
+from demo.tiny_edit.painter import held_out_pairs
 
 from ..cache import sha
 from ..figures import Figure, mean, rate, size_of, write
-from .stock_painter import StockPainter, needs_a_training
+from .stock_painter import Painting, StockPainter, needs_a_training
 
 LEFT, RIGHT = 0.25, 0.75
 """Middles of the two halves."""
 
 
 @dataclass(frozen=True)
-class Size:
-    """How many cases of each kind, the pixels of a side, and the steps of sampling."""
+class Size(Painting):
+    """How many cases of each kind, beside the size of a picture."""
 
     pairs: int = 60
     boxes: int = 40
-    size: int = 256
-    steps: int = STEPS
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,7 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     needs_a_training(command)
     place = world.load(folders.world(folders.DEFAULT))
     eye = judge.Judge(place, things.NAMED)
-    notes = {"settings": f"{size.steps} steps of Euler, CFG {CFG}, {size.size} pixels, the same noise for all ways of a case"}
+    notes = {"settings": size.settings}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         painter = Painter(Path(folder))
         figures = measure_pairs(painter, eye, judge.GroundJudge(place), pairs(place, size.pairs), size)

@@ -19,6 +19,10 @@ from .transformer import TEXT_LENGTH
 
 WORDLESS = 0.1
 """The part of the samples without words: half of them as an empty prompt, half with all of the words' features zero."""
+TARGETS = np.array([task.target for task in tasks.TASKS])
+REFERENCES = np.array([(*task.references, 0, 0)[:2] for task in tasks.TASKS])
+CELLS = np.array([[place in tasks.cells_of(task) for place in range(4)] for task in tasks.TASKS], np.uint8)
+"""What tasks paint, show and count, a row for each: a batch is looked up at once."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +40,6 @@ class Batch:
     silent: Tensor
 
 
-class Table:
-    """Holds what a batch needs to know of each task, as arrays over `tasks.TASKS`: so many samples are looked up at once."""
-
-    def __init__(self) -> None:
-        count = len(tasks.TASKS)
-        self.target = np.array([task.target for task in tasks.TASKS])
-        self.references = np.zeros((count, 2), np.int64)
-        self.cells = np.zeros((count, 4), np.uint8)
-        for number, task in enumerate(tasks.TASKS):
-            self.references[number, : len(task.references)] = task.references
-            self.cells[number, list(tasks.cells_of(task))] = 1
-
-
 class Bank:
     """Records in fp16 on a device. `fill` takes shards from the folder as they come, up to `capacity` records."""
 
@@ -64,7 +55,6 @@ class Bank:
         self.cells = torch.empty(self.most * SHARD, 4, cells, cells, dtype=torch.uint8, device=device)
         self.words = np.empty((self.most * SHARD, len(tasks.TASKS), SENTENCES, TEXT_LENGTH), np.int16)
         self.suiting: dict[str, list[int]] = {task.name: [] for task in tasks.TASKS}
-        self._table = Table()
 
     def fill(self, shards: int) -> None:
         """Reads shards from the folder until there are so many; stops early at one that is not there."""
@@ -102,12 +92,12 @@ class Bank:
         silent = rng.random(count) < WORDLESS
         words[silent] = vocabulary.rows("")
         index = self._sent(numbers)
-        references = [self.latents[index, self._sent(self._table.references[drawn, place])].float() for place in range(kind)]
-        cells = (self.cells[index] * self._sent(self._table.cells[drawn])[:, :, None, None]).amax(1, keepdim=True).float()
+        references = [self.latents[index, self._sent(REFERENCES[drawn, place])].float() for place in range(kind)]
+        cells = (self.cells[index] * self._sent(CELLS[drawn])[:, :, None, None]).amax(1, keepdim=True).float()
         weights = 0.4 + 3 * F.max_pool2d(cells, 3, 1, 1)
         mute = self._sent(silent & (rng.random(count) < 0.5))
         return Batch(
-            self.latents[index, self._sent(self._table.target[drawn])].float(),
+            self.latents[index, self._sent(TARGETS[drawn])].float(),
             references,
             weights / weights.mean((1, 2, 3), keepdim=True),
             self._sent(words),

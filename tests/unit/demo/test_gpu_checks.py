@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import figures as results
 from benchmarks.figures import Figure
 from benchmarks.gpu import checks, dense, layers, pack, run, shapes
 from benchmarks.gpu.checks import Check, Setting
@@ -122,3 +124,11 @@ def test_the_pack_is_small_and_has_what_the_checks_import(tmp_path: Path) -> Non
     )
     with pytest.raises(SystemExit, match="is not empty"):
         pack.gather(folder, with_wheels=False)
+
+
+def test_a_part_does_not_take_the_place_of_the_whole(setting: Setting) -> None:
+    """What `--only` measures, and toys, lie beside what the checks write; the whole at real shapes is a result."""
+    real = dataclasses.replace(setting, small=False)
+    assert run.file_for(real, part=False) == results.FOLDER / "gpu-cpu.json"
+    assert run.file_for(real, part=True).parent == real.folder
+    assert run.file_for(setting, part=False).parent == setting.folder
