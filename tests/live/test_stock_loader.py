@@ -1,4 +1,4 @@
-"""Tiny files of each family that ComfyUI's stock loader can tell by so small a file: two steps through each node, by stock nodes."""
+"""A file of random weights of each family through ComfyUI's stock loader: two steps through each node, by stock nodes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,7 @@ def file_of(family: Loadable) -> str:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("transformers")
     with run.stage(tmp_path_factory.mktemp("comfyui"), more={"text-pack": PACK}) as started:
-        for family in LOADABLE:
-            save_file(family.weights(), folder / file_of(family))
-            started.add_model("diffusion_models", folder / file_of(family))
         yield started
 
 
@@ -42,7 +38,7 @@ def text(family: Loadable, words: str) -> dict[str, Any]:
     module, tokenizer, encoders = family.tokenizer
     return node(
         "RandomText", module=module, tokenizer=tokenizer, encoders=encoders, text=words, width=family.width, cut=family.cut,
-        pooled=family.pooled,
+        pooled=family.pooled, ids=family.ids,
     )  # fmt: skip
 
 
@@ -82,12 +78,15 @@ def graph(family: Loadable) -> Prompt:
 
 
 @pytest.mark.parametrize("family", LOADABLE, ids=lambda family: family.name)
-def test_two_steps_through_each_node(server: Server, family: Loadable) -> None:
+def test_two_steps_through_each_node(server: Server, tmp_path: Path, family: Loadable) -> None:
+    file = tmp_path / file_of(family)
+    save_file(family.weights(), file)
+    server.add_model("diffusion_models", file)
     outputs = server.run(graph(family)).outputs
     latents: dict[str, np.ndarray] = {}
     for name in ("plain", "region", "masked"):
-        with safe_open(server.file_of(outputs[f"latent {name}"]["latents"][0]), "np") as file:
-            latents[name] = file.get_tensor("latent_tensor")
+        with safe_open(server.file_of(outputs[f"latent {name}"]["latents"][0]), "np") as saved:
+            latents[name] = saved.get_tensor("latent_tensor")
     assert all(np.isfinite(latent).all() for latent in latents.values())
     for name in ("region", "masked"):
         assert not np.allclose(latents[name], latents["plain"], rtol=1e-3, atol=1e-4), name
