@@ -53,9 +53,7 @@ class RandomText:
         words = {name: ("STRING", {"default": ""}) for name in ("module", "tokenizer", "encoders", "text", "ids")}
         return {"required": {**words, **{name: ("INT", {"default": 0}) for name in ("width", "cut", "pooled")}}}
 
-    def encode(
-        self, module: str, tokenizer: str, encoders: str, text: str, width: int, cut: int, pooled: int, ids: str
-    ) -> tuple[Any, Any]:
+    def encode(self, module: str, tokenizer: str, encoders: str, text: str, width: int, cut: int, pooled: int, ids: str) -> tuple[Any, Any]:
         """Encode the text."""
         clip = RandomClip(module, tokenizer, encoders, width, cut, pooled, ids)
         return clip, clip.encode_from_tokens_scheduled(clip.tokenize(text))
