@@ -2,8 +2,10 @@
 
 nox -s tables -- references
 
-Things that no training showed, on photographs that none showed; the tasks are those that tiny-edit learned with two references. It paints
-from the files that ComfyUI loads, in ComfyUI's own sampler.
+Things that no training showed, on photographs that none showed. Three questions: one thing of a portrait into one half of a photograph,
+with and without a region, with and without the rest of the portrait hidden (a task that tiny-edit learned); the same while words put
+another thing into the other half; and two portraits, a half for each (a task that it did not learn). tiny-edit paints from the files that
+ComfyUI loads, in ComfyUI's own sampler. The figures of each question are kept as soon as they are there.
 """
 
 from __future__ import annotations
@@ -14,104 +16,159 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from demo.tiny_edit import folders, judge, scenes, things, world
+from demo.tiny_edit import folders, judge, things, world
 
 from ..cache import sha
-from ..figures import Figure, rate, size_of, write
+from ..figures import Figure, mean, rate, size_of, write
+from .references_cases import SIDES, Case, Two, cases, half, other_side, twos
 from .stock_painter import Painting, StockPainter, needs_a_training
-from .tiny_edit import photographs
-
-SIDES = {"left": 0.25, "right": 0.75}
 
 
 @dataclass(frozen=True)
 class Size(Painting):
-    """How many cases, beside the size of a picture."""
+    """How many cases of each question, beside the size of a picture."""
 
     cases: int = 100
+    words: int = 50
+    twos: int = 50
 
 
-@dataclass(frozen=True)
-class Case:
-    """A portrait [1, S, S, 3] of `code` beside `other`, `shown` [1, S, S] of the first, a photograph, and the side to paint it on."""
-
-    code: str
-    other: str
-    portrait: Tensor
-    shown: Tensor
-    photograph: Tensor
-    side: str
-
-    def region(self, size: int) -> Tensor:
-        """The half of the picture on that side, [1, S, S]."""
-        mask = torch.zeros(1, size, size)
-        half = slice(0, size // 2) if self.side == "left" else slice(size // 2, size)
-        mask[:, :, half] = 1
-        return mask
+WAYS: tuple[tuple[bool, bool], ...] = ((False, False), (False, True), (True, False), (True, True))
+"""Whether a reference has a region, and whether only its thing is shown."""
 
 
-def cases(place: world.World, size: Size, seed: int = 11) -> list[Case]:
-    rng = np.random.default_rng(seed)
-    grounds = photographs(place, rng, size.cases, size.size).movedim(1, -1)
-    found: list[Case] = []
-    for number in range(size.cases):
-        code, other = (things.HELD_OUT[index] for index in rng.choice(len(things.HELD_OUT), 2, replace=False))
-        first, second = (0.28, 0.74) if rng.random() < 0.5 else (0.72, 0.26)
-        both = (scenes.Placed(other, second, 0.55, 0.42), scenes.Placed(code, first, 0.55, 0.42))
-        drawn = scenes.render(place, scenes.Scene(both, scenes.random_ground(rng, place.grounds())), size.size)
-        portrait = torch.from_numpy(drawn.image.copy()).float()[None] / 255
-        shown = (torch.from_numpy(drawn.masks[1].copy()) >= 0.5).float()[None]
-        side = "left" if number % 2 else "right"
-        found.append(Case(code, other, portrait, shown, grounds[number : number + 1], side))
-    return found
+def name_of(region: bool, show: bool) -> str:
+    """How a way is called in the table."""
+    return f"{'a region' if region else 'no region'}, {'its thing alone shown' if show else 'all of it shown'}"
 
 
 class Painter(StockPainter):
-    """Paints a case in any of the four ways."""
+    """Paints the cases as graphs of the nodes do."""
 
     def paint(self, case: Case, size: Size, region: bool, show: bool, seed: int) -> Tensor:
         """The thing of the portrait into the photograph, [3, S, S] in 0..1."""
         given = [sha(part.numpy().tobytes()) for part in (case.portrait, case.shown, case.photograph)]
         how = {"given": given, "side": case.side, "way": [region, show], "steps": size.steps, "seed": seed}
-        return self.once(size.size, lambda: self._paint(case, size, region, show, seed), **how)
+        return self.once(size.size, lambda: self._paint(self.model, case, size, region, show, seed), **how)
+
+    def with_words(self, case: Case, size: Size, region: bool, seed: int) -> Tensor:
+        """The same, its thing alone shown, while a Prompt Region in the other half says what is there."""
+        from maskprompt.nodes.prompt_region import EVERYWHERE, PromptRegionNode
+
+        def painted() -> Tensor:
+            text = self.words(things.with_article(things.words_of(case.named)))
+            mask = half(other_side(case.side), size.size)
+            (model,) = PromptRegionNode.execute(self.model, text, mask, 1.0, EVERYWHERE).args
+            return self._paint(model, case, size, region, True, seed)
+
+        given = [sha(part.numpy().tobytes()) for part in (case.portrait, case.shown, case.photograph)]
+        how = {"given": given, "side": case.side, "region": region, "beside": case.named, "steps": size.steps, "seed": seed}
+        return self.once(size.size, painted, **how)
+
+    def two(self, case: Two, size: Size, region: bool, show: bool, seed: int) -> Tensor:
+        """The things of two portraits, one in each half, [3, S, S] in 0..1."""
+
+        def painted() -> Tensor:
+            first, second = case.sides
+            text = f"the thing of the first picture on the {first} and the thing of the second picture on the {second}"
+            shown = [
+                (portrait, half(side, size.size) if region else None, mask if show else None)
+                for portrait, side, mask in zip(case.portraits, case.sides, case.shown, strict=True)
+            ]
+            return self._shown(self.model, text, shown, size, seed)
+
+        given = [sha(part.numpy().tobytes()) for part in (*case.portraits, *case.shown)]
+        how = {"given": given, "sides": case.sides, "way": [region, show], "steps": size.steps, "seed": seed}
+        return self.once(size.size, painted, **how)
+
+    def _paint(self, model: Any, case: Case, size: Size, region: bool, show: bool, seed: int) -> Tensor:
+        text = f"the thing of the first picture on the {case.side} in the second picture"
+        asked = (case.portrait, half(case.side, size.size) if region else None, case.shown if show else None)
+        return self._shown(model, text, [asked, (case.photograph, None, None)], size, seed)
 
     @torch.no_grad()
-    def _paint(self, case: Case, size: Size, region: bool, show: bool, seed: int) -> Tensor:
+    def _shown(self, model: Any, text: str, shown: Sequence[tuple[Tensor, Tensor | None, Tensor | None]], size: Size, seed: int) -> Tensor:
+        """A picture from references, each with its region and what is shown of it."""
         from maskprompt.nodes.reference_region import ReferenceRegionNode
 
-        line: tuple[Any, ...] = (
-            self.model, self.words(f"the thing of the first picture on the {case.side} in the second picture"), self.words("")
-        )  # fmt: skip
-        asked: dict[str, Any] = {"region": case.region(size.size) if region else None, "show": case.shown if show else None}
-        for image, more in ((case.portrait, asked), (case.photograph, {})):
+        line: tuple[Any, ...] = (model, self.words(text), self.words(""))
+        for image, region, show in shown:
             line = ReferenceRegionNode.execute(
-                model=line[0], positive=line[1], negative=line[2], image=image, vae=self.vae, **more
+                model=line[0], positive=line[1], negative=line[2], image=image, vae=self.vae, region=region, show=show
             ).args  # fmt: skip
         return self.sample(line[0], line[1], line[2], size.size, size.steps, seed)
 
 
-def measure(painter: Painter, eye: judge.Judge, found: Sequence[Case], size: Size) -> list[Figure]:
-    """Each case four times from the same noise: with and without the region, with and without what is shown."""
+def measure(painter: Any, eye: judge.Judge, ground_eye: judge.GroundJudge, found: Sequence[Case], size: Size) -> list[Figure]:
+    """Each case four times from the same noise: its thing and its ground, and how far the other half is from the photograph."""
+    figures: list[Figure] = []
+    for region, show in WAYS:
+        there: list[bool] = []
+        place: list[bool] = []
+        stranger: list[bool] = []
+        ground: list[bool] = []
+        elsewhere: list[float] = []
+        for number, case in enumerate(found):
+            picture = painter.paint(case, size, region, show, number)
+            likest = eye.look(picture, things.HELD_OUT)[0]
+            there.append(likest.code == case.code)
+            place.append(there[-1] and abs(likest.centre - SIDES[case.side]) < 0.25)
+            stranger.append(likest.code == case.other)
+            ground.append(ground_eye.name(picture) == case.ground)
+            outside = half(other_side(case.side), size.size)[0] > 0.5
+            elsewhere.append(float((picture - case.photograph[0].movedim(-1, 0)).abs().mean(0)[outside].mean()))
+        name = name_of(region, show)
+        print(f"{name}: {sum(place) / len(place):.2f}", flush=True)
+        figures.append(rate(f"{name}: the thing is there", there))
+        figures.append(rate(f"{name}: the thing is there, in its place", place))
+        figures.append(rate(f"{name}: the other thing of the reference is there in its stead", stranger))
+        figures.append(rate(f"{name}: the reference's ground is named", ground))
+        figures.append(mean(f"{name}: mean difference from the photograph in the other half", elsewhere))
+    photographs = [ground_eye.name(case.photograph[0].movedim(-1, 0)) == case.ground for case in found]
+    figures.append(rate("the photograph itself: the reference's ground is named", photographs))
+    return figures
+
+
+def measure_words(painter: Any, eye: judge.Judge, found: Sequence[Case], size: Size) -> list[Figure]:
+    """Each half looked at alone: the reference's thing in its own, and the thing that words put into the other."""
     figures: list[Figure] = []
     for region in (False, True):
-        for show in (False, True):
-            there: list[bool] = []
-            place: list[bool] = []
-            stranger: list[bool] = []
-            for number, case in enumerate(found):
-                picture = painter.paint(case, size, region, show, number)
-                likest = eye.look(picture, things.HELD_OUT)[0]
-                there.append(likest.code == case.code)
-                place.append(likest.code == case.code and abs(likest.centre - SIDES[case.side]) < 0.25)
-                stranger.append(likest.code == case.other)
-            name = f"{'a region' if region else 'no region'}, {'its other thing hidden' if show else 'all of it shown'}"
-            figures.append(rate(f"{name}: the thing is there", there))
-            figures.append(rate(f"{name}: the thing is there, in its place", place))
-            figures.append(rate(f"{name}: the other thing of the reference is there in its stead", stranger))
+        told: list[bool] = []
+        subject: list[bool] = []
+        for number, case in enumerate(found):
+            picture = painter.with_words(case, size, region, number)
+            own, beside = (torch.where(half(side, size.size) > 0.5, picture, 0.5) for side in (case.side, other_side(case.side)))
+            told.append(eye.look(beside, things.NAMED)[0].code == case.named)
+            subject.append(eye.look(own, things.HELD_OUT)[0].code == case.code)
+        name = f"words beside it, {'a region' if region else 'no region'}"
+        print(f"{name}: {sum(told) / len(told):.2f}", flush=True)
+        figures.append(rate(f"{name}: their thing is in the other half", told))
+        figures.append(rate(f"{name}: the reference's thing is in its own", subject))
+    return figures
+
+
+def measure_twos(painter: Any, eye: judge.Judge, found: Sequence[Two], size: Size) -> list[Figure]:
+    """Each half looked at alone: the thing of its own portrait, or that of the other's."""
+    figures: list[Figure] = []
+    for region, show in WAYS:
+        own: list[bool] = []
+        both: list[bool] = []
+        changed: list[bool] = []
+        for number, case in enumerate(found):
+            picture = painter.two(case, size, region, show, number)
+            halves = [torch.where(half(side, size.size) > 0.5, picture, 0.5) for side in case.sides]
+            seen = tuple(eye.look(part, things.HELD_OUT)[0].code for part in halves)
+            own += [one == code for one, code in zip(seen, case.codes, strict=True)]
+            both.append(seen == case.codes)
+            changed.append(seen == case.codes[::-1])
+        name = f"two references, {name_of(region, show)}"
+        print(f"{name}: {sum(both) / len(both):.2f}", flush=True)
+        figures.append(rate(f"{name}: a half has its own thing", own))
+        figures.append(rate(f"{name}: both have", both))
+        figures.append(rate(f"{name}: they changed places", changed))
     return figures
 
 
@@ -119,6 +176,15 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     size = size_of(Size(), command, __doc__, arguments)
     needs_a_training(command)
     place = world.load(folders.world(folders.DEFAULT))
+    eye = judge.Judge(place)
+    drawn = cases(place, max(size.cases, size.words), size.size)
+    notes = {"settings": size.settings}
+    whole = size == Size()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        figures = measure(Painter(Path(folder)), judge.Judge(place, things.HELD_OUT), cases(place, size), size)
-    write("references", command, figures, {"settings": size.settings}, whole=size == Size())
+        painter = Painter(Path(folder))
+        figures = measure(painter, eye, judge.GroundJudge(place), drawn[: size.cases], size)
+        write("references", command, figures, notes, whole=whole)
+        figures = measure_words(painter, eye, drawn[: size.words], size)
+        write("references-words", command, figures, notes, whole=whole)
+        figures = measure_twos(painter, eye, twos(place, size.twos, size.size), size)
+        write("references-two", command, figures, notes, whole=whole)
