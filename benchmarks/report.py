@@ -16,7 +16,8 @@ PAGE = ROOT / "docs" / "measurements.md"
 BEGIN = "<!-- figures -->"
 END = "<!-- end of figures -->"
 ORDER = ("bench-attention", "bench-step", "bench-sam", "bench-pointing", "bench-visibility", "bench-meca", "bench-training", "bench-probe",
-         "tiny-model", "dreamcom", "meca", "mcgm", "mcgm-presets", "mask-controlnet", "paste-back", "tiny-edit")  # fmt: skip
+         "tiny-model", "dreamcom", "meca", "mcgm", "mcgm-presets", "mask-controlnet", "paste-back", "tiny-edit",
+         "tiny-things", "transformer-regions", "transformer-masks", "references", "references-words", "references-two")  # fmt: skip
 """The results that come first; others follow by their names."""
 OWN_PLACE = ("name", "command", "date", "machine", "figures", "checks", "small", "minutes")
 """What of a result's file is shown elsewhere than among its notes."""

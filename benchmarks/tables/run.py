@@ -18,6 +18,7 @@ TABLES: dict[str, str] = {
     "sam": "sam",
     "regions": "regions",
     "tiny-edit": "tiny_edit",
+    "tiny-things": "tiny_things",
     "references": "references",
     "transformer": "transformer",
 }
