@@ -17,7 +17,9 @@ from torch import Tensor
 from demo import tiny_model
 from demo.tiny_edit import files, folders, train
 from demo.tiny_edit.latents import CHANNELS
+from demo.tiny_edit.latents import FILE as AUTOENCODER
 from demo.tiny_edit.painter import CFG, STEPS
+from demo.tiny_edit.text import FILE as VOCABULARY
 
 from ..cache import Kept, pictures_in, sha
 
@@ -54,7 +56,8 @@ class StockPainter:
         self.clip = comfy.sd.load_clip([str(text)], clip_type=comfy.sd.CLIPType.FLUX2)
         self.vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(autoencoder)))
         WORK.mkdir(parents=True, exist_ok=True)
-        weights = [sha(file.read_bytes()) for file in (transformer, text, autoencoder)]
+        # Not of the files that were just written: the order of their metadata, and so their content, is another in each process.
+        weights = [sha((folders.DEFAULT / name).read_bytes()) for name in (train.STATE, AUTOENCODER, VOCABULARY)]
         self.kept = Kept(WORK, {"format": FORMAT, "weights": weights, "cfg": CFG})
 
     def once(self, size: int, paint: Callable[[], Tensor], **settings: Any) -> Tensor:

@@ -54,7 +54,9 @@ def test_each_thing_has_its_own_rate_and_the_least_known_come_first(folder: Path
     assert whole.value == pytest.approx(0.5 / len(things.NAMED))
 
 
-def test_a_sentence_is_painted_once(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_sentence_is_painted_once_by_all_painters_of_the_same_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(folders, "DEFAULT", folder)
     monkeypatch.setattr(stock_painter, "WORK", tmp_path / "kept")
     painter = tiny_things.Painter(tmp_path)
@@ -62,5 +64,6 @@ def test_a_sentence_is_painted_once(folder: Path, monkeypatch: pytest.MonkeyPatc
     picture = painter.paint(KNOWN, ground, SMALL, 1)
     assert picture.shape == (3, 64, 64)
     assert not torch.equal(picture, painter.paint(KNOWN, ground, SMALL, 2))
-    monkeypatch.setattr(painter, "sample", lambda *_: pytest.fail("a picture that is kept was painted again"))
-    assert torch.equal(painter.paint(KNOWN, ground, SMALL, 1), picture)
+    for again in (painter, tiny_things.Painter(tmp_path), tiny_things.Painter(tmp_path)):
+        monkeypatch.setattr(again, "sample", lambda *_: pytest.fail("a picture that is kept was painted again"))
+        assert torch.equal(again.paint(KNOWN, ground, SMALL, 1), picture)
