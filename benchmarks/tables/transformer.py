@@ -61,6 +61,23 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """How two things are asked for: by one prompt, with their places or without, or by Prompt Region with this `base` and `own_pass`."""
+
+    places: bool = False
+    base: str = ""
+    own_pass: float = 0
+
+    @property
+    def name(self) -> str:
+        """What the way is called in the table."""
+        if not self.base:
+            return "one prompt with places" if self.places else "one prompt"
+        own = f", own_pass {self.own_pass:g}" if self.own_pass else ""
+        return f"Prompt Region, {self.base}{own}"
+
+
+@dataclass(frozen=True)
 class Box:
     """A thing for a grey box in a picture [1, S, S, 3] that shows another thing; the mask of the box [1, S, S], and the picture whole."""
 
@@ -128,23 +145,23 @@ def boxes(place: world.World, count: int, size: int, seed: int = 22) -> list[Box
 class Painter(StockPainter):
     """Paints the cases as graphs of the nodes do."""
 
-    def pair(self, case: Pair, way: str, size: Size, seed: int) -> Tensor:
-        """Two things by "one prompt", "one prompt with places", or Prompt Region with its `base` so called."""
-        how = {"case": asdict(case), "way": way, "steps": size.steps, "seed": seed}
+    def pair(self, case: Pair, way: Asking, size: Size, seed: int) -> Tensor:
+        """Two things on a ground, [3, S, S] in 0..1."""
+        how = {"case": asdict(case), "way": asdict(way), "steps": size.steps, "seed": seed}
         return self.once(size.size, lambda: self._pair(case, way, size, seed), **how)
 
-    def _pair(self, case: Pair, way: str, size: Size, seed: int) -> Tensor:
+    def _pair(self, case: Pair, way: Asking, size: Size, seed: int) -> Tensor:
         from maskprompt.nodes.prompt_region import PromptRegionNode
 
         model = self.model
-        if way not in ONE_PROMPT:
+        if way.base:
             for code, middle in zip((case.first, case.second), case.middles, strict=True):
                 mask = torch.zeros(1, size.size, size.size)
                 mask[:, :, : size.size // 2] = middle == LEFT
                 mask[:, :, size.size // 2 :] = middle == RIGHT
                 text = f"{sentences.together([things.words_of(code)])} {grounds.words_of(case.ground)}"
-                (model,) = PromptRegionNode.execute(model, self.words(text), mask, 1.0, way).args
-        positive = self.words(case.text(places=way == ONE_PROMPT[1]))
+                (model,) = PromptRegionNode.execute(model, self.words(text), mask, 1.0, way.base, own_pass=way.own_pass).args
+        positive = self.words(case.text(way.places))
         return self.sample(model, positive, self.words(""), size.size, size.steps, seed)
 
     def box(self, case: Box, way: Masking, size: Size, seed: int) -> Tensor:
@@ -162,20 +179,18 @@ class Painter(StockPainter):
         return self.sample(model, positive, negative, size.size, size.steps, seed)
 
 
-ONE_PROMPT = ("one prompt", "one prompt with places")
-
-
-def ways() -> tuple[str, ...]:
-    """How two things are asked for."""
+def askings() -> tuple[Asking, ...]:
+    """The node's choices, and prompts without it."""
     from maskprompt.nodes.prompt_region import EVERYWHERE, OUTSIDE
 
-    return (*ONE_PROMPT, EVERYWHERE, OUTSIDE)
+    regions = [Asking(base=base, own_pass=own) for base, own in ((EVERYWHERE, 0), (OUTSIDE, 0), (OUTSIDE, 0.4), (OUTSIDE, 1))]
+    return (Asking(), Asking(places=True), *regions)
 
 
 def measure_pairs(painter: Any, eye: judge.Judge, ground_eye: judge.GroundJudge, found: Sequence[Pair], size: Size) -> list[Figure]:
     """Both things there, and each in its half, by way; and the ground."""
     figures: list[Figure] = []
-    for way in ways():
+    for way in askings():
         there: list[bool] = []
         placed: list[bool] = []
         ground: list[bool] = []
@@ -186,7 +201,7 @@ def measure_pairs(painter: Any, eye: judge.Judge, ground_eye: judge.GroundJudge,
             there.append(seen.keys() == wanted.keys())
             placed.append(there[-1] and all(abs(seen[code] - middle) < 0.25 for code, middle in wanted.items()))
             ground.append(ground_eye.name(picture) == case.ground)
-        name = way if way in ONE_PROMPT else f"Prompt Region, {way}"
+        name = way.name
         print(f"{name}: {np.mean(placed):.2f}", flush=True)
         figures.append(rate(f"{name}: both things there", there))
         figures.append(rate(f"{name}: both things there, each in its own half", placed))

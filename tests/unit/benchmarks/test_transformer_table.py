@@ -16,7 +16,7 @@ from demo.tiny_edit import folders, things, world
 
 from ...support import tiny_edit_world
 
-SMALL = transformer.Size(pairs=2, boxes=1, size=64, steps=1)
+SMALL = transformer.Size(pairs=2, boxes=1, size=64, steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,12 @@ class MadeUp:
         self.shown.append((shown, ground))
         return torch.full((3, 64, 64), float(len(self.shown) - 1))
 
-    def pair(self, case: transformer.Pair, way: str, size: Any, seed: int) -> Tensor:
+    def pair(self, case: transformer.Pair, way: transformer.Asking, size: Any, seed: int) -> Tensor:
         first, second = case.middles
-        if way == transformer.ONE_PROMPT[0]:
-            return self._picture({case.first: first}, "another")
-        if way == transformer.ONE_PROMPT[1]:
+        if way.places:
             first, second = second, first
+        elif not way.base:
+            return self._picture({case.first: first}, "another")
         return self._picture({case.first: first + 0.1, case.second: second - 0.1}, case.ground)
 
     def things(self, picture: Tensor, count: int, codes: Sequence[str]) -> list[Any]:
@@ -93,10 +93,10 @@ def test_figures_of_pairs_say_what_the_pictures_show(folder: Path) -> None:
     found = transformer.pairs(world.load(folder / "world"), 3)
     judge: Any = made
     figures = {one.name: one for one in transformer.measure_pairs(made, judge, judge, found, SMALL)}
-    for way in transformer.ways()[2:]:
-        assert [figures[f"Prompt Region, {way}: {what}"].value for what in ("both things there", "ground right")] == [1, 1]
-        assert figures[f"Prompt Region, {way}: both things there, each in its own half"].value == 1
-        assert figures[f"Prompt Region, {way}: each in its own half, the first named on the right"].cases == 2
+    for way in transformer.askings()[2:]:
+        assert [figures[f"{way.name}: {what}"].value for what in ("both things there", "ground right")] == [1, 1]
+        assert figures[f"{way.name}: both things there, each in its own half"].value == 1
+        assert figures[f"{way.name}: each in its own half, the first named on the right"].cases == 2
     assert figures["one prompt: both things there"].value == figures["one prompt: ground right"].value == 0
     assert figures["one prompt with places: both things there"].value == 1
     assert figures["one prompt with places: both things there, each in its own half"].value == 0
@@ -125,12 +125,12 @@ def test_it_paints_each_case_in_every_way(folder: Path, monkeypatch: pytest.Monk
     painter = transformer.Painter(tmp_path)
     case = transformer.pairs(place, 1)[0]
     box = transformer.boxes(place, 1, 64)[0]
-    pairs = [painter.pair(case, way, SMALL, 1) for way in transformer.ways()]
+    pairs = [painter.pair(case, way, SMALL, 1) for way in transformer.askings()]
     boxes = [painter.box(box, way, SMALL, 1) for way in transformer.MASKINGS]
     for found in (pairs, boxes):
         assert all(picture.shape == (3, 64, 64) and bool(picture.isfinite().all()) for picture in found)
         for number, one in enumerate(found):
             assert not any(torch.equal(one, other) for other in found[number + 1 :])
     monkeypatch.setattr(painter, "sample", lambda *_: pytest.fail("a picture that is kept was painted again"))
-    assert torch.equal(painter.pair(case, transformer.ways()[2], SMALL, 1), pairs[2])
+    assert torch.equal(painter.pair(case, transformer.askings()[2], SMALL, 1), pairs[2])
     assert torch.equal(painter.box(box, transformer.MASKINGS[3], SMALL, 1), boxes[3])
