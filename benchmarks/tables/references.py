@@ -68,20 +68,20 @@ class Painter(StockPainter):
         how = {"given": given, "side": case.side, "region": region, "beside": case.named, "steps": size.steps, "seed": seed}
         return self.once(size.size, painted, **how)
 
-    def two(self, case: Two, size: Size, region: bool, show: bool, seed: int) -> Tensor:
-        """The things of two portraits, one in each half, [3, S, S] in 0..1."""
+    def two(self, case: Two, size: Size, region: bool, seed: int) -> Tensor:
+        """The things of two portraits, one in each half, each alone shown, [3, S, S] in 0..1."""
 
         def painted() -> Tensor:
             first, second = case.sides
             text = f"the thing of the first picture on the {first} and the thing of the second picture on the {second}"
             shown = [
-                (portrait, half(side, size.size) if region else None, mask if show else None)
+                (portrait, half(side, size.size) if region else None, mask)
                 for portrait, side, mask in zip(case.portraits, case.sides, case.shown, strict=True)
             ]
             return self._shown(self.model, text, shown, size, seed)
 
         given = [sha(part.numpy().tobytes()) for part in (*case.portraits, *case.shown)]
-        how = {"given": given, "sides": case.sides, "way": [region, show], "steps": size.steps, "seed": seed}
+        how = {"given": given, "sides": case.sides, "region": region, "steps": size.steps, "seed": seed}
         return self.once(size.size, painted, **how)
 
     def _paint(self, model: Any, case: Case, size: Size, region: bool, show: bool, seed: int) -> Tensor:
@@ -153,18 +153,18 @@ def measure_words(painter: Any, eye: judge.Judge, found: Sequence[Case], size: S
 def measure_twos(painter: Any, eye: judge.Judge, found: Sequence[Two], size: Size) -> list[Figure]:
     """Each half looked at alone: the thing of its own portrait, or that of the other's."""
     figures: list[Figure] = []
-    for region, show in WAYS:
+    for region in (False, True):
         own: list[bool] = []
         both: list[bool] = []
         changed: list[bool] = []
         for number, case in enumerate(found):
-            picture = painter.two(case, size, region, show, number)
+            picture = painter.two(case, size, region, number)
             halves = [torch.where(half(side, size.size) > 0.5, picture, 0.5) for side in case.sides]
             seen = tuple(eye.look(part, things.HELD_OUT)[0].code for part in halves)
             own += [one == code for one, code in zip(seen, case.codes, strict=True)]
             both.append(seen == case.codes)
             changed.append(seen == case.codes[::-1])
-        name = f"two references, {name_of(region, show)}"
+        name = f"two references, {'a region each' if region else 'no regions'}"
         print(f"{name}: {sum(both) / len(both):.2f}", flush=True)
         figures.append(rate(f"{name}: a half has its own thing", own))
         figures.append(rate(f"{name}: both have", both))

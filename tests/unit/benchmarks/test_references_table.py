@@ -89,7 +89,7 @@ class MadeUp:
         other = references_cases.other_side(case.side)
         return self._picture({case.side: case.code, other: case.named if region else "nothing"})
 
-    def two(self, case: references.Two, size: Any, region: bool, show: bool, seed: int) -> Tensor:
+    def two(self, case: references.Two, size: Any, region: bool, seed: int) -> Tensor:
         codes = case.codes if region else case.codes[::-1]
         return self._picture(dict(zip(case.sides, codes, strict=True)))
 
@@ -127,8 +127,7 @@ def test_figures_of_words_and_of_two_say_what_the_pictures_show(folder: Path) ->
     assert figures["words beside it, a region: their thing is in the other half"] == 1
     assert figures["words beside it, no region: the reference's thing is in its own"] == 1
     figures = {one.name: one.value for one in references.measure_twos(made, made, references_cases.twos(place, 3, 64), SMALL)}
-    for region, show in references.WAYS:
-        name = f"two references, {references.name_of(region, show)}"
+    for region, name in ((False, "two references, no regions"), (True, "two references, a region each")):
         found = [figures[f"{name}: {what}"] for what in ("a half has its own thing", "both have", "they changed places")]
         assert found == [region, region, not region]
 
@@ -142,11 +141,11 @@ def test_it_paints_each_case_in_every_way(folder: Path, monkeypatch: pytest.Monk
     two = references_cases.twos(place, 1, 64)[0]
     painted = [painter.paint(case, SMALL, region, show, 1) for region, show in references.WAYS]
     words = [painter.with_words(case, SMALL, region, 1) for region in (False, True)]
-    twos = [painter.two(two, SMALL, region, show, 1) for region, show in references.WAYS]
+    twos = [painter.two(two, SMALL, region, 1) for region in (False, True)]
     for found in (painted, [*painted, *words], twos):
         assert all(picture.shape == (3, 64, 64) and bool(picture.isfinite().all()) for picture in found)
         for number, one in enumerate(found):
             assert not any(torch.equal(one, other) for other in found[number + 1 :])
     monkeypatch.setattr(painter, "sample", lambda *_: pytest.fail("a picture that is kept was painted again"))
-    assert torch.equal(painter.two(two, SMALL, True, True, 1), twos[3])
+    assert torch.equal(painter.two(two, SMALL, True, 1), twos[1])
     assert torch.equal(painter.with_words(case, SMALL, True, 1), words[1])
