@@ -47,6 +47,23 @@ def rate_of(training: Training, minutes: float, cool: float) -> float:
     return rate * max(0.02, left / cool) if cool and left < cool else rate
 
 
+def profiled(training: Training, steps: int, minutes: float, cool: float, rows: int = 16) -> str:
+    """Makes steps under PyTorch's profiler, and tells what takes the device's time, and what the processor's; to be found in the log."""
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = training.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    begun = time.monotonic()
+    with profile(activities=activities) as told:
+        for _ in range(steps):
+            training.advance(rate_of(training, minutes, cool))
+        if on_gpu:
+            torch.cuda.synchronize()
+    took = time.monotonic() - begun
+    tables = [told.key_averages().table(f"self_{kind}_time_total", rows) for kind in (["cuda"] if on_gpu else []) + ["cpu"]]
+    return "\n".join([f"{steps} steps under the profiler took {took / steps:.3f} s each", *tables])
+
+
 def run(training: Training, minutes: float, steps: int | None, cool: float, log: Log, save_minutes: float = 5) -> None:
     """Steps until the minutes (of all runs together) or the steps are over, or the process is asked to end."""
     ending: list[int] = []

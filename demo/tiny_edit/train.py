@@ -28,7 +28,7 @@ from ..trainer import Log, device_of
 from . import folders, shards, tasks
 from .bank import Bank, Batch
 from .latents import CHANNELS
-from .loop import run
+from .loop import profiled, run
 from .stages import FIRST_SHARDS, STEPS_PER_SHARD, Stage, stages_of
 from .text import TextEncoder, Vocabulary
 from .transformer import TEXT_LENGTH, Flux
@@ -220,6 +220,7 @@ def main() -> None:
         "--compile", type=float, default=0, help="compile the blocks for about so many minutes: a GPU's steps are then faster"
     )
     parser.add_argument("--save-minutes", type=float, default=5, help="between two savings of the state")
+    parser.add_argument("--profile", type=int, default=0, help="write into the log what so many first steps spend their time with")
     options = parser.parse_args()
     folders.begin(options)
     log = Log(options.folder / "training.log")
@@ -236,6 +237,8 @@ def main() -> None:
         log(f"compiled after {(time.monotonic() - begun) / 60:.1f} minutes")
     while options.wait and not shards.file_of(options.folder, training.stage().size, 0).is_file():
         time.sleep(0.2)
+    if options.profile:
+        log(profiled(training, options.profile, options.minutes, options.cool))
     training.spent += (time.monotonic() - begun) / 60
     run(training, options.minutes, options.steps, options.cool, log, options.save_minutes)
 

@@ -138,6 +138,19 @@ def test_compiling_first_changes_nothing_of_a_run(folder: Path, tmp_path: Path, 
         assert torch.equal(value, compiled.networks.state_dict()[name]), name
 
 
+def test_steps_under_the_profiler_are_steps_and_it_tells_what_they_took(folder: Path, tmp_path: Path) -> None:
+    plain = training(copy(folder, tmp_path / "plain"))
+    advance(plain, 3)
+    watched = training(copy(folder, tmp_path / "watched"))
+    told = loop.profiled(watched, 3, 1e9, 0)
+    assert told.startswith("3 steps under the profiler took ")
+    assert "aten::addmm" in told
+    assert "Self CPU" in told
+    assert watched.step == 3
+    for name, value in plain.networks.state_dict().items():
+        assert torch.equal(value, watched.networks.state_dict()[name]), name
+
+
 def test_a_batch_shows_the_pictures_that_its_tasks_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one task of two references allowed, target and references are the record's very latents."""
     monkeypatch.setattr(bank, "WORDLESS", 0)
