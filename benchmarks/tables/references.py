@@ -19,12 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from demo import tiny_model
 from demo.tiny_edit import folders, judge, things, world
 
 from ..cache import sha
 from ..figures import Figure, mean, rate, size_of, write
 from .references_cases import SIDES, Case, Two, cases, half, other_side, twos
 from .stock_painter import Painting, StockPainter, needs_a_training
+
+SHEET = tiny_model.ROOT / "demo" / "output" / "references-table.png"
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,20 @@ def measure_twos(painter: Any, eye: judge.Judge, found: Sequence[Two], size: Siz
     return figures
 
 
+def sheet(painter: Any, found: Sequence[Case], size: Size, count: int = 6) -> None:
+    """For a human: the first cases, none chosen, what is given and each way's picture."""
+    from demo.contact_sheet import picture_of, save_sheet
+
+    rows: list[Any] = []
+    for number, case in enumerate(found[:count]):
+        alone = torch.where(case.shown[0][..., None] > 0.5, case.portrait[0], 0.5)
+        given = (("the reference", case.portrait[0]), ("its thing alone", alone), ("the photograph", case.photograph[0]))
+        painted = [(name_of(*way), painter.paint(case, size, *way, number).movedim(0, -1)) for way in WAYS]
+        title = f"the {things.words_of(case.code)} on the {case.side}"
+        rows.append((title, [(name, picture_of(pixels)) for name, pixels in (*given, *painted)]))
+    save_sheet(SHEET, rows, size.size)
+
+
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     size = size_of(Size(), command, __doc__, arguments)
     needs_a_training(command)
@@ -184,6 +201,7 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
         painter = Painter(Path(folder))
         figures = measure(painter, eye, judge.GroundJudge(place), drawn[: size.cases], size)
         write("references", command, figures, notes, whole=whole)
+        sheet(painter, drawn, size)
         figures = measure_words(painter, eye, drawn[: size.words], size)
         write("references-words", command, figures, notes, whole=whole)
         figures = measure_twos(painter, eye, twos(place, size.twos, size.size), size)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from benchmarks.tables import references, references_cases, stock_painter
@@ -130,6 +131,16 @@ def test_figures_of_words_and_of_two_say_what_the_pictures_show(folder: Path) ->
     for region, name in ((False, "two references, no regions"), (True, "two references, a region each")):
         found = [figures[f"{name}: {what}"] for what in ("a half has its own thing", "both have", "they changed places")]
         assert found == [region, region, not region]
+
+
+def test_the_sheet_has_a_row_for_each_case_and_a_picture_for_each_way(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(references, "SHEET", tmp_path / "sheet.png")
+    references.sheet(MadeUp(), references_cases.cases(world.load(folder / "world"), 2, 64), SMALL)
+    page = Image.open(tmp_path / "sheet.png")
+    assert page.width > 64 * (3 + len(references.WAYS))
+    assert page.height > 64 * 2
 
 
 def test_it_paints_each_case_in_every_way(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
