@@ -127,6 +127,7 @@ def test_a_workflow_gives_each_node_what_it_takes(everything: dict[str, dict[str
                 assert offered is None or value in offered, (number, field)
 
 
+@pytest.mark.thorough
 def test_the_start_is_quick_in_a_folder_of_any_name(tmp_path: Path) -> None:
     folder = tmp_path / "My MaskPrompt v1.0 (copy)"
     shutil.copytree(ROOT, folder, ignore=NOT_THE_PACK)

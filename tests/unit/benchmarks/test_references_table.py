@@ -143,6 +143,7 @@ def test_the_sheet_has_a_row_for_each_case_and_a_picture_for_each_way(
     assert page.height > 64 * 2
 
 
+@pytest.mark.thorough
 def test_it_paints_each_case_in_every_way(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(folders, "DEFAULT", folder)
     monkeypatch.setattr(stock_painter, "WORK", tmp_path / "kept")
