@@ -21,6 +21,11 @@ def sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+def sha_of(pixels: Tensor) -> str:
+    """The same of a tensor's numbers."""
+    return sha(pixels.numpy().tobytes())
+
+
 @dataclass(frozen=True)
 class Kept:
     """A folder of such files; `common` is what all of them depend on. The keys know nothing of the code."""

@@ -22,9 +22,10 @@ from torch import Tensor
 from demo import tiny_model
 from demo.tiny_edit import folders, judge, things, world
 
-from ..cache import sha
+from ..cache import sha_of
 from ..figures import Figure, mean, rate, size_of, write
-from .references_cases import SIDES, Case, Two, cases, half, other_side, twos
+from .halves import MIDDLES, half, other_side
+from .references_cases import Case, Two, cases, twos
 from .stock_painter import Painting, StockPainter, needs_a_training
 
 SHEET = tiny_model.ROOT / "demo" / "output" / "references-table.png"
@@ -53,8 +54,7 @@ class Painter(StockPainter):
 
     def paint(self, case: Case, size: Size, region: bool, show: bool, seed: int) -> Tensor:
         """The thing of the portrait into the photograph, [3, S, S] in 0..1."""
-        given = [sha(part.numpy().tobytes()) for part in (case.portrait, case.shown, case.photograph)]
-        how = {"given": given, "side": case.side, "way": [region, show], "steps": size.steps, "seed": seed}
+        how = {"given": _given(case), "side": case.side, "way": [region, show], "steps": size.steps, "seed": seed}
         return self.once(size.size, lambda: self._paint(self.model, case, size, region, show, seed), **how)
 
     def with_words(self, case: Case, size: Size, region: bool, seed: int) -> Tensor:
@@ -67,8 +67,7 @@ class Painter(StockPainter):
             (model,) = PromptRegionNode.execute(self.model, text, mask, 1.0, EVERYWHERE).args
             return self._paint(model, case, size, region, True, seed)
 
-        given = [sha(part.numpy().tobytes()) for part in (case.portrait, case.shown, case.photograph)]
-        how = {"given": given, "side": case.side, "region": region, "beside": case.named, "steps": size.steps, "seed": seed}
+        how = {"given": _given(case), "side": case.side, "region": region, "beside": case.named, "steps": size.steps, "seed": seed}
         return self.once(size.size, painted, **how)
 
     def two(self, case: Two, size: Size, region: bool, seed: int) -> Tensor:
@@ -83,7 +82,7 @@ class Painter(StockPainter):
             ]
             return self._shown(self.model, text, shown, size, seed)
 
-        given = [sha(part.numpy().tobytes()) for part in (*case.portraits, *case.shown)]
+        given = [sha_of(part) for part in (*case.portraits, *case.shown)]
         how = {"given": given, "sides": case.sides, "region": region, "steps": size.steps, "seed": seed}
         return self.once(size.size, painted, **how)
 
@@ -105,6 +104,11 @@ class Painter(StockPainter):
         return self.sample(line[0], line[1], line[2], size.size, size.steps, seed)
 
 
+def _given(case: Case) -> list[str]:
+    """What the picture of a case depends on."""
+    return [sha_of(part) for part in (case.portrait, case.shown, case.photograph)]
+
+
 def measure(painter: Any, eye: judge.Judge, ground_eye: judge.GroundJudge, found: Sequence[Case], size: Size) -> list[Figure]:
     """Each case four times from the same noise: its thing and its ground, and how far the other half is from the photograph."""
     figures: list[Figure] = []
@@ -118,7 +122,7 @@ def measure(painter: Any, eye: judge.Judge, ground_eye: judge.GroundJudge, found
             picture = painter.paint(case, size, region, show, number)
             likest = eye.look(picture, things.HELD_OUT)[0]
             there.append(likest.code == case.code)
-            place.append(there[-1] and abs(likest.centre - SIDES[case.side]) < 0.25)
+            place.append(there[-1] and abs(likest.centre - MIDDLES[case.side]) < 0.25)
             stranger.append(likest.code == case.other)
             ground.append(ground_eye.name(picture) == case.ground)
             outside = half(other_side(case.side), size.size)[0] > 0.5

@@ -10,22 +10,9 @@ from torch import Tensor
 
 from demo.tiny_edit import scenes, things, world
 
+from ..cache import image_of
+from .halves import other_side
 from .tiny_edit import photographs
-
-SIDES: dict[str, float] = {"left": 0.25, "right": 0.75}
-"""Where the middle of each half of a picture is."""
-
-
-def other_side(side: str) -> str:
-    """The other half's name."""
-    return "right" if side == "left" else "left"
-
-
-def half(side: str, size: int) -> Tensor:
-    """The half of a picture, [1, S, S]."""
-    mask = torch.zeros(1, size, size)
-    mask[:, :, slice(0, size // 2) if side == "left" else slice(size // 2, size)] = 1
-    return mask
 
 
 @dataclass(frozen=True)
@@ -57,7 +44,9 @@ def cases(place: world.World, count: int, size: int, seed: int = 11) -> list[Cas
         drawn = scenes.render(place, scenes.Scene(both, ground), size)
         side = "left" if number % 2 else "right"
         named = things.NAMED[names.integers(len(things.NAMED))]
-        found.append(Case(code, other, ground.name, image(drawn), mask_of(drawn, 1), pictures[number : number + 1], side, named))
+        found.append(
+            Case(code, other, ground.name, image_of(drawn.image)[None], mask_of(drawn, 1), pictures[number : number + 1], side, named)
+        )
     return found
 
 
@@ -86,7 +75,7 @@ def twos(place: world.World, count: int, size: int, seed: int = 13) -> list[Two]
         found.append(
             Two(
                 (codes[0], codes[1]),
-                (image(first), image(second)),
+                (image_of(first.image)[None], image_of(second.image)[None]),
                 (mask_of(first, 0), mask_of(second, 0)),
                 "left" if number % 2 else "right",
             )
@@ -97,11 +86,6 @@ def twos(place: world.World, count: int, size: int, seed: int = 13) -> list[Two]
 def _portrait(place: world.World, rng: np.random.Generator, code: str, size: int) -> scenes.Rendered:
     thing = scenes.Placed(code, 0.5, 0.52, float(rng.uniform(0.5, 0.7)), float(rng.normal(0, 6)), bool(rng.random() < 0.5))
     return scenes.render(place, scenes.Scene((thing,), scenes.random_ground(rng, place.grounds())), size)
-
-
-def image(drawn: scenes.Rendered) -> Tensor:
-    """A rendered picture as ComfyUI's IMAGE, [1, S, S, 3] in 0..1."""
-    return torch.from_numpy(drawn.image.copy()).float()[None] / 255
 
 
 def mask_of(drawn: scenes.Rendered, number: int) -> Tensor:

@@ -23,12 +23,10 @@ from torch import Tensor
 from demo.tiny_edit import folders, grounds, judge, scenes, sentences, things, world
 from demo.tiny_edit.painter import held_out_pairs
 
-from ..cache import sha
+from ..cache import image_of, sha_of
 from ..figures import Figure, mean, rate, size_of, write
+from .halves import MIDDLES, half
 from .stock_painter import Painting, StockPainter, needs_a_training
-
-LEFT, RIGHT = 0.25, 0.75
-"""Middles of the two halves."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +47,18 @@ class Pair:
     swapped: bool
 
     @property
+    def sides(self) -> tuple[str, str]:
+        """Where the first and the second shall stand."""
+        return ("right", "left") if self.swapped else ("left", "right")
+
+    @property
     def middles(self) -> tuple[float, float]:
-        """Where across the picture the first and the second shall stand."""
-        return (RIGHT, LEFT) if self.swapped else (LEFT, RIGHT)
+        """Where across the picture that is."""
+        return MIDDLES[self.sides[0]], MIDDLES[self.sides[1]]
 
     def text(self, places: bool) -> str:
         """One prompt that names both."""
-        said = ("on the right", "on the left") if self.swapped else ("on the left", "on the right")
+        said = [f"on the {side}" for side in self.sides]
         names = [things.words_of(code) for code in (self.first, self.second)]
         return f"{sentences.together(names, said if places else None)} {grounds.words_of(self.ground)}"
 
@@ -133,7 +136,7 @@ def boxes(place: world.World, count: int, size: int, seed: int = 22) -> list[Box
         middle = (0.27, 0.73)[number % 2]
         ground = scenes.random_ground(rng, names)
         scene = scenes.Scene((scenes.Placed(other, middle, 0.6, 0.4, flip=bool(rng.random() < 0.5)),), ground)
-        whole = torch.from_numpy(scenes.render(place, scene, size).image.copy()).float()[None] / 255
+        whole = image_of(scenes.render(place, scene, size).image)[None]
         mask = torch.zeros(1, size, size)
         left = round((1 - middle) * size) // 8 * 8 - size * 3 // 16
         mask[:, size * 3 // 8 : size * 7 // 8, max(0, left) : left + size * 7 // 16] = 1
@@ -155,18 +158,17 @@ class Painter(StockPainter):
 
         model = self.model
         if way.base:
-            for code, middle in zip((case.first, case.second), case.middles, strict=True):
-                mask = torch.zeros(1, size.size, size.size)
-                mask[:, :, : size.size // 2] = middle == LEFT
-                mask[:, :, size.size // 2 :] = middle == RIGHT
+            for code, side in zip((case.first, case.second), case.sides, strict=True):
                 text = f"{sentences.together([things.words_of(code)])} {grounds.words_of(case.ground)}"
-                (model,) = PromptRegionNode.execute(model, self.words(text), mask, 1.0, way.base, own_pass=way.own_pass).args
+                (model,) = PromptRegionNode.execute(
+                    model, self.words(text), half(side, size.size), 1.0, way.base, own_pass=way.own_pass
+                ).args
         positive = self.words(case.text(way.places))
         return self.sample(model, positive, self.words(""), size.size, size.steps, seed)
 
     def box(self, case: Box, way: Masking, size: Size, seed: int) -> Tensor:
         """The thing into the box, the masked picture as reference."""
-        given = {"box": sha(case.masked.numpy().tobytes()), "code": case.code}
+        given = {"box": sha_of(case.masked), "code": case.code}
         how = {**given, "way": [way.cross, way.itself, way.layers], "steps": size.steps, "seed": seed}
         return self.once(size.size, lambda: self._box(case, way, size, seed), **how)
 

@@ -60,7 +60,8 @@ def profiled(training: Training, steps: int, minutes: float, cool: float, rows: 
         if on_gpu:
             torch.cuda.synchronize()
     took = time.monotonic() - begun
-    tables = [told.key_averages().table(f"self_{kind}_time_total", rows) for kind in (["cuda"] if on_gpu else []) + ["cpu"]]
+    averages = told.key_averages()
+    tables = [averages.table(f"self_{kind}_time_total", rows) for kind in (["cuda"] if on_gpu else []) + ["cpu"]]
     return "\n".join([f"{steps} steps under the profiler took {took / steps:.3f} s each", *tables])
 
 

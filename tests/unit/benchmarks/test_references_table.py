@@ -12,19 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.tables import references, references_cases, stock_painter
-from demo.tiny_edit import folders, things, world
-
-from ...support import tiny_edit_world
+from benchmarks.tables import halves, references, references_cases
+from demo.tiny_edit import things, world
 
 SMALL = references.Size(cases=2, words=1, twos=2, size=64, steps=1)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("tiny-edit")
-    tiny_edit_world.random_weights(made)
-    return made
 
 
 def colour_of(place: world.World, code: str) -> torch.Tensor:
@@ -32,9 +23,8 @@ def colour_of(place: world.World, code: str) -> torch.Tensor:
     return pixels[pixels[..., 3] > 0.5][:, :3].mean(0)
 
 
-def test_what_is_shown_is_the_thing_that_is_asked_for(folder: Path) -> None:
+def test_what_is_shown_is_the_thing_that_is_asked_for(place: world.World) -> None:
     """Things of this world have one colour each: what is shown of the portrait has the hue of its thing, in any light."""
-    place = world.load(folder / "world")
     for case in references_cases.cases(place, 3, 128):
         assert case.code != case.other
         mean = case.portrait[case.shown > 0.5].mean(0)
@@ -45,8 +35,7 @@ def test_what_is_shown_is_the_thing_that_is_asked_for(folder: Path) -> None:
         assert case.named in things.NAMED
 
 
-def test_two_portraits_show_one_thing_each(folder: Path) -> None:
-    place = world.load(folder / "world")
+def test_two_portraits_show_one_thing_each(place: world.World) -> None:
     found = references_cases.twos(place, 4, 128)
     assert [case.sides for case in found] == [("right", "left"), ("left", "right")] * 2
     for case in found:
@@ -57,7 +46,7 @@ def test_two_portraits_show_one_thing_each(folder: Path) -> None:
 
 
 def test_halves_are_halves() -> None:
-    left, right = (references_cases.half(side, 8) for side in ("left", "right"))
+    left, right = (halves.half(side, 8) for side in ("left", "right"))
     assert torch.equal(left + right, torch.ones(1, 8, 8))
     assert bool(left[0, :, :4].all())
 
@@ -77,17 +66,17 @@ class MadeUp:
         picture = torch.zeros(3, 64, 64)
         for side, code in sides.items():
             self.shown.append(code)
-            picture[:, references_cases.half(side, 64)[0] > 0.5] = float(len(self.shown) - 1)
+            picture[:, halves.half(side, 64)[0] > 0.5] = float(len(self.shown) - 1)
         return picture
 
     def paint(self, case: references.Case, size: Any, region: bool, show: bool, seed: int) -> Tensor:
         self.ground = "another" if region else case.ground
         self.found = case.code if region else case.other
-        self.centre = references.SIDES[case.side]
+        self.centre = halves.MIDDLES[case.side]
         return case.photograph[0].movedim(-1, 0) + (0 if show else 0.25)
 
     def with_words(self, case: references.Case, size: Any, region: bool, seed: int) -> Tensor:
-        other = references_cases.other_side(case.side)
+        other = halves.other_side(case.side)
         return self._picture({case.side: case.code, other: case.named if region else "nothing"})
 
     def two(self, case: references.Two, size: Any, region: bool, seed: int) -> Tensor:
@@ -104,8 +93,7 @@ class MadeUp:
         return self.ground
 
 
-def test_figures_say_what_the_pictures_show(folder: Path) -> None:
-    place = world.load(folder / "world")
+def test_figures_say_what_the_pictures_show(place: world.World) -> None:
     made: Any = MadeUp()
     figures = {one.name: one.value for one in references.measure(made, made, made, references_cases.cases(place, 2, 64), SMALL)}
     for region, show in references.WAYS:
@@ -120,8 +108,7 @@ def test_figures_say_what_the_pictures_show(folder: Path) -> None:
         assert figures[f"{name}: mean difference from the photograph in the other half"] == pytest.approx(0 if show else 0.25, abs=1e-6)
 
 
-def test_figures_of_words_and_of_two_say_what_the_pictures_show(folder: Path) -> None:
-    place = world.load(folder / "world")
+def test_figures_of_words_and_of_two_say_what_the_pictures_show(place: world.World) -> None:
     made: Any = MadeUp()
     figures = {one.name: one.value for one in references.measure_words(made, made, references_cases.cases(place, 2, 64), SMALL)}
     assert figures["words beside it, no region: their thing is in the other half"] == 0
@@ -134,20 +121,18 @@ def test_figures_of_words_and_of_two_say_what_the_pictures_show(folder: Path) ->
 
 
 def test_the_sheet_has_a_row_for_each_case_and_a_picture_for_each_way(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    place: world.World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(references, "SHEET", tmp_path / "sheet.png")
-    references.sheet(MadeUp(), references_cases.cases(world.load(folder / "world"), 2, 64), SMALL)
+    references.sheet(MadeUp(), references_cases.cases(place, 2, 64), SMALL)
     page = Image.open(tmp_path / "sheet.png")
     assert page.width > 64 * (3 + len(references.WAYS))
     assert page.height > 64 * 2
 
 
 @pytest.mark.thorough
-def test_it_paints_each_case_in_every_way(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(folders, "DEFAULT", folder)
-    monkeypatch.setattr(stock_painter, "WORK", tmp_path / "kept")
-    place = world.load(folder / "world")
+@pytest.mark.usefixtures("painters_find_it")
+def test_it_paints_each_case_in_every_way(place: world.World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     painter = references.Painter(tmp_path)
     case = references_cases.cases(place, 1, 64)[0]
     two = references_cases.twos(place, 1, 64)[0]

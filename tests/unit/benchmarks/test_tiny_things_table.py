@@ -10,20 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.tables import stock_painter, tiny_things
-from demo.tiny_edit import folders, records, things, world
-
-from ...support import tiny_edit_world
+from benchmarks.tables import tiny_things
+from demo.tiny_edit import records, things, world
 
 SMALL = tiny_things.Size(each=2, size=64, steps=1)
 KNOWN = things.NAMED[3]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("tiny-edit")
-    tiny_edit_world.random_weights(made)
-    return made
 
 
 class MadeUp:
@@ -37,8 +28,7 @@ class MadeUp:
         return [SimpleNamespace(code=KNOWN if int(picture[0, 0, 0]) % 2 else "nothing")]
 
 
-def test_grounds_are_those_of_training_and_none_comes_twice(folder: Path) -> None:
-    place = world.load(folder / "world")
+def test_grounds_are_those_of_training_and_none_comes_twice(place: world.World) -> None:
     for code in things.NAMED[:8]:
         names = tiny_things.grounds_for(place, code, 4)
         assert len(set(names)) == len(names) > 0
@@ -46,21 +36,20 @@ def test_grounds_are_those_of_training_and_none_comes_twice(folder: Path) -> Non
         assert not any(records.held_out(code, name) for name in names)
 
 
-def test_each_thing_has_its_own_rate_and_the_least_known_come_first(folder: Path) -> None:
+def test_each_thing_has_its_own_rate_and_the_least_known_come_first(place: world.World) -> None:
     made: Any = MadeUp()
-    whole, *each = tiny_things.measure(made, made, world.load(folder / "world"), SMALL)
+    whole, *each = tiny_things.measure(made, made, place, SMALL)
     assert [one.value for one in each] == [0.0] * (len(things.NAMED) - 1) + [0.5]
     assert each[-1].name == things.words_of(KNOWN)
     assert whole.value == pytest.approx(0.5 / len(things.NAMED))
 
 
+@pytest.mark.usefixtures("painters_find_it")
 def test_a_sentence_is_painted_once_by_all_painters_of_the_same_weights(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    place: world.World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(folders, "DEFAULT", folder)
-    monkeypatch.setattr(stock_painter, "WORK", tmp_path / "kept")
     painter = tiny_things.Painter(tmp_path)
-    ground = tiny_things.grounds_for(world.load(folder / "world"), KNOWN, 1)[0]
+    ground = tiny_things.grounds_for(place, KNOWN, 1)[0]
     picture = painter.paint(KNOWN, ground, SMALL, 1)
     assert picture.shape == (3, 64, 64)
     assert not torch.equal(picture, painter.paint(KNOWN, ground, SMALL, 2))

@@ -11,19 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.tables import stock_painter, transformer
-from demo.tiny_edit import folders, things, world
-
-from ...support import tiny_edit_world
+from benchmarks.tables import transformer
+from demo.tiny_edit import things, world
 
 SMALL = transformer.Size(pairs=2, boxes=1, size=64, steps=3)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("tiny-edit")
-    tiny_edit_world.random_weights(made)
-    return made
 
 
 class MadeUp:
@@ -66,8 +57,8 @@ class InTheBox(MadeUp):
         return [SimpleNamespace(code=self.wanted)]
 
 
-def test_pairs_ask_for_both_orders(folder: Path) -> None:
-    found = transformer.pairs(world.load(folder / "world"), 6)
+def test_pairs_ask_for_both_orders(place: world.World) -> None:
+    found = transformer.pairs(place, 6)
     assert [case.swapped for case in found] == [True, False] * 3
     for case in found:
         first, second = (things.with_article(things.words_of(code)) for code in (case.first, case.second))
@@ -78,8 +69,8 @@ def test_pairs_ask_for_both_orders(folder: Path) -> None:
         assert case.middles == ((0.75, 0.25) if case.swapped else (0.25, 0.75))
 
 
-def test_the_box_is_grey_and_beside_a_thing(folder: Path) -> None:
-    for number, case in enumerate(transformer.boxes(world.load(folder / "world"), 4, 128)):
+def test_the_box_is_grey_and_beside_a_thing(place: world.World) -> None:
+    for number, case in enumerate(transformer.boxes(place, 4, 128)):
         assert 0.1 < float(case.mask.mean()) < 0.3
         assert torch.equal(case.masked[case.mask < 0.5], case.whole[case.mask < 0.5])
         assert bool((case.masked[case.mask > 0.5] == 128 / 255).all())
@@ -88,9 +79,9 @@ def test_the_box_is_grey_and_beside_a_thing(folder: Path) -> None:
         assert middle == pytest.approx(0.73 if number % 2 == 0 else 0.27, abs=0.06)
 
 
-def test_figures_of_pairs_say_what_the_pictures_show(folder: Path) -> None:
+def test_figures_of_pairs_say_what_the_pictures_show(place: world.World) -> None:
     made = MadeUp()
-    found = transformer.pairs(world.load(folder / "world"), 3)
+    found = transformer.pairs(place, 3)
     judge: Any = made
     figures = {one.name: one for one in transformer.measure_pairs(made, judge, judge, found, SMALL)}
     for way in transformer.askings()[2:]:
@@ -102,9 +93,9 @@ def test_figures_of_pairs_say_what_the_pictures_show(folder: Path) -> None:
     assert figures["one prompt with places: both things there, each in its own half"].value == 0
 
 
-def test_figures_of_boxes_say_what_the_pictures_show(folder: Path) -> None:
+def test_figures_of_boxes_say_what_the_pictures_show(place: world.World) -> None:
     made: Any = InTheBox()
-    found = transformer.boxes(world.load(folder / "world"), 2, 64)
+    found = transformer.boxes(place, 2, 64)
     figures = {one.name: one.value for one in transformer.measure_boxes(made, made, found, SMALL)}
     assert len(figures) == 3 * len(transformer.MASKINGS)
     assert figures["Masked Attention, off: the right thing in the box"] == 0
@@ -118,10 +109,8 @@ def test_figures_of_boxes_say_what_the_pictures_show(folder: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_it_paints_each_case_in_every_way(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(folders, "DEFAULT", folder)
-    monkeypatch.setattr(stock_painter, "WORK", tmp_path / "kept")
-    place = world.load(folder / "world")
+@pytest.mark.usefixtures("painters_find_it")
+def test_it_paints_each_case_in_every_way(place: world.World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     painter = transformer.Painter(tmp_path)
     case = transformer.pairs(place, 1)[0]
     box = transformer.boxes(place, 1, 64)[0]

@@ -1,0 +1,33 @@
+"""tiny-edit of random weights, as the tables that paint with it find it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.tables import stock_painter
+from demo.tiny_edit import folders, world
+
+from ...support import tiny_edit_world
+
+
+@pytest.fixture(scope="session")
+def tiny_edit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training folder with a made-up world and weights."""
+    made = tmp_path_factory.mktemp("tiny-edit")
+    tiny_edit_world.random_weights(made)
+    return made
+
+
+@pytest.fixture
+def place(tiny_edit: Path) -> world.World:
+    """Its world."""
+    return world.load(tiny_edit / "world")
+
+
+@pytest.fixture
+def painters_find_it(tiny_edit: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Painters take that training, and keep their pictures in the test's own folder."""
+    monkeypatch.setattr(folders, "DEFAULT", tiny_edit)
+    monkeypatch.setattr(stock_painter, "WORK", tmp_path / "kept")
