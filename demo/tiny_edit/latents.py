@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..autoencoder import NarrowAutoencoder, narrowed
-from ..trainer import Log, cosine, device_of
+from ..trainer import Log, cosine, device_of, learns_in_bfloat16
 from . import folders, scenes, things, world
 
 CHANNELS = 8
@@ -204,7 +204,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = cosine(spent / minutes, rate, rate / 20)
         data = (torch.from_numpy(next(coming)).to(device).float() / 255).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=learns_in_bfloat16(device)):
             loss, plain = loss_of(model, data, decoder_only)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..trainer import device_of
+from ..trainer import device_of, learns_in_bfloat16
 from . import folders, records, tasks
 from .latents import Latents
 from .records import Record
@@ -91,7 +91,8 @@ def encode(latents: Latents, found: list[Record], words: list[np.ndarray]) -> di
     kept: list[Tensor] = []
     for one in found:
         pictures = torch.from_numpy(one.pictures).to(latents.device).permute(0, 3, 1, 2).float() / 255
-        kept.append(latents.encode(pictures).half())
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=learns_in_bfloat16(latents.device)):
+            kept.append(latents.encode(pictures).half())
     return {
         "latents": torch.stack(kept).cpu(),
         "cells": torch.from_numpy(np.packbits(np.stack([one.cells for one in found]), axis=-1)),

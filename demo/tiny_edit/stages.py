@@ -7,7 +7,7 @@ from dataclasses import dataclass
 FIRST_SHARDS = 4
 STEPS_PER_SHARD = 40
 """A stage of 128 pixels begins with the first shards, and one more is made (or taken) after every so many steps: at once on a machine that
-has them. At 256 pixels, where a shard takes four times as long, after four times as many."""
+has them. At 256 pixels, where a shard takes four times as long, after four times as many. `--shard-steps` sets another pace."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,9 @@ class Stage:
         """Gives the positions between neighbouring tokens: pictures of every size cover those of 256 pixels."""
         return 256 / self.size
 
-    @property
-    def steps_per_shard(self) -> int:
-        """Says after how many steps one more shard is due."""
-        return STEPS_PER_SHARD * max(1, self.size // 128) ** 2
+    def steps_per_shard(self, at_128: int = STEPS_PER_SHARD) -> int:
+        """Says after how many steps one more shard is due, when it is after `at_128` steps in a stage of 128 pixels."""
+        return at_128 * max(1, self.size // 128) ** 2
 
     def ended(self, step: int, minute: float) -> bool:
         """Says whether the stage is over at this step and minute."""

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..trainer import Log, device_of
+from ..trainer import Log, device_of, learns_in_bfloat16
 from . import folders, shards, tasks
 from .bank import Bank, Batch
 from .latents import CHANNELS
@@ -72,20 +72,22 @@ def loss_of(networks: nn.Module, batch: Batch, spacing: float, generator: torch.
 class Training:
     """Everything that a step needs and a state file holds."""
 
-    def __init__(self, folder: Path, stages: list[Stage], rate: float, seed: int, capacity: int, make: bool) -> None:
+    def __init__(
+        self, folder: Path, stages: list[Stage], rate: float, seed: int, capacity: int, make: bool, shard_steps: int = STEPS_PER_SHARD
+    ) -> None:
         self.folder = folder
         self.stages = stages
         self.rate = rate
         self.seed = seed
         self.capacity = capacity
         self.make = make
+        self.shard_steps = shard_steps
         self.device = device_of()
         self.vocabulary = Vocabulary.load(folder)
         torch.manual_seed(seed)
         self.networks = Networks(self.vocabulary).to(self.device)
         self.average = {name: value.clone() for name, value in self.networks.state_dict().items()}
-        fused = self.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(self.networks.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01, fused=fused)
+        self.optimizer = torch.optim.AdamW(self.networks.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
         self.step = 0
         self.warm_from = 0
         self.begins: dict[int, int] = {}
@@ -104,7 +106,7 @@ class Training:
             self.bank = Bank(self.folder, stage.size, self.capacity, self.device)
             self.maker = shards.make(self.folder, stage.size, self.capacity, self.seed) if self.make else None
         begin = self.begins.setdefault(stage.size, self.step)
-        due = FIRST_SHARDS + (self.step - begin) // stage.steps_per_shard if self.make else self.bank.most
+        due = FIRST_SHARDS + (self.step - begin) // stage.steps_per_shard(self.shard_steps) if self.make else self.bank.most
         while self.maker is not None and self.bank.shards < min(due, self.bank.most):
             self.bank.fill(next(self.maker))
         if self.maker is None and (self.bank.shards < FIRST_SHARDS or self.step % STEPS_PER_SHARD == 0):
@@ -135,7 +137,7 @@ class Training:
 
     def _learned(self, batch: Batch, spacing: float, generator: torch.Generator) -> Tensor:
         """Gives the loss of a batch and leaves its gradients in the networks."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=learns_in_bfloat16(self.device)):
             loss = loss_of(self.networks, batch, spacing, generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -214,6 +216,7 @@ def main() -> None:
     parser.add_argument("--cool", type=float, default=0, help="the learning rate falls over the last so many minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--records", type=int, default=4096, help="records of each size")
+    parser.add_argument("--shard-steps", type=int, default=STEPS_PER_SHARD, help="steps at 128 pixels between two shards of records")
     parser.add_argument("--no-make", action="store_true", help="only read records: another process makes them")
     parser.add_argument("--wait", action="store_true", help="with --no-make: wait for the first records")
     parser.add_argument(
@@ -226,7 +229,7 @@ def main() -> None:
     log = Log(options.folder / "training.log")
     begun = time.monotonic()
     make = not options.no_make
-    training = Training(options.folder, stages_of(options.stages), options.rate, options.seed, options.records, make)
+    training = Training(options.folder, stages_of(options.stages), options.rate, options.seed, options.records, make, options.shard_steps)
     resumed = training.resume()
     log(
         f"{'resumed' if resumed else 'begun'} at step {training.step} on {training.device} with {torch.get_num_threads()} threads, "

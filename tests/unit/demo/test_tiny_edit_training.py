@@ -111,6 +111,12 @@ def test_a_stage_may_end_after_minutes(folder: Path, tmp_path: Path) -> None:
     assert run.begins == {64: 5000}
 
 
+def test_shards_are_due_at_the_asked_pace() -> None:
+    small, large = stages.stages_of("128:2:9,256:1")
+    assert small.steps_per_shard() == stages.STEPS_PER_SHARD
+    assert (small.steps_per_shard(100), large.steps_per_shard(100)) == (100, 400)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = copy(folder, tmp_path / "nan")
     run = training(place)
