@@ -143,12 +143,12 @@ def load_checkpoint(file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], d
     """The UNet's, the text encoder's and the autoencoder's weights of a file that `save_checkpoint` wrote."""
     from safetensors.torch import load_file
 
-    from .registration import whole_words
+    from .registration.words import whole_words
 
     state = load_file(file)
     parts = ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")
     unet, text, autoencoder = ({k.removeprefix(part): v for k, v in state.items() if k.startswith(part)} for part in parts)
-    return unet, whole_words(text), autoencoder
+    return unet, whole_words(text, "transformer."), autoencoder
 
 
 def save_checkpoint(
@@ -157,10 +157,10 @@ def save_checkpoint(
     """Writes one half-precision safetensors file with SD 1.5's prefixes, and of the words' embeddings those that are not zero."""
     from safetensors.torch import save_file
 
-    from .registration import packed_words
+    from .registration.words import packed_words
 
     state = {f"model.diffusion_model.{key}": value for key, value in unet.items()}
-    state |= {f"cond_stage_model.{key}": value for key, value in packed_words(text).items()}
+    state |= {f"cond_stage_model.{key}": value for key, value in packed_words(text, "transformer.").items()}
     state |= {f"first_stage_model.{key}": value for key, value in autoencoder.items()}
     halves = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     save_file({key: value.detach().cpu().contiguous() for key, value in halves.items()}, file, metadata=about)

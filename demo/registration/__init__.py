@@ -20,6 +20,7 @@ import comfy.supported_models
 import comfy.supported_models_base
 
 from . import tiny_edit
+from .words import TOKENS, whole_words
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {}
 
@@ -31,31 +32,12 @@ TEXT_CONFIG: dict[str, Any] = {
     "num_hidden_layers": 2,
     "hidden_act": "quick_gelu",
     "max_position_embeddings": 77,
-    "vocab_size": 49408,
+    "vocab_size": TOKENS,
     "eos_token_id": 49407,
 }
-WORDS = "transformer.text_model.embeddings.token_embedding.weight"
-WORD_IDS = "transformer.text_model.embeddings.token_ids"
-"""In the tiny model's file the words' embeddings are those of the tokens named here: all other tokens have none but zeros."""
 VISION_FILE = Path(__file__).resolve().parent / "tiny-clip-vision.json"
 """A file, as ComfyUI before 0.24 takes no other form of a vision model's configuration."""
 VISION_CONFIG: dict[str, Any] = json.loads(VISION_FILE.read_text("utf-8"))
-
-
-def packed_words(state: dict[str, Any]) -> dict[str, Any]:
-    """A text encoder's weights with the embeddings [K, C] of the tokens that have any, and which these are [K], for `whole_words`."""
-    (ids,) = state[WORDS].any(dim=1).nonzero(as_tuple=True)
-    return {**state, WORDS: state[WORDS][ids], WORD_IDS: ids}
-
-
-def whole_words(state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The weights with the embeddings of all tokens [49408, C], zero where the file has none; those without `WORD_IDS` as they are."""
-    if prefix + WORD_IDS not in state:
-        return state
-    known = state[prefix + WORDS]
-    table = known.new_zeros(TEXT_CONFIG["vocab_size"], known.shape[1])
-    table[state[prefix + WORD_IDS]] = known
-    return {name: value for name, value in state.items() if name != prefix + WORD_IDS} | {prefix + WORDS: table}
 
 
 class TinyTextModel(comfy.sd1_clip.SDClipModel):
@@ -96,7 +78,7 @@ class TinySD(comfy.supported_models.SD15):
         return comfy.supported_models_base.ClipTarget(TinyTokenizer, partial(comfy.sd1_clip.SD1ClipModel, clip_model=text_model))
 
     def process_clip_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        return super().process_clip_state_dict(whole_words(state_dict, "cond_stage_model."))
+        return super().process_clip_state_dict(whole_words(state_dict, "cond_stage_model.transformer."))
 
 
 def tiny_vision(state: dict[str, Any]) -> bool:

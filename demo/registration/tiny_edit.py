@@ -15,6 +15,8 @@ import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
 
+from .words import TOKENS, whole_words
+
 WORDS = 128
 LENGTH = 24
 LATENT_CHANNELS = 8
@@ -25,7 +27,7 @@ TEXT_CONFIG: dict[str, Any] = {
     "num_hidden_layers": 2,
     "hidden_act": "quick_gelu",
     "max_position_embeddings": LENGTH,
-    "vocab_size": 49408,
+    "vocab_size": TOKENS,
     "eos_token_id": 49407,
 }
 
@@ -97,7 +99,7 @@ def register() -> None:
         if not tiny_text(state_dicts):
             return stock(state_dicts, *rest, **more)
         options = {**(more.pop("model_options", None) or {}), "clip_l_class": TinyEditTextModel}
-        clip = stock(state_dicts, *rest, **more, model_options=options)
+        clip = stock([whole_words(state) for state in state_dicts], *rest, **more, model_options=options)
         clip.tokenizer = TinyEditTokenizer(embedding_directory=more.get("embedding_directory", rest[0] if rest else None))
         return clip
 

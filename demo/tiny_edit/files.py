@@ -40,12 +40,17 @@ def transformer_state(average: dict[str, Tensor], fp8: bool) -> dict[str, Tensor
 
 
 def text_state(average: dict[str, Tensor], ids: list[int]) -> dict[str, Tensor]:
-    """The text encoder's averaged weights under CLIP-L's names."""
+    """The text encoder's averaged weights under CLIP-L's names, with the embeddings of the words that it knows."""
+    from .. import tiny_model
+
+    tiny_model.comfyui_on_path()
+    from ..registration.words import packed_words
+
     encoder = TextEncoder(ids)
     encoder.load_state_dict({name.removeprefix("text."): value.float() for name, value in average.items() if name.startswith("text.")})
     state = {name: value.half().contiguous() for name, value in encoder.clip_state().items()}
     width = state["text_model.final_layer_norm.weight"].shape[0]
-    return {**state, "text_projection.weight": torch.eye(width, dtype=torch.half)}
+    return {**packed_words(state), "text_projection.weight": torch.eye(width, dtype=torch.half)}
 
 
 def autoencoder_state(latents: Latents) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from demo import autoencoder
+from demo.registration.words import whole_words
 from demo.server import Server
 from demo.tiny_edit import files, folders, grounds, latents, sentences, stages, text, things, train, world
 from demo.tiny_edit.transformer import Flux
@@ -80,7 +81,8 @@ def text_of(file: Path, folder: Path) -> text.TextEncoder:
     """The text encoder with a file's weights in float32, of the words of the folder's vocabulary."""
     ids = text.Vocabulary.load(folder).ids
     encoder = text.TextEncoder(ids)
-    state = {name.removeprefix("text_model."): value.float() for name, value in load_file(file).items() if name.startswith("text_model.")}
+    whole = whole_words(load_file(file))
+    state = {name.removeprefix("text_model."): value.float() for name, value in whole.items() if name.startswith("text_model.")}
     table = "embeddings.token_embedding.weight"
     encoder.load_state_dict({**state, table: state[table][ids]})
     return encoder.eval()

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from demo import tiny_model
-from demo.registration import WORD_IDS, WORDS, whole_words
+from demo.registration.words import WORD_IDS, WORDS, whole_words
+
+PREFIX = "cond_stage_model.transformer."
 
 
 def test_saved_and_loaded_all_parts_are_the_same(tmp_path: Path) -> None:
@@ -24,14 +26,14 @@ def test_saved_and_loaded_all_parts_are_the_same(tmp_path: Path) -> None:
 
 def test_the_stock_loader_gives_known_words_their_embeddings_and_others_zeros() -> None:
     state = load_file(tiny_model.CHECKPOINT)
-    ids = state["cond_stage_model." + WORD_IDS].tolist()
+    ids = state[PREFIX + WORD_IDS].tolist()
     _, clip, _, _ = comfy.sd.load_checkpoint_guess_config(str(tiny_model.CHECKPOINT), output_vae=False, output_model=False)
     assert clip is not None
     encoder: Any = clip.cond_stage_model
     table = encoder.clip_l.transformer.get_input_embeddings().weight
     assert table.shape == (49408, 128)
     for row, number in enumerate(ids):
-        assert torch.equal(table[number], state["cond_stage_model." + WORDS][row].to(table))
+        assert torch.equal(table[number], state[PREFIX + WORDS][row].to(table))
     others = torch.ones(len(table), dtype=torch.bool)
     others[ids] = False
     assert not table[others].any()
@@ -39,5 +41,5 @@ def test_the_stock_loader_gives_known_words_their_embeddings_and_others_zeros() 
 
 
 def test_a_file_with_all_words_is_left_as_it_is() -> None:
-    state = {"cond_stage_model." + WORDS: torch.ones(4, 2)}
-    assert whole_words(state, "cond_stage_model.") is state
+    state = {PREFIX + WORDS: torch.ones(4, 2)}
+    assert whole_words(state, PREFIX) is state
