@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .transformer import TEXT_LENGTH, TEXT_WIDTH
+from .transformer import TEXT_LENGTH, TEXT_WIDTH, attention
 
 HEADS = 4
 LAYERS = 2
@@ -77,7 +76,7 @@ class Projections(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return self.out_proj(attention(q, k, v, causal=True).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
