@@ -103,7 +103,8 @@ def test_nothing_held_out_is_in_a_record(place: world.World) -> None:
     assert not seen_things & {*things.HELD_OUT}
     assert not seen_grounds & {*grounds.HELD_OUT}
     assert not any(records.held_out(*pair) for pair in pairs)
-    assert sum(records.held_out(code, name) for code in things.NAMED for name in grounds.TRAINING) > 300
+    kept_out = [records.held_out(code, name) for code in things.NAMED for name in grounds.TRAINING]
+    assert sum(kept_out) > len(kept_out) / 10
     assert "beach" in seen_grounds
     assert len(seen_things) > 80
 
