@@ -147,9 +147,9 @@ def test_places_are_those_of_the_masks(place: world.World) -> None:
 def test_sentences_are_true_and_fit() -> None:
     """Every sentence of every task names exactly what the record holds, left to right, in words of the vocabulary."""
     known = {*sentences.vocabulary()}
-    fox, mug, key = "1f98a", "2615", "1f511"
+    fox, mug, crown = "1f98a", "2615", "1f451"
     about = {
-        "named": True, "codes": [mug, fox], "x": [0.8, 0.2], "focus": 0, "other": key, "moved_x": 0.2, "ground": "beach",
+        "named": True, "codes": [mug, fox], "x": [0.8, 0.2], "focus": 0, "other": crown, "moved_x": 0.2, "ground": "beach",
         "elsewhere": "snow", "box": [0, 0, 1, 1],
     }  # fmt: skip
     rng = np.random.default_rng(0)
@@ -158,11 +158,11 @@ def test_sentences_are_true_and_fit() -> None:
         if task.suits(about):
             said[task.name] = {tasks.sentence(rng, task, about) for _ in range(60)}
     assert "a fox on the left and a mug on the right on a beach" in said["paint"]
-    assert "a fox and a key on a beach" in said["paint replaced"]
+    assert "a fox and a crown on a beach" in said["paint replaced"]
     assert "a photo of a fox and a mug on snow" in said["paint elsewhere"]
     assert "fill the box with a mug" in said["fill"]
     assert "remove the mug" in said["remove from others"]
-    assert "replace the mug with a key" in said["replace"]
+    assert "replace the mug with a crown" in said["replace"]
     assert any(sentence.startswith("replace the mug of the first picture with the") for sentence in said["exchange"])
     assert not {"move", "subject", "compose"} & {*said}, "those are for one thing"
     for sentence in {one for group in said.values() for one in group}:
@@ -180,7 +180,7 @@ def test_token_ids_are_those_of_comfyuis_tokenizer() -> None:
     tokenizer = tiny_model.tokenizer()
     vocabulary = text.Vocabulary(text.tokenized())
     samples = [
-        "a photo of an umbrella on the left and a scooter on the right on rippling water",
+        "a photo of an umbrella on the left and an airplane on the right on rippling water",
         "the first picture's teddy bear in the second picture",
         "change the background : a fox and a mug on brown planks",
         "",
