@@ -21,7 +21,7 @@ WORDLESS = 0.1
 """The part of the samples without words: half of them as an empty prompt, half with all of the words' features zero."""
 TARGETS = np.array([task.target for task in tasks.TASKS])
 REFERENCES = np.array([(*task.references, 0, 0)[:2] for task in tasks.TASKS])
-CELLS = np.array([[place in tasks.cells_of(task) for place in range(4)] for task in tasks.TASKS], np.uint8)
+CELLS = np.array([[place in tasks.cells_of(task) for place in range(records.MASKS)] for task in tasks.TASKS], np.uint8)
 """What tasks paint, show and count, a row for each: a batch is looked up at once."""
 
 
@@ -52,7 +52,7 @@ class Bank:
         self.most = (capacity + SHARD - 1) // SHARD
         self.about: list[dict[str, Any]] = []
         self.latents = torch.empty(self.most * SHARD, records.PICTURES, CHANNELS, cells, cells, dtype=torch.half, device=device)
-        self.cells = torch.empty(self.most * SHARD, 4, cells, cells, dtype=torch.uint8, device=device)
+        self.cells = torch.empty(self.most * SHARD, records.MASKS, cells, cells, dtype=torch.uint8, device=device)
         self.words = np.empty((self.most * SHARD, len(tasks.TASKS), SENTENCES, TEXT_LENGTH), np.int16)
         self.suiting: dict[str, list[int]] = {task.name: [] for task in tasks.TASKS}
 
@@ -63,7 +63,7 @@ class Bank:
             if not file.is_file():
                 return
             shard = torch.load(file, weights_only=True, map_location="cpu")
-            if "words" not in shard:
+            if "words" not in shard or shard["words"].shape[1] != len(tasks.TASKS):
                 raise ValueError(f"the shards in {file.parent} are of an earlier version: delete that folder, and they are made anew")
             begin = len(self.about)
             end = begin + len(shard["about"])

@@ -21,13 +21,15 @@ from . import folders, scenes, things, world
 GROUND, FULL, MASKED, REPLACED, CHANGED, ELSEWHERE, PORTRAIT, OTHER_PORTRAIT = range(8)
 PICTURES = 8
 """The slots of a record. CHANGED: the only thing moved, or the focus of several taken away."""
-WEIGHTS: dict[int, int] = {FULL: 0, REPLACED: 1, CHANGED: 2, ELSEWHERE: 0, MASKED: 3}
-"""Which of a record's cell masks says where a slot's things are; the last is the hidden box."""
+WEIGHTS: dict[int, int] = {FULL: 0, REPLACED: 1, CHANGED: 2, ELSEWHERE: 0, MASKED: 3, PORTRAIT: 4, OTHER_PORTRAIT: 5}
+"""Which of a record's cell masks says where a slot's things are; a masked picture's is the hidden box."""
+MASKS = 6
+PORTRAIT_SIZES = (0.45, 0.75)
 
 
 @dataclass(frozen=True)
 class Record:
-    """`pictures` uint8 [8, S, S, 3]; `cells` bool [4, S/8, S/8]; `about`: what sentences need to know."""
+    """`pictures` uint8 [8, S, S, 3]; `cells` bool [6, S/8, S/8]; `about`: what sentences need to know."""
 
     pictures: np.ndarray
     cells: np.ndarray
@@ -62,12 +64,9 @@ def plan(rng: np.random.Generator, place: world.World) -> tuple[scenes.Scene, in
 
 def portrait(rng: np.random.Generator, place: world.World, thing: scenes.Placed) -> scenes.Scene:
     """The same thing alone, large, turned and lit anew, on a ground of its own."""
-    size = float(rng.uniform(0.45, 0.75))
-    x, y = (float(part) for part in rng.uniform(size / 2, 1 - size / 2, 2))
-    alone = replace(
-        thing, x=x, y=y, size=size, tilt=float(rng.normal(0, 8)), flip=bool(rng.random() < 0.5), light=float(rng.uniform(0.9, 1.08))
-    )
-    return scenes.Scene((alone,), scenes.random_ground(rng, place.grounds()))
+    ground = fitting_ground(rng, place, [thing.code])
+    (alone,) = scenes.random_layout(rng, [thing.code], scenes.horizon_of(place, ground), PORTRAIT_SIZES)
+    return scenes.Scene((replace(alone, hue=thing.hue),), ground)
 
 
 def suiting_ground(rng: np.random.Generator, place: world.World, layout: tuple[scenes.Placed, ...], but: str) -> scenes.Ground:
@@ -99,14 +98,15 @@ def record(rng: np.random.Generator, place: world.World, size: int) -> Record:
     else:
         changed = tuple(one for index, one in enumerate(scene.things) if index != focus)
     elsewhere = suiting_ground(rng, place, scene.things, scene.ground.name)
+    portraits = [portrait(rng, place, thing), portrait(rng, place, other)]
     wanted = {
         GROUND: scenes.Scene((), scene.ground),
         FULL: scene,
         REPLACED: scenes.Scene(with_other, scene.ground),
         CHANGED: scenes.Scene(changed, scene.ground),
         ELSEWHERE: scenes.Scene(scene.things, elsewhere),
-        PORTRAIT: portrait(rng, place, thing),
-        OTHER_PORTRAIT: portrait(rng, place, other),
+        PORTRAIT: portraits[0],
+        OTHER_PORTRAIT: portraits[1],
     }
     rendered = {slot: scenes.render(place, wanted[slot], size) for slot in wanted}
     images = {slot: rendered[slot].image for slot in rendered}
@@ -115,7 +115,8 @@ def record(rng: np.random.Generator, place: world.World, size: int) -> Record:
     box[y : y + height, x : x + width] = 1
     others_only = images[GROUND] if len(scene.things) == 1 else images[CHANGED]
     images[MASKED] = np.where(box[..., None] > 0, np.uint8(128), others_only)
-    masks = [rendered[slot].masks.max(0, initial=0) for slot in (FULL, REPLACED, CHANGED)]
+    masks = {WEIGHTS[slot]: rendered[slot].masks.max(0, initial=0) for slot in (FULL, REPLACED, CHANGED, PORTRAIT, OTHER_PORTRAIT)}
+    masks[WEIGHTS[MASKED]] = box
     about = {
         **about,
         "codes": [one.code for one in scene.things],
@@ -125,9 +126,11 @@ def record(rng: np.random.Generator, place: world.World, size: int) -> Record:
         "moved_x": changed[0].x,
         "ground": scene.ground.name,
         "elsewhere": elsewhere.name,
+        "portraits": [[one.things[0].x, one.ground.name] for one in portraits],
         "box": [x / size, y / size, width / size, height / size],
     }
-    return Record(np.stack([images[slot] for slot in range(PICTURES)]), np.stack([_cells(mask) for mask in (*masks, box)]), about)
+    cells = np.stack([_cells(masks[number]) for number in range(MASKS)])
+    return Record(np.stack([images[slot] for slot in range(PICTURES)]), cells, about)
 
 
 def _cells(mask: np.ndarray) -> np.ndarray:

@@ -176,13 +176,19 @@ def random_ground(rng: np.random.Generator, names: list[str]) -> Ground:
     return Ground(name, left, top, float(rng.uniform(0.6, 1.0)), bool(rng.random() < 0.5), int(rng.integers(2**31)))
 
 
-def random_layout(rng: np.random.Generator, codes: list[str], horizon: float) -> tuple[Placed, ...]:
+SIZES: tuple[tuple[float, float], ...] = ((0.34, 0.64), (0.28, 0.44), (0.2, 0.31))
+"""From how small to how large one thing, two and three are."""
+
+
+def random_layout(
+    rng: np.random.Generator, codes: list[str], horizon: float, sizes: tuple[float, float] | None = None
+) -> tuple[Placed, ...]:
     """Places one to three things: on the ground below the horizon, or anywhere if it floats; from back to front.
 
     Two things overlap in a fifth of the layouts, but never by more than a third of their size.
     """
     count = len(codes)
-    low, high = ((0.34, 0.64), (0.28, 0.44), (0.2, 0.31))[count - 1]
+    low, high = sizes or SIZES[count - 1]
     order = [float(part) for part in (np.arange(count) + 0.5) / count]
     overlap = count == 2 and rng.random() < 0.2
     placed = []

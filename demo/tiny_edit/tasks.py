@@ -13,6 +13,7 @@ from .scenes import LEFT, RIGHT
 
 KINDS: tuple[float, ...] = (0.5, 0.3, 0.2)
 """How many of the steps have no reference, one, and two."""
+PORTRAITS: tuple[int, ...] = (PORTRAIT, OTHER_PORTRAIT)
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ TASKS: tuple[Task, ...] = (
     Task("paint", (), FULL, 0.55, named=True),
     Task("paint replaced", (), REPLACED, 0.2, named=True),
     Task("paint elsewhere", (), ELSEWHERE, 0.2, named=True),
+    Task("paint portrait", (), PORTRAIT, 0.25, named=True),
+    Task("paint other portrait", (), OTHER_PORTRAIT, 0.25, named=True),
     Task("ground", (), GROUND, 0.05),
     Task("fill", (MASKED,), FULL, 0.3, named=True),
     Task("add", (GROUND,), FULL, 0.1, named=True, count="one"),
@@ -73,12 +76,10 @@ def sentence(rng: np.random.Generator, task: Task, about: dict[str, Any]) -> str
     where = {"fill from reference": place, "move": moved}.get(task.name, place)
     the = own if about["named"] and (not task.references or task.references[0] == FULL or rng.random() < 0.6) else sentences.UNNAMED
     the_other = other if about["named"] and rng.random() < 0.6 else sentences.UNNAMED
-    ground = grounds.words_of(about["elsewhere"] if task.target == ELSEWHERE else about["ground"])
-    seen = list(words)
-    if task.target == REPLACED:
-        seen[focus] = other
-    order = sorted(range(len(seen)), key=lambda index: about["x"][index])
-    places = [place_of(about["x"][index]) for index in order] if rng.random() < 0.4 and len(seen) < 3 else None
+    seen, centres, ground_name = _painted(task, about)
+    ground = grounds.words_of(ground_name)
+    order = sorted(range(len(seen)), key=lambda index: centres[index])
+    places = [place_of(centres[index]) for index in order] if rng.random() < 0.4 and len(seen) < 3 else None
     fields = {
         "a": things.with_article(own),
         "the": the,
@@ -92,6 +93,18 @@ def sentence(rng: np.random.Generator, task: Task, about: dict[str, Any]) -> str
     return sentences.say(rng, _template(task, about), **fields)
 
 
+def _painted(task: Task, about: dict[str, Any]) -> tuple[list[str], list[float], str]:
+    """Gives the words and centres of the things in the painted picture, and the name of its ground."""
+    words = [things.words_of(code) for code in about["codes"]]
+    if task.target in PORTRAITS:
+        number = PORTRAITS.index(task.target)
+        x, ground = about["portraits"][number]
+        return [(words[about["focus"]], things.words_of(about["other"]))[number]], [x], ground
+    if task.target == REPLACED:
+        words[about["focus"]] = things.words_of(about["other"])
+    return words, about["x"], about["elsewhere"] if task.target == ELSEWHERE else about["ground"]
+
+
 def _template(task: Task, about: dict[str, Any]) -> str:
     for name in ("paint", "add", "remove", "subject"):
         if task.name.startswith(name):
@@ -102,6 +115,10 @@ def _template(task: Task, about: dict[str, Any]) -> str:
 
 
 def cells_of(task: Task) -> tuple[int, ...]:
-    """The record's cell masks that the loss counts more: things that are painted, and things of the first reference that must go."""
-    slots = [slot for slot in (task.target, *task.references[:1]) if slot in records.WEIGHTS]
+    """The record's cell masks that the loss counts more: things that are painted, and things of the first reference that must go.
+
+    A portrait that is a reference stands on another ground than what is painted: nothing of it must go.
+    """
+    edited = [slot for slot in task.references[:1] if slot not in PORTRAITS]
+    slots = [slot for slot in (task.target, *edited) if slot in records.WEIGHTS]
     return tuple(sorted({records.WEIGHTS[slot] for slot in slots}))

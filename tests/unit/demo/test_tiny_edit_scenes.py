@@ -100,6 +100,8 @@ def test_nothing_held_out_is_in_a_record(place: world.World) -> None:
         seen_grounds |= {about["ground"], about["elsewhere"]}
         pairs |= {(code, about[ground]) for code in about["codes"] for ground in ("ground", "elsewhere")}
         pairs.add((about["other"], about["ground"]))
+        shown = (about["codes"][about["focus"]], about["other"])
+        pairs |= {(code, ground) for code, (_, ground) in zip(shown, about["portraits"], strict=True)}
     assert not seen_things & {*things.HELD_OUT}
     assert not seen_grounds & {*grounds.HELD_OUT}
     assert not any(records.held_out(*pair) for pair in pairs)
@@ -126,7 +128,7 @@ def test_a_records_pictures_belong_together(place: world.World, seed: int) -> No
         assert not (nearby & ~things_here & ~box).mean() > 0.02
     halved = records.halved(record)
     assert halved.pictures.shape == (8, 32, 32, 3)
-    assert halved.cells.shape == (4, 4, 4)
+    assert halved.cells.shape == (6, 4, 4)
 
 
 def test_places_are_those_of_the_masks(place: world.World) -> None:
@@ -150,7 +152,7 @@ def test_sentences_are_true_and_fit() -> None:
     fox, mug, crown = "1f98a", "2615", "1f451"
     about = {
         "named": True, "codes": [mug, fox], "x": [0.8, 0.2], "focus": 0, "other": crown, "moved_x": 0.2, "ground": "beach",
-        "elsewhere": "snow", "box": [0, 0, 1, 1],
+        "elsewhere": "snow", "portraits": [[0.5, "beach"], [0.2, "snow"]], "box": [0, 0, 1, 1],
     }  # fmt: skip
     rng = np.random.default_rng(0)
     said: dict[str, set[str]] = {}
@@ -160,6 +162,9 @@ def test_sentences_are_true_and_fit() -> None:
     assert "a fox on the left and a mug on the right on a beach" in said["paint"]
     assert "a fox and a crown on a beach" in said["paint replaced"]
     assert "a photo of a fox and a mug on snow" in said["paint elsewhere"]
+    assert "a mug in the middle on a beach" in said["paint portrait"]
+    assert "a photo of a crown on snow" in said["paint other portrait"]
+    assert "a crown on the left" in said["paint other portrait"]
     assert "fill the box with a mug" in said["fill"]
     assert "remove the mug" in said["remove from others"]
     assert "replace the mug with a crown" in said["replace"]
@@ -173,6 +178,16 @@ def test_sentences_are_true_and_fit() -> None:
     unnamed = {**alone, "named": False}
     for task in (one for one in tasks.TASKS if one.suits(unnamed)):
         assert all("mug" not in tasks.sentence(rng, task, unnamed) for _ in range(40)), task.name
+
+
+def test_the_loss_counts_what_is_painted_and_what_must_go() -> None:
+    counted = {task.name: tasks.cells_of(task) for task in tasks.TASKS}
+    full, replaced, portrait = (records.WEIGHTS[slot] for slot in (records.FULL, records.REPLACED, records.PORTRAIT))
+    assert counted["paint"] == (full,)
+    assert counted["paint portrait"] == (portrait,)
+    assert counted["replace"] == (full, replaced)
+    assert counted["remove"] == (full,)
+    assert counted["compose"] == counted["subject"] == (full,), "nothing of a portrait must go"
 
 
 def test_token_ids_are_those_of_comfyuis_tokenizer() -> None:
