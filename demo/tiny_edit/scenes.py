@@ -185,7 +185,8 @@ def random_layout(
 ) -> tuple[Placed, ...]:
     """Places one to three things: on the ground below the horizon, or anywhere if it floats; from back to front.
 
-    Two things overlap in a fifth of the layouts, but never by more than a third of their size.
+    `sizes`: from how small to how large they are (None: the usual of so many). Two things overlap in a fifth of the layouts, but never by
+    more than a third of their size.
     """
     count = len(codes)
     low, high = sizes or SIZES[count - 1]

@@ -219,9 +219,7 @@ def main() -> None:
     parser.add_argument("--shard-steps", type=int, default=STEPS_PER_SHARD, help="steps at 128 pixels between two shards of records")
     parser.add_argument("--no-make", action="store_true", help="only read records: another process makes them")
     parser.add_argument("--wait", action="store_true", help="with --no-make: wait for the first records")
-    parser.add_argument(
-        "--compile", type=float, default=0, help="compile the blocks for about so many minutes: a GPU's steps are then faster"
-    )
+    parser.add_argument("--compile", type=float, default=0, help="compile the blocks for about so many minutes: steps are then faster")
     parser.add_argument("--save-minutes", type=float, default=5, help="between two savings of the state")
     parser.add_argument("--profile", type=int, default=0, help="write into the log what so many first steps spend their time with")
     options = parser.parse_args()
