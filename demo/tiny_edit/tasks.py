@@ -68,8 +68,7 @@ def place_of(x: float) -> str:
 def sentence(rng: np.random.Generator, task: Task, about: dict[str, Any]) -> str:
     """A true sentence for the task and the record."""
     focus = about["focus"]
-    words = [things.words_of(code) for code in about["codes"]]
-    own = words[focus]
+    own = things.words_of(about["codes"][focus])
     other = things.words_of(about["other"])
     place = place_of(about["x"][focus])
     moved = place_of(about["moved_x"])

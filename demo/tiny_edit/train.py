@@ -2,10 +2,10 @@
 
     python -m demo.tiny_edit.train --threads 1
 
-Flow matching on the latents of encoded records: no rendering in a step. Runs on a CPU in float32, on a GPU in bfloat16; saves its whole
-state every five minutes and when it is asked to end, and goes on from there. Every step draws its numbers from the seed and its own number,
-so a run that was interrupted ends with the weights of one that was not, if its stages end by steps, it makes its records itself, and the
-rate does not cool: what goes by the clock, or by another process, is never twice the same.
+Flow matching on the latents of encoded records: no rendering in a step. Runs in bfloat16 on a GPU and on a CPU that multiplies it, else in
+float32; saves its whole state every five minutes and when it is asked to end, and goes on from there. Every step draws its numbers from
+the seed and its own number, so a run that was interrupted ends with the weights of one that was not, if its stages end by steps, it makes
+its records itself, and the rate does not cool: what goes by the clock, or by another process, is never twice the same.
 
 A stage is `SIZE:BATCH:UNTIL`: pictures of so many pixels, so many samples without references in a step (half as many with one, a third with
 two), until so many steps have been made, or until so many minutes of training (`128:384:2.5m`). The first stage is small, because

@@ -52,6 +52,7 @@ def test_the_files_are_small(folder: Path) -> None:
     written = sorted((folder / "fp8").iterdir())
     assert [file.name for file in written] == sorted([files.TRANSFORMER, files.TEXT, files.AUTOENCODER])
     assert sum(file.stat().st_size for file in written) < files.LIMIT
+    assert (folder / "fp8" / files.TEXT).stat().st_size < 2**21, "of the words those that it knows"
 
 
 def test_load_clip_reads_the_words_as_the_training_does(folder: Path) -> None:

@@ -117,6 +117,19 @@ def test_shards_are_due_at_the_asked_pace() -> None:
     assert (small.steps_per_shard(100), large.steps_per_shard(100)) == (100, 400)
 
 
+def test_a_training_takes_shards_at_its_pace(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = copy(folder, tmp_path / "pace")
+    run = train.Training(place, stages.stages_of("32:2"), 1e-3, 0, 4 * shards.SHARD, make=True, shard_steps=3)
+    monkeypatch.setattr(train, "FIRST_SHARDS", 1)
+    monkeypatch.setattr(shards, "make", lambda *given: iter(range(1, 5)))
+    held: list[int] = []
+    monkeypatch.setattr(bank.Bank, "fill", lambda self, count: setattr(self, "shards", count) or self.about.append({}))
+    for step in range(8):
+        run.step = step
+        held.append(run.records(run.stage()).shards)
+    assert held == [1, 1, 1, 2, 2, 2, 3, 3]
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = copy(folder, tmp_path / "nan")
     run = training(place)
