@@ -82,10 +82,12 @@ class Bench:
         words = tuple(subject.shape for subject in picture)
         if trained.preset:
             method = "full" if trained.preset == "paper" else "lora"
-            return with_preset(Options(words, method=method, size=SIZE, checkpointing=False), trained.preset)
+            made = with_preset(Options(words, method=method, size=SIZE, checkpointing=False), trained.preset)
+            return replace(made, **dict(trained.changed))
         usual = Options(words, self.size.steps, self.size.weight_steps, rate=RATE, method="full", batch=BATCH, size=SIZE)
         weight = usual.mask_attention_weight if trained.mask_attention else 0.0
-        return replace(usual, masks=trained.masks, mode=trained.mode, mask_attention_weight=weight, average=AVERAGE, checkpointing=False)
+        made = replace(usual, masks=trained.masks, mode=trained.mode, mask_attention_weight=weight, average=AVERAGE, checkpointing=False)
+        return replace(made, **dict(trained.changed))
 
     def folder(self, picture: tuple[Subject, ...], trained: Trained) -> Path:
         """Where what was learned lies, or is to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def test_the_paper_s_preset_is_measured_with_what_was_published(bench: mcgm.Benc
     assert (options.steps, options.weight_steps, options.average) == (400, 400, 0.0)
 
 
+def test_what_brings_posing_is_the_recommended_preset_with_one_thing_more(bench: mcgm.Bench) -> None:
+    usual = bench.options(PICTURE, mcgm_methods.RECOMMENDED)
+    changed = [bench.options(PICTURE, method.trained) for method in mcgm_methods.MORE[::2]]
+    others = [replace(usual, batch=8), replace(usual, weight_steps=850), replace(usual, batch=8, weight_steps=850)]
+    assert changed == [*others, replace(usual, method="full", rate=mcgm.RATE)]
+    whole = bench.options(PICTURE, mcgm_methods.WHOLE)
+    assert (whole.batch, whole.weight_steps, whole.method) == (8, 850, "full")
+    assert bench.options(PICTURE, mcgm_methods.WITH_PRIOR) == replace(whole, prior_weight=1.0)
+
+
 def test_a_token_tells_whose_mask_it_is() -> None:
     encoder = mask_encoder.fresh(8, 2)
     masks = torch.zeros(2, 64, 64)
@@ -65,7 +76,14 @@ def test_a_token_tells_whose_mask_it_is() -> None:
 
 
 def test_a_set_of_pictures_is_kept_by_all_that_it_is_made_from(bench: mcgm.Bench) -> None:
-    methods = (*mcgm_methods.PRESETS, *mcgm_methods.WORDS, mcgm_methods.ONE, mcgm_methods.BASELINE, mcgm_methods.WITHOUT_LOSS)
+    methods = (
+        *mcgm_methods.PRESETS,
+        *mcgm_methods.MORE,
+        *mcgm_methods.WORDS,
+        mcgm_methods.ONE,
+        mcgm_methods.BASELINE,
+        mcgm_methods.WITHOUT_LOSS,
+    )
     pages = {bench.page(PICTURE, method, seed) for method in methods for seed in (0, 1)}
     assert len(pages) == 2 * len(methods)
     assert len({method.name for method in methods}) == len(methods)
@@ -101,3 +119,7 @@ def test_every_preset_and_way_to_ask_for_a_word_has_its_figures() -> None:
         assert figures[f"{method.name}: overlap with the mask"].value == pytest.approx(0.1 if method.masks == "blank" else 0.5)
         there = figures[f"{method.name}: an object of its shape is there"]
         assert (there.value, there.cases) == (0, 6 * alone)
+        assert figures[f"{method.name}: an object in the learned subject's two colours is there"].cases == 6 * alone
+    for method in (*mcgm_methods.PRESETS[:4], *mcgm_methods.MORE):
+        overlap = figures[f"4 pictures, {method.name}: overlap with the mask"]
+        assert (overlap.value, overlap.cases) == (pytest.approx(0.5 if method.masks == "shaped" else 0.1), 6 * (1 + 1 + 2 + 2))
