@@ -24,8 +24,8 @@ from demo.subjects import SUBJECTS, Subject
 
 from ..cache import Kept, image_of, keep, pictures_in, records_in, sha
 from ..figures import Figure, mean, rate, size_of, write
-from .dreamcom_methods import ALL, BEFORE, CAUSES, CHOICES, FEWER, FIVE, NEITHER, NO_CROSS, NO_SELF, OUTER, PARTS, WHOLE, Method, patched
-from .dreamcom_scores import MARGIN, Score, at_most, colour_error, figures_of, said, ssim
+from .dreamcom_methods import BEFORE, CAUSES, CHOICES, FEWER, FIVE, PARTS, SHOWN, WHOLE, Method, patched
+from .dreamcom_scores import MARGIN, Score, at_most, beside_by_subject, colour_error, figures_of, said, ssim
 from .settings import beside_defaults
 from .tiny_model import in_box, mask_of
 
@@ -210,7 +210,7 @@ def tables(bench: Bench) -> list[Figure]:
         for one in chosen:
             right = [score.success for score in gathered(method, among=[one])]
             figures.append(rate(f"parts, {method.name}, {one.name}: appears in the box", right))
-    return figures
+    return figures + beside_by_subject(chosen, lambda method, subject: gathered(method, among=[subject]))
 
 
 @torch.no_grad()
@@ -236,8 +236,6 @@ def sheet(bench: Bench) -> None:
     """For a human: two backgrounds of each subject, the first with a similar object, and what the judge says of each picture."""
     from demo.contact_sheet import picture_of, save_sheet
 
-    names = ("before", "whole", "no cross", "no self", "neither", "all layers", "outer layers")
-    methods = (BEFORE, WHOLE, NO_CROSS, NO_SELF, NEITHER, ALL, OUTER)
     rows = []
     for subject in SUBJECTS[: bench.size.subjects]:
         shown, images, _ = bench.backgrounds(subject)
@@ -246,7 +244,7 @@ def sheet(bench: Bench) -> None:
             marked = images[index].clone()
             marked[[y, y + height - 1], x : x + width] = marked[y : y + height, [x, x + width - 1]] = torch.tensor([1.0, 0.0, 1.0])
             row = [("reference", picture_of(image_of(one.image))) for one in known(subject, 2)] + [("box", picture_of(marked))]
-            for name, method in zip(names, methods, strict=True):
+            for name, method in SHOWN.items():
                 score = bench.scores(subject, method, 0)[index]
                 row.append((f"{name}: {said(score)}", picture_of(bench.painted(subject, method, 0)[index])))
             rows.append((subject.name, row))

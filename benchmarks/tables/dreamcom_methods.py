@@ -40,9 +40,18 @@ OUTER = Method("the decoder's outer layers", layers="outer")
 FEWER = tuple(Method(f"{count} reference{'s' if count > 1 else ''}", count) for count in (1, 2, 3, 4))
 FIVE = replace(WHOLE, name="5 references")
 CHOICES = (replace(NO_SELF, name="no layer"), ALL, OUTER, replace(WHOLE, name="all but the decoder's outer layers (the paper's)"))
+SHOWN = {
+    "before": BEFORE, "whole": WHOLE, "no cross": NO_CROSS, "no self": NO_SELF, "neither": NEITHER, "all layers": ALL,
+    "outer layers": OUTER,
+}  # fmt: skip
+"""What the table's sheet shows, from left to right."""
 
 TRAINING = Method("while training only", cross=False)
 PAINTING = Method("while painting only", masked=False)
+SPOKEN = (
+    Method("with the empty words outside", outside="empty words"),
+    Method("with the empty words outside, no masked self-attention", layers="none", outside="empty words"),
+)
 CAUSES = (
     TRAINING,
     PAINTING,
@@ -50,11 +59,12 @@ CAUSES = (
     replace(PAINTING, name=f"{PAINTING.name}, no masked self-attention", layers="none"),
     Method("on all but the decoder's outer layers", cross_layers="paper"),
     Method("on the decoder's outer layers", cross_layers="outer"),
-    Method("with the empty words outside", outside="empty words"),
-    Method("with the empty words outside, no masked self-attention", layers="none", outside="empty words"),
+    *SPOKEN,
 )
-"""Variants of masked cross-attention. With a similar object beside the box the whole method does worse than the one without it; these tell
+"""Variants of masked cross-attention. With a similar object beside the box the whole method does worse than the one without it; these ask
 whether that comes from training or from painting, from which layers, or from the silence outside of the box."""
+BESIDE = (*PARTS, *SPOKEN)
+"""Whose pictures with a similar object beside the box are counted by subject, too: it is one subject that fails there."""
 
 
 def patched(model: Any, method: Method, masks: Tensor, empty: Tensor) -> Any:

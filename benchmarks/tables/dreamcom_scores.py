@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from demo import judge
 from demo.subjects import Subject
 
 from ..figures import Figure, mean, rate
+from .dreamcom_methods import BESIDE, WHOLE, Method
 
 MARGIN = 4
 """Pixels around the box that do not count as background: SSIM's window reaches so far."""
@@ -74,3 +75,20 @@ def said(score: Score) -> str:
     if score.success or not score.found:
         return "right" if score.success else "no object"
     return f"other {'object' if not (score.shape or score.colours) else 'colours' if score.shape else 'shape'}"
+
+
+def beside_by_subject(chosen: Sequence[Subject], scores: Callable[[Method, Subject], Sequence[Score]]) -> list[Figure]:
+    """Counts pictures with a similar object beside the box by subject, and once without the subject that most often fails."""
+
+    def right(method: Method, subject: Subject) -> list[bool]:
+        return [score.success for score in scores(method, subject) if score.similar]
+
+    hardest = min(chosen, key=lambda subject: sum(right(WHOLE, subject)))
+    others = [subject for subject in chosen if subject != hardest]
+    figures = []
+    for method in BESIDE:
+        name = f"a similar object beside the box, {method.name}"
+        figures += [rate(f"{name}, {one.name}: appears in the box", right(method, one)) for one in chosen]
+        if others:
+            figures.append(rate(f"{name}, all but the {hardest.name}", [each for one in others for each in right(method, one)]))
+    return figures

@@ -10,7 +10,9 @@ import torch
 
 from benchmarks.tables import dreamcom, dreamcom_methods
 from benchmarks.tables.dreamcom_methods import CAUSES, NEITHER, NO_SELF, WHOLE, Method, patched
+from benchmarks.tables.dreamcom_scores import Score, beside_by_subject
 from benchmarks.tables.settings import beside_defaults
+from demo.subjects import Subject
 
 from ...support.models import Sample
 
@@ -91,3 +93,22 @@ def test_settings_are_told_beside_the_nodes_defaults_and_the_papers() -> None:
     assert told == "rate 0.0005 (node 0); move on (node on, paper off)"
     with pytest.raises(KeyError):
         beside_defaults({"stpes": 1}, Node, {})
+
+
+def test_beside_a_similar_object_the_subject_that_fails_is_told_from_the_others() -> None:
+    """The whole method fails with one subject wherever a similar object stands, and elsewhere with every second picture of another."""
+    chosen = dreamcom.SUBJECTS[:3]
+
+    def scores(method: Method, subject: Subject) -> list[Score]:
+        fails = method == WHOLE and subject == chosen[1]
+        similar = [Score(True, not fails, True, 0.5, None, 1.0, similar=True)] * 4
+        return [*similar, *[Score(True, subject != chosen[2], True, 0.5, None, 1.0, similar=False)] * 4]
+
+    figures = {figure.name: figure for figure in beside_by_subject(chosen, scores)}
+    for method in dreamcom_methods.BESIDE:
+        name = f"a similar object beside the box, {method.name}"
+        for subject in chosen:
+            own = figures[f"{name}, {subject.name}: appears in the box"]
+            assert (own.value, own.cases) == (0 if method == WHOLE and subject == chosen[1] else 1, 4)
+        rest = figures[f"{name}, all but the {chosen[1].name}"]
+        assert (rest.value, rest.cases) == (1, 8)
