@@ -24,14 +24,14 @@ from .mcgm_scores import Score, figures_of, wins
 SHEET = tiny_model.ROOT / "demo" / "output" / "mcgm-presets-table.png"
 ALONE = 1
 """Plain words are measured in pictures of so many subjects: there an object of any colour is the word's."""
-FEWER = (PICTURES[0], PICTURES[1], PICTURES[3], PICTURES[4])
+COMPARED = (PICTURES[0], PICTURES[1], PICTURES[3], PICTURES[4])
 """What brings posing is measured on these, two of one subject and two of two."""
 
 
 def tables(bench: Bench) -> list[Figure]:
     """All figures: the presets, what brings posing, then plain words."""
     chosen = PICTURES[: bench.size.pictures]
-    fewer = tuple(picture for picture in FEWER if picture in chosen)
+    fewer = tuple(picture for picture in COMPARED if picture in chosen)
 
     @functools.cache
     def gathered(method: Method, among: tuple[tuple[Subject, ...], ...] = chosen) -> list[Score]:
@@ -48,7 +48,7 @@ def tables(bench: Bench) -> list[Figure]:
     for method in PRESETS:
         figures += figures_of(method.name, gathered(method))
     for method in (*PRESETS[:4], *MORE):
-        figures += figures_of(f"{len(FEWER)} pictures, {method.name}", gathered(method, fewer))
+        figures += figures_of(f"{len(COMPARED)} pictures, {method.name}", gathered(method, fewer))
     alone = [picture for picture in chosen if len(picture) == ALONE]
     for method in WORDS:
         pages = [(picture, seed) for picture in alone for seed in range(bench.size.seeds)]
@@ -78,7 +78,7 @@ def sheet(bench: Bench) -> None:
     for picture in PICTURES[: bench.size.pictures]:
         marked = [("mask", picture_of(np.repeat(one.masks.max(0)[..., None], 3, 2))) for one in bench.poses(picture)[:6]]
         rows.append((", ".join(one.name for one in picture), marked))
-        more = MORE[::2] if picture in FEWER else ()
+        more = MORE[::2] if picture in COMPARED else ()
         for method in (*PRESETS[::2], *more, *(WORDS if len(picture) == ALONE else ())):
             shown = zip(bench.scores(picture, method, 0), bench.painted(picture, method, 0), strict=True)
             rows.append((method.name, [(f"{np.mean(score.overlap):.2f}", picture_of(one)) for score, one in shown][:6]))

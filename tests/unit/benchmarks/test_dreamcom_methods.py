@@ -96,7 +96,7 @@ def test_settings_are_told_beside_the_nodes_defaults_and_the_papers() -> None:
 
 
 def test_beside_a_similar_object_the_subject_that_fails_is_told_from_the_others() -> None:
-    """The whole method fails with one subject wherever a similar object stands, and elsewhere with every second picture of another."""
+    """The whole method fails with one subject wherever a similar object stands; where none stands another fails, which must not count."""
     chosen = dreamcom.SUBJECTS[:3]
 
     def scores(method: Method, subject: Subject) -> list[Score]:

@@ -35,9 +35,11 @@ def test_no_figure_is_left_out() -> None:
     assert len(report.results()) == len(list(FOLDER.glob("*.json")))
     for figure in every:
         assert f"\n| {figure.name} | {report.number(figure.value)}" in text, figure.name
-    methods = ("without masked cross-attention", "whole")
-    against_us = {f"parts, {method}: the same, a similar object beside it" for method in methods}
-    assert against_us <= {figure.name for figure in every}
+    figures = {figure.name: figure for figure in every}
+    for method in ("without masked cross-attention", "whole"):
+        against_us = figures[f"parts, {method}: the same, a similar object beside it"]
+        interval = f"{against_us.value:.3f} ({against_us.low:.3f} to {against_us.high:.3f})"
+        assert f"| {against_us.name} | {interval} | {against_us.cases} |" in text
 
 
 def test_what_misses_its_bar_comes_first() -> None:
