@@ -30,7 +30,8 @@ class Batch:
     """Samples of one kind.
 
     `target` is what is painted [B, C, h, w], `references` of the same shape, `weights` the loss's [B, 1, h, w], `words` rows of the
-    vocabulary [B, 24]; the words of `silent` samples [B] are not heard.
+    vocabulary [B, 24]; the words of `silent` samples [B] are not heard. `places` are those of the tokens of the painted picture, then of
+    the references, int8 [B, L, 2].
     """
 
     target: Tensor
@@ -38,6 +39,7 @@ class Batch:
     weights: Tensor
     words: Tensor
     silent: Tensor
+    places: Tensor
 
 
 class Bank:
@@ -53,6 +55,7 @@ class Bank:
         self.about: list[dict[str, Any]] = []
         self.latents = torch.empty(self.most * SHARD, records.PICTURES, CHANNELS, cells, cells, dtype=torch.half, device=device)
         self.cells = torch.empty(self.most * SHARD, records.MASKS, cells, cells, dtype=torch.uint8, device=device)
+        self.places = torch.empty(self.most * SHARD, records.PICTURES, 2, cells // 2, cells // 2, dtype=torch.int8, device=device)
         self.words = np.empty((self.most * SHARD, len(tasks.TASKS), SENTENCES, TEXT_LENGTH), np.int16)
         self.suiting: dict[str, list[int]] = {task.name: [] for task in tasks.TASKS}
 
@@ -63,13 +66,14 @@ class Bank:
             if not file.is_file():
                 return
             shard = torch.load(file, weights_only=True, map_location="cpu")
-            if "words" not in shard or shard["words"].shape[1] != len(tasks.TASKS):
+            if not {"words", "places"} <= shard.keys() or shard["words"].shape[1] != len(tasks.TASKS):
                 raise ValueError(f"the shards in {file.parent} are of an earlier version: delete that folder, and they are made anew")
             begin = len(self.about)
             end = begin + len(shard["about"])
             self.latents[begin:end] = shard["latents"].to(self.device)
             bits = np.unpackbits(shard["cells"].numpy(), axis=-1)[..., : self.size // 8]
             self.cells[begin:end] = torch.from_numpy(bits).to(self.device)
+            self.places[begin:end] = shard["places"].to(self.device)
             self.words[begin:end] = shard["words"].numpy()
             self.about += shard["about"]
             for number in range(begin, end):
@@ -95,6 +99,8 @@ class Bank:
         references = [self.latents[index, self._sent(REFERENCES[drawn, place])].float() for place in range(kind)]
         cells = (self.cells[index] * self._sent(CELLS[drawn])[:, :, None, None]).amax(1, keepdim=True).float()
         weights = 0.4 + 3 * F.max_pool2d(cells, 3, 1, 1)
+        slots = [TARGETS[drawn], *(REFERENCES[drawn, place] for place in range(kind))]
+        found = torch.cat([self.places[index, self._sent(slot)].flatten(2) for slot in slots], 2)
         mute = self._sent(silent & (rng.random(count) < 0.5))
         return Batch(
             self.latents[index, self._sent(TARGETS[drawn])].float(),
@@ -102,6 +108,7 @@ class Bank:
             weights / weights.mean((1, 2, 3), keepdim=True),
             self._sent(words),
             mute,
+            found.transpose(1, 2),
         )
 
     def _sent(self, values: np.ndarray) -> Tensor:

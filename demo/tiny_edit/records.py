@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import folders, scenes, things, world
+from . import folders, places, scenes, things, world
 
 GROUND, FULL, MASKED, REPLACED, CHANGED, ELSEWHERE, PORTRAIT, OTHER_PORTRAIT = range(8)
 PICTURES = 8
@@ -29,10 +29,11 @@ PORTRAIT_SIZES = (0.45, 0.75)
 
 @dataclass(frozen=True)
 class Record:
-    """`pictures` uint8 [8, S, S, 3]; `cells` bool [6, S/8, S/8]; `about`: what sentences need to know."""
+    """`pictures` uint8 [8, S, S, 3]; `cells` bool [6, S/8, S/8]; `places` int8 [8, 2, S/16, S/16]; `about`: what sentences need to know."""
 
     pictures: np.ndarray
     cells: np.ndarray
+    places: np.ndarray
     about: dict[str, Any]
 
 
@@ -117,6 +118,8 @@ def record(rng: np.random.Generator, place: world.World, size: int) -> Record:
     images[MASKED] = np.where(box[..., None] > 0, np.uint8(128), others_only)
     masks = {WEIGHTS[slot]: rendered[slot].masks.max(0, initial=0) for slot in (FULL, REPLACED, CHANGED, PORTRAIT, OTHER_PORTRAIT)}
     masks[WEIGHTS[MASKED]] = box
+    wanted[MASKED] = wanted[CHANGED] if len(scene.things) > 1 else wanted[GROUND]
+    box_parts = [x / size, y / size, width / size, height / size]
     about = {
         **about,
         "codes": [one.code for one in scene.things],
@@ -127,10 +130,11 @@ def record(rng: np.random.Generator, place: world.World, size: int) -> Record:
         "ground": scene.ground.name,
         "elsewhere": elsewhere.name,
         "portraits": [[one.things[0].x, one.ground.name] for one in portraits],
-        "box": [x / size, y / size, width / size, height / size],
+        "box": box_parts,
     }
     cells = np.stack([_cells(masks[number]) for number in range(MASKS)])
-    return Record(np.stack([images[slot] for slot in range(PICTURES)]), cells, about)
+    found = [places.places_of(place, wanted[slot].things, size // 16, box_parts if slot == MASKED else None) for slot in range(PICTURES)]
+    return Record(np.stack([images[slot] for slot in range(PICTURES)]), cells, np.stack(found), about)
 
 
 def _cells(mask: np.ndarray) -> np.ndarray:
@@ -154,4 +158,4 @@ def halved(one: Record) -> Record:
     count, size = one.pictures.shape[:2]
     small = one.pictures.reshape(count, size // 2, 2, size // 2, 2, 3).mean((2, 4))
     cells = one.cells.reshape(len(one.cells), size // 16, 2, size // 16, 2)
-    return Record(np.rint(small).astype(np.uint8), np.asarray(cells.any((2, 4))), one.about)
+    return Record(np.rint(small).astype(np.uint8), np.asarray(cells.any((2, 4))), one.places[..., ::2, ::2], one.about)

@@ -87,7 +87,7 @@ def drawn(folder: Path, size: int, seed: int, halves: bool, shards: Iterable[int
 
 
 def encode(latents: Latents, found: list[Record], words: list[np.ndarray]) -> dict[str, Any]:
-    """Encodes a shard: latents fp16 [N, 8, C, S/8, S/8], cells as bits, what tasks need to know, and words int16 [N, tasks, 8, 24]."""
+    """Encodes a shard: latents fp16 [N, 8, C, S/8, S/8], cells as bits, places, what tasks need, and words int16 [N, tasks, 8, 24]."""
     kept: list[Tensor] = []
     for one in found:
         pictures = torch.from_numpy(one.pictures).to(latents.device).permute(0, 3, 1, 2).float() / 255
@@ -96,6 +96,7 @@ def encode(latents: Latents, found: list[Record], words: list[np.ndarray]) -> di
     return {
         "latents": torch.stack(kept).cpu(),
         "cells": torch.from_numpy(np.packbits(np.stack([one.cells for one in found]), axis=-1)),
+        "places": torch.from_numpy(np.stack([one.places for one in found])),
         "about": [one.about for one in found],
         "words": torch.from_numpy(np.stack(words)),
     }

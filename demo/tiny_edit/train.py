@@ -15,6 +15,7 @@ silhouettes and words need many samples and few pixels.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..trainer import Log, device_of, learns_in_bfloat16
-from . import folders, shards, tasks
+from . import folders, places, shards, tasks
 from .bank import Bank, Batch
 from .latents import CHANNELS
 from .loop import profiled, run
@@ -35,6 +36,8 @@ from .transformer import TEXT_LENGTH, Flux
 
 STATE = "transformer-state.pt"
 AVERAGE_EVERY = 4
+PLACES_COUNT = 4.0
+"""How much the error of the tokens' places counts beside the error of the picture."""
 
 
 class Networks(nn.Module):
@@ -44,29 +47,42 @@ class Networks(nn.Module):
         super().__init__()
         self.flux = Flux()
         self.text = TextEncoder(vocabulary.ids)
+        hidden = self.flux.shape.hidden
+        self.places = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, places.FEATURES))
 
-    def forward(self, noisy: Tensor, times: Tensor, batch: Batch, spacing: float) -> Tensor:
+    def forward(self, noisy: Tensor, times: Tensor, batch: Batch, spacing: float) -> tuple[Tensor, Tensor]:
+        """Answers what `Flux` answers, and the features of the tokens' places [B, L, 13]."""
         words, pooled = self.text(batch.words)
         speaks = (~batch.silent).to(words.dtype)
-        return self.flux(noisy, times, words * speaks[:, None, None], pooled * speaks[:, None], batch.references, spacing)
+        heard = (words * speaks[:, None, None], pooled * speaks[:, None])
+        answer, half_way = self.flux.answers(noisy, times, *heard, batch.references, spacing)
+        return answer, self.places(half_way)
 
 
-def times_of(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Times in 0..1, high noise favoured: nine in ten from a logistic normal of mean 0.6, the others evenly."""
+def times_of(count: int, spacing: float, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Times in 0..1, high noise favoured: nine in ten from a logistic normal, the others evenly.
+
+    Its mean is 0.6 where tokens stand at every second position, and more where they stand closer: the same shape is then told by more
+    tokens, and hidden only by more noise (Esser et al., 2024, section 5.3.2).
+    """
     even = torch.rand(count, generator=generator, device=device)
-    favoured = torch.sigmoid(torch.randn(count, generator=generator, device=device) + 0.6)
+    favoured = torch.sigmoid(torch.randn(count, generator=generator, device=device) + 0.6 + math.log(2 / spacing))
     return torch.where(torch.rand(count, generator=generator, device=device) < 0.9, favoured, even)
 
 
-def loss_of(networks: nn.Module, batch: Batch, spacing: float, generator: torch.Generator) -> Tensor:
-    """Flow matching's weighted squared error (Lipman et al., 2022): the network answers noise less picture at a point between them."""
+def losses_of(networks: nn.Module, batch: Batch, spacing: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Flow matching's weighted squared error (Lipman et al., 2022): the network answers noise less picture at a point between them.
+
+    And that of the tokens' places.
+    """
     target = batch.target
-    times = times_of(len(target), generator, target.device)
+    times = times_of(len(target), spacing, generator, target.device)
     noise = torch.randn(target.shape, generator=generator, device=target.device)
     mixed = times[:, None, None, None]
     noisy = mixed * noise + (1 - mixed) * target
-    answer = networks(noisy, times, batch, spacing)
-    return ((answer.float() - (noise - target)) ** 2 * batch.weights).mean()
+    answer, told = networks(noisy, times, batch, spacing)
+    painted = ((answer.float() - (noise - target)) ** 2 * batch.weights).mean()
+    return painted, ((told.float() - places.features_of(batch.places)) ** 2).mean()
 
 
 class Training:
@@ -93,6 +109,7 @@ class Training:
         self.begins: dict[int, int] = {}
         self.spent = 0.0
         self.samples = 0
+        self.placed: Tensor | None = None
         self.bank: Bank | None = None
         self.maker: Iterator[int] | None = None
 
@@ -136,11 +153,12 @@ class Training:
         return kind, loss.detach()
 
     def _learned(self, batch: Batch, spacing: float, generator: torch.Generator) -> Tensor:
-        """Gives the loss of a batch and leaves its gradients in the networks."""
+        """Gives the picture's loss of a batch and leaves the gradients of it and of the places' in the networks."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=learns_in_bfloat16(self.device)):
-            loss = loss_of(self.networks, batch, spacing, generator)
+            loss, placed = losses_of(self.networks, batch, spacing, generator)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + PLACES_COUNT * placed).backward()
+        self.placed = placed.detach()
         return loss
 
     def compile(self, minutes: float) -> None:
@@ -162,7 +180,8 @@ class Training:
             nothing = torch.zeros(count, CHANNELS, cells, cells, device=self.device)
             words = torch.full((count, TEXT_LENGTH), self.networks.text.end, device=self.device)
             silent = torch.zeros(count, dtype=torch.bool, device=self.device)
-            batch = Batch(nothing, [nothing] * kind, torch.ones_like(nothing[:, :1]), words, silent)
+            nowhere = torch.full((count, (1 + kind) * (cells // 2) ** 2, 2), places.NOTHING, dtype=torch.int8, device=self.device)
+            batch = Batch(nothing, [nothing] * kind, torch.ones_like(nothing[:, :1]), words, silent, nowhere)
             self._learned(batch, stage.spacing, torch.Generator(self.device))
         torch.compiler.set_stance("eager_on_recompile")
         self.optimizer.zero_grad(set_to_none=True)

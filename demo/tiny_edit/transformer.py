@@ -21,7 +21,8 @@ TEXT_WIDTH = 128
 
 @dataclass(frozen=True)
 class Shape:
-    """The transformer's sizes. `axes` are the parts of a head that the rotary embedding gives to (reference, row, column)."""
+    """The transformer's sizes. `axes` are the parts of a head that the rotary embedding gives to (reference, row, column), `told_after` the
+    single blocks after which tokens are asked where they lie."""
 
     channels: int = 8
     hidden: int = 256
@@ -32,6 +33,7 @@ class Shape:
     words: int = TEXT_WIDTH
     theta: int = 10_000
     reference_step: float = 10.0
+    told_after: int = 2
 
 
 class Embedder(nn.Module):
@@ -283,6 +285,12 @@ class Flux(nn.Module):
 
         `words` [B, L, 128] and `pooled` [B, 128] are the text encoder's, `references` latents [B, C, h, w] of any even sizes.
         """
+        return self.answers(noisy, times, words, pooled, references, spacing)[0]
+
+    def answers(
+        self, noisy: Tensor, times: Tensor, words: Tensor, pooled: Tensor, references: Sequence[Tensor] = (), spacing: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Gives what `forward` gives, and the tokens of all pictures [B, L, hidden] as they are half-way through the blocks."""
         height, width = noisy.shape[2:]
         pictures = [noisy, *references]
         image = self.img_in(torch.cat([patches_of(picture) for picture in pictures], 1))
@@ -293,7 +301,10 @@ class Flux(nn.Module):
         for block in self.double_blocks:
             image, text = block(image, text, vector, turns)
         both = torch.cat([text, image], 1)
-        for block in self.single_blocks:
+        half_way = both
+        for number, block in enumerate(self.single_blocks):
             both = block(both, vector, turns)
+            if number + 1 == self.shape.told_after:
+                half_way = both
         painted = both[:, text.shape[1] : text.shape[1] + height * width // 4]
-        return latents_of(self.final_layer(painted, vector), height, width)
+        return latents_of(self.final_layer(painted, vector), height, width), half_way[:, text.shape[1] :]

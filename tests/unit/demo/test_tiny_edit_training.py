@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import torch
 
 from demo.autoencoder import NarrowAutoencoder
 from demo.pack import ROOT
-from demo.tiny_edit import bank, folders, latents, loop, pack, records, shards, stages, tasks, text, train
+from demo.tiny_edit import bank, folders, latents, loop, pack, places, records, shards, stages, tasks, text, train
 
 from ...support import tiny_edit_world
 
@@ -187,10 +188,47 @@ def test_a_batch_shows_the_pictures_that_its_tasks_name(folder: Path, monkeypatc
         assert torch.equal(batch.target[sample], held.latents[number, compose.target].float())
         for place, slot in enumerate(compose.references):
             assert torch.equal(batch.references[place][sample], held.latents[number, slot].float())
+        own_places = [held.places[number, slot].flatten(1).T for slot in (compose.target, *compose.references)]
+        assert torch.equal(batch.places[sample], torch.cat(own_places))
     weights = batch.weights[0, 0]
     cells = held.cells[number, records.WEIGHTS[records.FULL]].bool()
     assert weights[cells].min() > 3 * weights.min()
     torch.testing.assert_close(batch.weights.mean((1, 2, 3)), torch.ones(3))
+
+
+def test_places_are_asked_of_the_blocks_before_and_of_no_other(folder: Path, tmp_path: Path) -> None:
+    """And a network that tells them rightly has no error."""
+    run = training(copy(folder, tmp_path / "places"))
+    advance(run, 2)
+    batch = run.records(run.stage()).batch(np.random.default_rng(0), 1, 2, run.vocabulary)
+    generator = torch.Generator().manual_seed(0)
+    _, placed = train.losses_of(run.networks, batch, 1.0, generator)
+    run.optimizer.zero_grad()
+    placed.backward()
+    flux = run.networks.flux
+    asked = [any(value.grad is not None and value.grad.any() for value in block.parameters()) for block in flux.single_blocks]
+    assert asked == [number < flux.shape.told_after for number in range(len(asked))]
+    assert flux.img_in.weight.grad is not None
+    told = places.features_of(batch.places)
+
+    class Right(torch.nn.Module):
+        def forward(self, noisy: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.zeros_like(noisy), told
+
+    assert train.losses_of(Right(), batch, 1.0, generator)[1] == 0
+
+
+def test_times_move_to_more_noise_as_tokens_stand_closer() -> None:
+    """By the factor of the spacing in noise over picture; a tenth of them lie evenly."""
+    generator = torch.Generator().manual_seed(0)
+    odds = []
+    for spacing in (2.0, 1.0):
+        times = train.times_of(40_000, spacing, generator, torch.device("cpu"))
+        assert 0 < times.min() < 0.05
+        assert 0.95 < times.max() < 1
+        odds.append(float((times / (1 - times)).median()))
+    assert odds[0] == pytest.approx(math.exp(0.6 * 0.9), rel=0.1)
+    assert odds[1] / odds[0] == pytest.approx(2, rel=0.12)
 
 
 def test_a_record_has_sentences_for_the_tasks_that_it_suits(folder: Path) -> None:
@@ -267,12 +305,13 @@ def test_a_tenth_of_a_batch_has_no_words(folder: Path) -> None:
     assert bool(empty[batch.silent].all())
 
 
-def test_shards_of_an_earlier_version_are_refused(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lacking", ["words", "places"])
+def test_shards_of_an_earlier_version_are_refused(folder: Path, tmp_path: Path, lacking: str) -> None:
     place = copy(folder, tmp_path / "earlier")
     (place / "shards").unlink()
     (place / "shards").mkdir()
     shard = torch.load(shards.file_of(folder, 32, 0), weights_only=True)
-    del shard["words"]
+    del shard[lacking]
     folders.save(shard, shards.file_of(place, 32, 0))
     with pytest.raises(ValueError, match="delete that folder"):
         bank.Bank(place, 32, shards.SHARD, torch.device("cpu")).fill(1)

@@ -1,0 +1,108 @@
+"""Where tokens lie in the things that they show, held to the renderer: a thing whose colours say where in it a pixel is."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from demo.tiny_edit import places, records, scenes
+from demo.tiny_edit.places import NOTHING
+from demo.tiny_edit.scenes import Ground, Placed, Scene
+from demo.tiny_edit.world import World
+
+from ...support import tiny_edit_world
+
+TOKENS = 16
+SIZE = 256
+THING = "1f98a"
+WIDE = "1f697"
+
+
+def told(width: int, height: int) -> np.ndarray:
+    """A full rectangle, red from left to right, green from top to bottom, blue all over: uint8 [256, 256, 4]."""
+    picture = np.zeros((256, 256, 4), np.uint8)
+    left, top = (256 - width) // 2, (256 - height) // 2
+    across = np.linspace(0, 200, width)[None, :].repeat(height, 0)
+    along = np.linspace(0, 200, height)[:, None].repeat(width, 1)
+    picture[top : top + height, left : left + width] = np.stack(
+        [across, along, np.full_like(across, 200), np.full_like(across, 255)], -1
+    )  # fmt: skip
+    return picture
+
+
+WORLD = World({THING: told(120, 240), WIDE: told(256, 128)}, {})
+PARTS = {THING: (120 / 240, 1.0), WIDE: (1.0, 0.5)}
+
+
+def seen(picture: np.ndarray, bare: np.ndarray, code: str) -> tuple[np.ndarray, np.ndarray]:
+    """What the colours at the tokens' centres say: across and along in hundredths [16, 16], and where there is no thing."""
+    centres = (np.arange(TOKENS) * SIZE + SIZE // 2) // TOKENS
+    colours = picture[centres][:, centres].astype(float)
+    nothing = np.abs(colours - bare[centres][:, centres]).max(-1) < 1
+    blue = np.maximum(colours[..., 2], 1)
+    width, height = PARTS[code]
+    return np.stack([(colours[..., 0] / blue - 0.5) * 100 * width, (colours[..., 1] / blue - 0.5) * 100 * height]), nothing
+
+
+def test_places_are_what_the_renderer_paints_there() -> None:
+    """Of two shapes, small and large, turned and flipped; but for the very edge, where a pixel is half of the thing."""
+    for thing in (
+        Placed(THING, 0.5, 0.5, 0.8),
+        Placed(THING, 0.4, 0.6, 0.6, tilt=20.0),
+        Placed(WIDE, 0.55, 0.45, 0.7, tilt=-15.0, flip=True),
+        Placed(WIDE, 0.3, 0.7, 0.45, flip=True),
+    ):
+        ground = Ground("white wall", seed=1)
+        picture = scenes.render(WORLD, Scene((thing,), ground), SIZE)
+        expected, _ = seen(picture.image, scenes.ground_pixels(WORLD, ground, SIZE), thing.code)
+        found = places.places_of(WORLD, [thing], TOKENS)
+        centres = (np.arange(TOKENS) * SIZE + SIZE // 2) // TOKENS
+        covered = picture.masks[0][centres][:, centres]
+        shown = found[0] != NOTHING
+        assert np.array_equal(shown, found[1] != NOTHING)
+        assert (shown[covered == 1]).mean() > 0.95
+        assert not shown[covered == 0].mean() > 0.02
+        sure = shown & (covered == 1)
+        assert sure.sum() > 12
+        assert np.abs(found[:, sure] - expected[:, sure]).max() < 4
+
+
+def test_the_last_thing_counts_and_a_grey_box_shows_nothing() -> None:
+    behind, before = Placed(WIDE, 0.5, 0.5, 0.9), Placed(THING, 0.5, 0.5, 0.5)
+    both = places.places_of(WORLD, [behind, before], TOKENS)
+    alone = places.places_of(WORLD, [before], TOKENS)
+    covered = alone[0] != NOTHING
+    assert np.array_equal(both[:, covered], alone[:, covered])
+    assert np.array_equal(both[:, ~covered], places.places_of(WORLD, [behind], TOKENS)[:, ~covered])
+    boxed = places.places_of(WORLD, [behind], TOKENS, (0.25, 0.0, 0.5, 1.0))
+    assert (boxed[:, :, 4:12] == NOTHING).all()
+    assert np.array_equal(boxed[:, :, :4], places.places_of(WORLD, [behind], TOKENS)[:, :, :4])
+
+
+def test_features_tell_places_apart_and_are_zero_where_nothing_is() -> None:
+    found = places.features_of(torch.tensor([[[NOTHING, NOTHING], [-50, 25], [10, 0]]], dtype=torch.int8))
+    assert found.shape == (1, 3, places.FEATURES)
+    assert not found[0, 0].any()
+    angles = torch.tensor([part * math.pi * wave for part in (-0.5, 0.25) for wave in places.WAVES])
+    torch.testing.assert_close(found[0, 1], torch.cat([torch.ones(1), angles.cos(), angles.sin()]))
+
+
+def test_a_record_tells_the_places_of_all_its_pictures(tmp_path: Path) -> None:
+    """The things' in the picture, without the one that the box hides, and none where there is the ground alone."""
+    place = tiny_edit_world.make(tmp_path)
+    for seed in range(6):
+        one = records.record(np.random.default_rng(seed), place, 64)
+        assert one.places.shape == (records.PICTURES, 2, 4, 4)
+        assert (one.places[records.GROUND] == NOTHING).all()
+        assert (one.places[records.PORTRAIT] != NOTHING).any()
+        assert np.array_equal(one.places[records.FULL], one.places[records.ELSEWHERE])
+        x, y, width, height = (round(part * 8) for part in one.about["box"])
+        box = np.zeros((8, 8), bool)
+        box[y : y + height, x : x + width] = True
+        whole = box.reshape(4, 2, 4, 2).all((1, 3))
+        assert (one.places[records.MASKED][:, whole] == NOTHING).all()
+        if len(one.about["codes"]) == 1:
+            assert (one.places[records.MASKED] == NOTHING).all()
