@@ -73,6 +73,16 @@ def places_of(world: World, things: Sequence[Placed], tokens: int, box: Sequence
     return found
 
 
+def halved(places: np.ndarray) -> np.ndarray:
+    """Gives the places int8 [..., S/2, S/2] of tokens twice as wide: the mean of those of four [..., S, S] that show a thing, if two do."""
+    side = places.shape[-1] // 2
+    four = places.reshape(*places.shape[:-2], side, 2, side, 2)
+    shown = four != NOTHING
+    count = shown.sum((-3, -1))
+    mean = np.where(shown, four, 0).sum((-3, -1)) / np.maximum(count, 1)
+    return np.where(count >= 2, np.rint(mean), NOTHING).astype(np.int8)
+
+
 def features_of(places: Tensor) -> Tensor:
     """Puts places int8 [B, L, 2] into what a linear layer can tell: whether there is a thing, cosines and sines of where, [B, L, 13]."""
     shown = places[..., :1] != NOTHING

@@ -158,4 +158,4 @@ def halved(one: Record) -> Record:
     count, size = one.pictures.shape[:2]
     small = one.pictures.reshape(count, size // 2, 2, size // 2, 2, 3).mean((2, 4))
     cells = one.cells.reshape(len(one.cells), size // 16, 2, size // 16, 2)
-    return Record(np.rint(small).astype(np.uint8), np.asarray(cells.any((2, 4))), one.places[..., ::2, ::2], one.about)
+    return Record(np.rint(small).astype(np.uint8), np.asarray(cells.any((2, 4))), places.halved(one.places), one.about)

@@ -82,6 +82,19 @@ def test_the_last_thing_counts_and_a_grey_box_shows_nothing() -> None:
     assert np.array_equal(boxed[:, :, :4], places.places_of(WORLD, [behind], TOKENS)[:, :, :4])
 
 
+def test_half_of_the_size_has_the_places_of_half_as_many_tokens() -> None:
+    """Those that are worked out anew, to a few hundredths; at the outline one may show the thing and the other not."""
+    things = [Placed(THING, 0.45, 0.5, 0.9, tilt=10.0, flip=True)]
+    half = places.halved(places.places_of(WORLD, things, 2 * TOKENS))
+    anew = places.places_of(WORLD, things, TOKENS)
+    assert half.shape == anew.shape
+    assert half.dtype == np.int8
+    both = (half[0] != NOTHING) & (anew[0] != NOTHING)
+    assert both.sum() > 60
+    assert (half[0] != NOTHING).sum() < 1.3 * both.sum()
+    assert np.abs(half[:, both].astype(int) - anew[:, both]).max() <= 4
+
+
 def test_features_tell_places_apart_and_are_zero_where_nothing_is() -> None:
     found = places.features_of(torch.tensor([[[NOTHING, NOTHING], [-50, 25], [10, 0]]], dtype=torch.int8))
     assert found.shape == (1, 3, places.FEATURES)
