@@ -31,7 +31,7 @@ class Batch:
 
     `target` is what is painted [B, C, h, w], `references` of the same shape, `weights` the loss's [B, 1, h, w], `words` rows of the
     vocabulary [B, 24]; the words of `silent` samples [B] are not heard. `places` are those of the tokens of the painted picture, then of
-    the references, int8 [B, L, 2].
+    the references, int8 [B, L, 3].
     """
 
     target: Tensor
@@ -55,7 +55,7 @@ class Bank:
         self.about: list[dict[str, Any]] = []
         self.latents = torch.empty(self.most * SHARD, records.PICTURES, CHANNELS, cells, cells, dtype=torch.half, device=device)
         self.cells = torch.empty(self.most * SHARD, records.MASKS, cells, cells, dtype=torch.uint8, device=device)
-        self.places = torch.empty(self.most * SHARD, records.PICTURES, 2, cells // 2, cells // 2, dtype=torch.int8, device=device)
+        self.places = torch.empty(self.most * SHARD, records.PICTURES, 3, cells // 2, cells // 2, dtype=torch.int8, device=device)
         self.words = np.empty((self.most * SHARD, len(tasks.TASKS), SENTENCES, TEXT_LENGTH), np.int16)
         self.suiting: dict[str, list[int]] = {task.name: [] for task in tasks.TASKS}
 

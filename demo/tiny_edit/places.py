@@ -1,8 +1,8 @@
-"""Where in a thing each token of a picture lies: what the transformer's blocks learn to tell while they learn to paint.
+"""Which thing each token of a picture shows, and where in it: what the transformer's blocks learn to tell while they learn to paint.
 
-A thing is painted by many tokens that have to agree where it is, how it is turned, and which of them is its ear. What they should agree on
-is known, as every picture is drawn; so the training asks the tokens for it half-way through the blocks, beside what it asks of the picture
-(as Yu et al., 2024, "Representation alignment", ask for what a vision encoder sees). Painting needs none of this.
+A thing is painted by many tokens that have to agree what and where it is, how it is turned, and which of them is its ear. What they
+should agree on is known, as every picture is drawn; so the training asks them for it half-way through the blocks, beside the picture (as
+Yu et al., 2024, "Representation alignment", ask for what a vision encoder sees). Painting needs none of this.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from . import things
 from .scenes import Placed
 from .world import World
 
@@ -23,9 +24,13 @@ NOTHING = -128
 UNIT = 100
 """Places are in hundredths of the thing's longer side, from its middle: -50 to 50 along that side."""
 WAVES: tuple[int, ...] = (1, 2, 4)
-FEATURES = 1 + 4 * len(WAVES)
+BITS = 8
+FEATURES = 1 + 4 * len(WAVES) + BITS
 OUTLINE = 32
 """Cells of the longer side of a cut-out's outline."""
+
+NUMBERS: dict[str, int] = {code: number - 2 ** (BITS - 1) + 1 for number, code in enumerate((*things.TRAINING, *things.HELD_OUT))}
+"""A thing's number, which fits eight bits and is never `NOTHING`."""
 
 _OUTLINES: dict[tuple[int, str], np.ndarray] = {}
 
@@ -43,15 +48,15 @@ def outline(world: World, code: str) -> np.ndarray:
     return _OUTLINES[key]
 
 
-def places_of(world: World, things: Sequence[Placed], tokens: int, box: Sequence[float] | None = None) -> np.ndarray:
-    """Gives where each token of a picture lies in the thing that it shows: across and down, int8 [2, tokens, tokens].
+def places_of(world: World, shown: Sequence[Placed], tokens: int, box: Sequence[float] | None = None) -> np.ndarray:
+    """Gives where each token of a picture lies in the thing that it shows, across and down, and its number: int8 [3, tokens, tokens].
 
     Across is the cut-out's own: an ear that a flip brings to the other side has the same place. Of things that hide each other the last one
     counts. `box` (x, y, width, height in parts of the picture) is grey and shows nothing.
     """
-    found = np.full((2, tokens, tokens), NOTHING, np.int8)
+    found = np.full((3, tokens, tokens), NOTHING, np.int8)
     centres = (np.arange(tokens) + 0.5) / tokens
-    for thing in things:
+    for thing in shown:
         inside = outline(world, thing.code)
         height, width = inside.shape
         turn = math.radians(thing.tilt)
@@ -62,10 +67,11 @@ def places_of(world: World, things: Sequence[Placed], tokens: int, box: Sequence
         across = -across if thing.flip else across
         column = np.floor(across * OUTLINE + width / 2).astype(int)
         row = np.floor(along * OUTLINE + height / 2).astype(int)
-        shown = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        shown[shown] = inside[row[shown], column[shown]]
-        found[0][shown] = np.rint(across[shown] * UNIT)
-        found[1][shown] = np.rint(along[shown] * UNIT)
+        covers = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        covers[covers] = inside[row[covers], column[covers]]
+        found[0][covers] = np.rint(across[covers] * UNIT)
+        found[1][covers] = np.rint(along[covers] * UNIT)
+        found[2][covers] = NUMBERS[thing.code]
     if box is not None:
         x, y, width, height = box
         covered = (centres > x) & (centres < x + width)
@@ -74,18 +80,24 @@ def places_of(world: World, things: Sequence[Placed], tokens: int, box: Sequence
 
 
 def halved(places: np.ndarray) -> np.ndarray:
-    """Gives the places int8 [..., S/2, S/2] of tokens twice as wide: the mean of those of four [..., S, S] that show a thing, if two do."""
+    """Gives the places int8 [..., 3, S/2, S/2] of tokens twice as wide, from [..., 3, S, S].
+
+    If two of four tokens show a thing, it is the mean place of them, and one of their things.
+    """
     side = places.shape[-1] // 2
     four = places.reshape(*places.shape[:-2], side, 2, side, 2)
     shown = four != NOTHING
     count = shown.sum((-3, -1))
     mean = np.where(shown, four, 0).sum((-3, -1)) / np.maximum(count, 1)
+    mean[..., 2, :, :] = four.max((-3, -1))[..., 2, :, :]
     return np.where(count >= 2, np.rint(mean), NOTHING).astype(np.int8)
 
 
 def features_of(places: Tensor) -> Tensor:
-    """Puts places int8 [B, L, 2] into what a linear layer can tell: whether there is a thing, cosines and sines of where, [B, L, 13]."""
+    """Puts places int8 [B, L, 3] into what a linear layer can tell, [B, L, 21]: whether there is a thing, cosines and sines of where, and
+    the bits of its number as ones and minus ones."""
     shown = places[..., :1] != NOTHING
     waves = torch.tensor(WAVES, device=places.device) * (math.pi / UNIT)
-    angles = (places.float()[..., None] * waves).flatten(2)
-    return torch.cat([shown, angles.cos() * shown, angles.sin() * shown], -1)
+    angles = (places[..., :2].float()[..., None] * waves).flatten(2)
+    bits = places[..., 2:].int().bitwise_right_shift(torch.arange(BITS, device=places.device)) % 2 * 2 - 1
+    return torch.cat([shown, angles.cos() * shown, angles.sin() * shown, bits * shown], -1)

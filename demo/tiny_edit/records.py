@@ -29,7 +29,7 @@ PORTRAIT_SIZES = (0.45, 0.75)
 
 @dataclass(frozen=True)
 class Record:
-    """`pictures` uint8 [8, S, S, 3]; `cells` bool [6, S/8, S/8]; `places` int8 [8, 2, S/16, S/16]; `about`: what sentences need to know."""
+    """`pictures` uint8 [8, S, S, 3]; `cells` bool [6, S/8, S/8]; `places` int8 [8, 3, S/16, S/16]; `about`: what sentences need to know."""
 
     pictures: np.ndarray
     cells: np.ndarray

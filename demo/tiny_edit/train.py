@@ -36,7 +36,7 @@ from .transformer import TEXT_LENGTH, Flux
 
 STATE = "transformer-state.pt"
 AVERAGE_EVERY = 4
-PLACES_COUNT = 4.0
+PLACES_COUNT = 6.0
 """How much the error of the tokens' places counts beside the error of the picture."""
 
 
@@ -51,7 +51,7 @@ class Networks(nn.Module):
         self.places = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, places.FEATURES))
 
     def forward(self, noisy: Tensor, times: Tensor, batch: Batch, spacing: float) -> tuple[Tensor, Tensor]:
-        """Answers what `Flux` answers, and the features of the tokens' places [B, L, 13]."""
+        """Answers what `Flux` answers, and the features of the tokens' places [B, L, 21]."""
         words, pooled = self.text(batch.words)
         speaks = (~batch.silent).to(words.dtype)
         heard = (words * speaks[:, None, None], pooled * speaks[:, None])
@@ -180,7 +180,7 @@ class Training:
             nothing = torch.zeros(count, CHANNELS, cells, cells, device=self.device)
             words = torch.full((count, TEXT_LENGTH), self.networks.text.end, device=self.device)
             silent = torch.zeros(count, dtype=torch.bool, device=self.device)
-            nowhere = torch.full((count, (1 + kind) * (cells // 2) ** 2, 2), places.NOTHING, dtype=torch.int8, device=self.device)
+            nowhere = torch.full((count, (1 + kind) * (cells // 2) ** 2, 3), places.NOTHING, dtype=torch.int8, device=self.device)
             batch = Batch(nothing, [nothing] * kind, torch.ones_like(nothing[:, :1]), words, silent, nowhere)
             self._learned(batch, stage.spacing, torch.Generator(self.device))
         torch.compiler.set_stance("eager_on_recompile")

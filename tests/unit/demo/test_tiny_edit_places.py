@@ -67,7 +67,8 @@ def test_places_are_what_the_renderer_paints_there() -> None:
         assert not shown[covered == 0].mean() > 0.02
         sure = shown & (covered == 1)
         assert sure.sum() > 12
-        assert np.abs(found[:, sure] - expected[:, sure]).max() < 4
+        assert np.abs(found[:2, sure] - expected[:, sure]).max() < 4
+        assert set(found[2, sure].tolist()) == {places.NUMBERS[thing.code]}
 
 
 def test_the_last_thing_counts_and_a_grey_box_shows_nothing() -> None:
@@ -93,14 +94,18 @@ def test_half_of_the_size_has_the_places_of_half_as_many_tokens() -> None:
     assert both.sum() > 60
     assert (half[0] != NOTHING).sum() < 1.3 * both.sum()
     assert np.abs(half[:, both].astype(int) - anew[:, both]).max() <= 4
+    assert np.array_equal(half[2, both], anew[2, both])
 
 
 def test_features_tell_places_apart_and_are_zero_where_nothing_is() -> None:
-    found = places.features_of(torch.tensor([[[NOTHING, NOTHING], [-50, 25], [10, 0]]], dtype=torch.int8))
+    found = places.features_of(torch.tensor([[[NOTHING, NOTHING, NOTHING], [-50, 25, 5], [10, 0, -127]]], dtype=torch.int8))
     assert found.shape == (1, 3, places.FEATURES)
     assert not found[0, 0].any()
     angles = torch.tensor([part * math.pi * wave for part in (-0.5, 0.25) for wave in places.WAVES])
-    torch.testing.assert_close(found[0, 1], torch.cat([torch.ones(1), angles.cos(), angles.sin()]))
+    five = torch.tensor([1, -1, 1, -1, -1, -1, -1, -1])
+    torch.testing.assert_close(found[0, 1], torch.cat([torch.ones(1), angles.cos(), angles.sin(), five]))
+    every = torch.tensor([[[0, 0, number] for number in places.NUMBERS.values()]], dtype=torch.int8)
+    assert len(places.features_of(every)[0].unique(dim=0)) == len(places.NUMBERS)
 
 
 def test_a_record_tells_the_places_of_all_its_pictures(tmp_path: Path) -> None:
@@ -108,7 +113,7 @@ def test_a_record_tells_the_places_of_all_its_pictures(tmp_path: Path) -> None:
     place = tiny_edit_world.make(tmp_path)
     for seed in range(6):
         one = records.record(np.random.default_rng(seed), place, 64)
-        assert one.places.shape == (records.PICTURES, 2, 4, 4)
+        assert one.places.shape == (records.PICTURES, 3, 4, 4)
         assert (one.places[records.GROUND] == NOTHING).all()
         assert (one.places[records.PORTRAIT] != NOTHING).any()
         assert np.array_equal(one.places[records.FULL], one.places[records.ELSEWHERE])
