@@ -25,7 +25,7 @@ from . import photos, setup, subject_pictures
 from .contact_sheet import Row, save_sheet, thumbnail
 from .progress import Progress
 from .server import ROOT, Prompt, Result, Server, WorkflowError, has_accelerator
-from .stand_ins import MODEL_FILES, PUBLISHED, changed
+from .stand_ins import MODEL_FILES, NOT_FOR_TINY_EDIT, PUBLISHED, TINY_EDIT, changed, tiny_edit_is_there
 
 WORKFLOWS = ROOT / "workflows"
 OUTPUT = ROOT / "demo" / "output"
@@ -59,7 +59,7 @@ def stage(folder: Path, *arguments: str, more: Mapping[str, Path] | None = None,
     """A server, not started yet, with the pack, the tiny model's registration, `more` packs, and every model file that there is."""
     packs = {"ComfyUI-MaskPrompt": ROOT, "tiny-model-registration": ROOT / "demo" / "registration", **(more or {})}
     server = Server(setup.comfyui_path(), folder, packs, arguments, threads)
-    for kind, file in MODEL_FILES.values():
+    for kind, file in (*MODEL_FILES.values(), *TINY_EDIT.items()):
         if file.exists():
             server.add_model(kind, file)
     return server
@@ -98,7 +98,8 @@ def workflow(name: str) -> Prompt:
 
 def paintable(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
     """Those of the workflows for all of whose models the demo has a small one."""
-    return {name: prompt for name, prompt in prompts.items() if not any(entry["class_type"] in PUBLISHED for entry in prompt.values())}
+    missing = NOT_FOR_TINY_EDIT if tiny_edit_is_there() else {*PUBLISHED, *NOT_FOR_TINY_EDIT}
+    return {name: prompt for name, prompt in prompts.items() if not any(entry["class_type"] in missing for entry in prompt.values())}
 
 
 def makers_of(prompt: Prompt) -> list[str]:
@@ -224,6 +225,8 @@ def demo(names: Iterable[str], thumbnails: bool) -> None:
     rows = paint_all(in_order(chosen))
     if others:
         print(f"Not painted, since the demo has no small model for them: {others}.")
+        if not tiny_edit_is_there():
+            print("tiny-edit paints most of them once it is trained and `python -m demo.tiny_edit.files demo` has been run.")
     save_sheet(OUTPUT / "contact-sheet.png", rows)
     for name, pictures in rows if thumbnails else ():
         thumbnail(pictures[0][1], pictures[-1][1]).save(WORKFLOWS / f"{name}.jpg", quality=88)

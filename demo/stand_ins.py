@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from . import setup
+from . import setup, tiny_edit
 from .server import ROOT, Prompt
 
 TINY_MODEL = ROOT / "demo" / "tiny-sd-inpaint.safetensors"
@@ -33,9 +33,18 @@ PUBLISHED: dict[str, dict[str, str]] = {
     "DualCLIPLoader": {"clip_name1": "text_encoders", "clip_name2": "text_encoders"},
     "VAELoader": {"vae_name": "vae"},
 }
-"""The loaders of transformers and their parts: the folder below models/ of each input. The demo has no small model for them yet."""
+"""The loaders of transformers and their parts: the folder below models/ of each input."""
 
-# All that the demo changes in a workflow: (class of the node, its input) to the value for the tiny model.
+TINY_EDIT: dict[str, Path] = {
+    "diffusion_models": ROOT / "demo" / tiny_edit.TRANSFORMER,
+    "text_encoders": ROOT / "demo" / tiny_edit.TEXT,
+    "vae": ROOT / "demo" / tiny_edit.AUTOENCODER,
+}
+"""tiny-edit's files, by the folder below models/. They are there once `python -m demo.tiny_edit.files demo` has written them."""
+NOT_FOR_TINY_EDIT: frozenset[str] = frozenset({"TextEncodeQwenImageEditPlus"})
+"""Nodes that need more than a transformer, a text encoder and a VAE: here a language model that sees."""
+
+# All that the demo changes in a workflow of a checkpoint: (class of the node, its input) to the value for the tiny model.
 CHANGES: dict[tuple[str, str], Any] = {
     ("CheckpointLoaderSimple", "ckpt_name"): TINY_MODEL.name,
     ("MaskPromptLoadSAM", "sam_name"): "mobile_sam.pt",
@@ -84,19 +93,97 @@ CFG: dict[str, float] = {
 """And which CFG: that of the first of these nodes which the workflow has."""
 
 
+# The same for tiny-edit, in a workflow of a transformer.
+EDIT_CHANGES: dict[tuple[str, str], Any] = {
+    **{(name, field): TINY_EDIT[folder].name for name, fields in PUBLISHED.items() for field, folder in fields.items()},
+    ("MaskPromptLoadSAM", "sam_name"): "mobile_sam.pt",
+    ("MaskPromptReferenceRegion", "megapixels"): 0.0625,
+    ("Flux2Scheduler", "steps"): 20,
+    ("CFGGuider", "cfg"): 3.5,
+    ("KSampler", "steps"): 20,
+    ("KSampler", "cfg"): 3.5,
+    ("KSampler", "sampler_name"): "euler",
+    ("KSampler", "scheduler"): "simple",
+}
+EDIT_SIDE = 256
+"""The longer side, in pixels, of what tiny-edit paints."""
+EDIT_SIZES: dict[str, tuple[str, str]] = {
+    "EmptyFlux2LatentImage": ("width", "height"),
+    "EmptySD3LatentImage": ("width", "height"),
+    "Flux2Scheduler": ("width", "height"),
+    "MaskPromptCropAroundBox": ("output_width", "output_height"),
+}
+"""The inputs that say how large a picture is painted."""
+EDIT_NODES: dict[str, str] = {"EmptyFlux2LatentImage": "EmptyLatentImage"}
+"""Nodes that give way to another with the same inputs: FLUX.2's latents have a sixteenth of the picture's side, tiny-edit's an eighth."""
+MEADOW = "in a green meadow"
+EDIT_TEXTS: dict[str, str] = {
+    "a glass of orange juice stands on the wooden table, seen from above, photograph": "fill the box with a doughnut",
+    "a photograph of a meadow in the morning, a red fox on the left and a penguin on the right": (
+        f"a fox on the left and a penguin on the right {MEADOW}"
+    ),
+    "a red fox sitting in a meadow in the morning": f"a fox {MEADOW}",
+    "a penguin standing in a meadow in the morning": f"a penguin {MEADOW}",
+    "a red and white striped star lies on the wooden table beside the cup, photograph": "the thing of the second picture",
+    "a cup of espresso on a red saucer stands on a white marble table in a sunlit garden, photograph": f"the same thing {MEADOW}",
+    "a tabby cat sits on the left, on the right a cup of espresso on a red saucer, on a wooden table by a window, photograph": (
+        "a cat on the left and a mug on the right on brown planks"
+    ),
+    "": "",
+}
+"""What the workflows say, in words that tiny-edit knows."""
+
+
 def changed(prompt: Prompt) -> Prompt:
-    """A copy of an API-format workflow with CHANGES applied; ValueError if a changed input is not a plain value there."""
-    copy: Prompt = json.loads(json.dumps(prompt))
-    for node, entry in copy.items():
-        for (name, field), value in CHANGES.items():
-            if entry["class_type"] != name:
-                continue
-            if isinstance(entry["inputs"].get(field), (list, type(None))):
-                raise ValueError(f"node {node} ({name}) has no input {field!r} to replace: bring demo/stand_ins.py's CHANGES up to date")
-            entry["inputs"][field] = value
+    """A copy of an API-format workflow with what the demo's models need; ValueError if a changed input is not a plain value there."""
+    return (
+        changed_for_tiny_edit(prompt) if "UNETLoader" in {entry["class_type"] for entry in prompt.values()} else changed_for_tiny_sd(prompt)
+    )
+
+
+def changed_for_tiny_sd(prompt: Prompt) -> Prompt:
+    """A copy of a checkpoint's workflow with CHANGES applied."""
+    copy = _with(prompt, CHANGES)
     for entry in copy.values():
         if entry["class_type"] == "KSampler":
             entry["inputs"] |= of_sampler(copy)
+    return copy
+
+
+def changed_for_tiny_edit(prompt: Prompt) -> Prompt:
+    """A copy of a transformer's workflow with EDIT_CHANGES, at a size and in words for tiny-edit; KeyError for a text without any."""
+    copy = _with(prompt, EDIT_CHANGES)
+    for entry in copy.values():
+        inputs = entry["inputs"]
+        across, down = EDIT_SIZES.get(entry["class_type"], ("", ""))
+        if isinstance(inputs.get(across), int) and inputs[across]:
+            inputs[across], inputs[down] = fitted(inputs[across], inputs[down])
+        if entry["class_type"] == "CLIPTextEncode":
+            inputs["text"] = EDIT_TEXTS[inputs["text"]]
+        entry["class_type"] = EDIT_NODES.get(entry["class_type"], entry["class_type"])
+    return copy
+
+
+def fitted(width: int, height: int) -> tuple[int, int]:
+    """The size in the same proportions whose longer side is `EDIT_SIDE`, in multiples of 16."""
+    scale = EDIT_SIDE / max(width, height) / 16
+    return max(1, round(width * scale)) * 16, max(1, round(height * scale)) * 16
+
+
+def tiny_edit_is_there() -> bool:
+    """Says whether all of tiny-edit's files are there."""
+    return all(file.is_file() for file in TINY_EDIT.values())
+
+
+def _with(prompt: Prompt, changes: dict[tuple[str, str], Any]) -> Prompt:
+    copy: Prompt = json.loads(json.dumps(prompt))
+    for node, entry in copy.items():
+        for (name, field), value in changes.items():
+            if entry["class_type"] != name:
+                continue
+            if isinstance(entry["inputs"].get(field), (list, type(None))):
+                raise ValueError(f"node {node} ({name}) has no input {field!r} to replace: bring demo/stand_ins.py up to date")
+            entry["inputs"][field] = value
     return copy
 
 

@@ -81,9 +81,9 @@ class TinyEdit(comfy.supported_models.FluxSchnell):
 
 
 def tiny_text(states: list[dict[str, Any]]) -> bool:
-    """Whether the files of a text encoder are tiny-edit's."""
-    places = states[0].get("text_model.embeddings.position_embedding.weight") if len(states) == 1 else None
-    return places is not None and tuple(places.shape) == (LENGTH, WORDS)
+    """Whether the files of a text encoder are tiny-edit's; a loader of two may name it twice."""
+    places = [state.get("text_model.embeddings.position_embedding.weight") for state in states]
+    return all(found is not None and tuple(found.shape) == (LENGTH, WORDS) for found in places)
 
 
 def register() -> None:
@@ -99,7 +99,7 @@ def register() -> None:
         if not tiny_text(state_dicts):
             return stock(state_dicts, *rest, **more)
         options = {**(more.pop("model_options", None) or {}), "clip_l_class": TinyEditTextModel}
-        clip = stock([whole_words(state) for state in state_dicts], *rest, **more, model_options=options)
+        clip = stock([whole_words(state_dicts[0])], *rest, **more, model_options=options)
         clip.tokenizer = TinyEditTokenizer(embedding_directory=more.get("embedding_directory", rest[0] if rest else None))
         return clip
 

@@ -15,13 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import folders, train
+from . import AUTOENCODER, TEXT, TRANSFORMER, folders, train
 from .latents import CHANNELS, Latents
 from .text import TextEncoder, Vocabulary
 
-TRANSFORMER = "tiny-edit.safetensors"
-TEXT = "tiny-edit-text.safetensors"
-AUTOENCODER = "tiny-edit-vae.safetensors"
 LIMIT = 35 * 10**6
 SMALLEST_FP8 = 2**16
 """Matrices of fewer numbers stay in half precision."""

@@ -84,6 +84,8 @@ def test_a_run_can_be_interrupted(server: Server, prompt: Prompt) -> None:
 def test_the_demo_changes_its_table_and_nothing_else() -> None:
     met = set()
     for prompt in run.workflows().values():
+        if any(entry["class_type"] == "UNETLoader" for entry in prompt.values()):
+            continue
         for node, entry in stand_ins.changed(prompt).items():
             before = prompt[node]
             assert {**entry, "inputs": None} == {**before, "inputs": None}
@@ -96,7 +98,7 @@ def test_the_demo_changes_its_table_and_nothing_else() -> None:
 
 
 def test_a_stale_table_is_noticed() -> None:
-    with pytest.raises(ValueError, match="CHANGES"):
+    with pytest.raises(ValueError, match=r"demo/stand_ins\.py"):
         stand_ins.changed({"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"renamed": "a.safetensors"}}})
 
 

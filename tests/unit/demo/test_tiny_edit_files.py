@@ -68,6 +68,18 @@ def test_load_clip_reads_the_words_as_the_training_does(folder: Path) -> None:
     torch.testing.assert_close(extra["pooled_output"].float(), pooled, atol=2e-3, rtol=1e-2)
 
 
+def test_a_loader_of_two_takes_it_twice(folder: Path) -> None:
+    """As the workflow for FLUX.1 Kontext loads two text encoders."""
+    import comfy.sd
+
+    registration.register()
+    one = load_clip(folder / "fp8" / files.TEXT)
+    two = comfy.sd.load_clip([str(folder / "fp8" / files.TEXT)] * 2, clip_type=comfy.sd.CLIPType.FLUX)
+    found, expected = (clip.encode_from_tokens_scheduled(clip.tokenize("a fox on a beach"))[0] for clip in (two, one))
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1]["pooled_output"], expected[1]["pooled_output"])
+
+
 def test_load_vae_encodes_and_decodes_as_the_training_does(folder: Path) -> None:
     import comfy.sd
     import comfy.utils
