@@ -25,7 +25,7 @@ from . import photos, setup, subject_pictures
 from .contact_sheet import Row, save_sheet, thumbnail
 from .progress import Progress
 from .server import ROOT, Prompt, Result, Server, WorkflowError, has_accelerator
-from .stand_ins import MODEL_FILES, NOT_FOR_TINY_EDIT, PUBLISHED, TINY_EDIT, changed, tiny_edit_is_there
+from .stand_ins import MODEL_FILES, TINY_EDIT, changed, for_tiny_edit, of_transformer, tiny_edit_is_there
 
 WORKFLOWS = ROOT / "workflows"
 OUTPUT = ROOT / "demo" / "output"
@@ -98,8 +98,8 @@ def workflow(name: str) -> Prompt:
 
 def paintable(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
     """Those of the workflows for all of whose models the demo has a small one."""
-    missing = NOT_FOR_TINY_EDIT if tiny_edit_is_there() else {*PUBLISHED, *NOT_FOR_TINY_EDIT}
-    return {name: prompt for name, prompt in prompts.items() if not any(entry["class_type"] in missing for entry in prompt.values())}
+    there = tiny_edit_is_there()
+    return {name: prompt for name, prompt in prompts.items() if not of_transformer(prompt) or (there and for_tiny_edit(prompt))}
 
 
 def makers_of(prompt: Prompt) -> list[str]:

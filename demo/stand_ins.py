@@ -136,9 +136,19 @@ EDIT_TEXTS: dict[str, str] = {
 
 def changed(prompt: Prompt) -> Prompt:
     """A copy of an API-format workflow with what the demo's models need; ValueError if a changed input is not a plain value there."""
-    return (
-        changed_for_tiny_edit(prompt) if "UNETLoader" in {entry["class_type"] for entry in prompt.values()} else changed_for_tiny_sd(prompt)
-    )
+    if of_transformer(prompt):
+        return changed_for_tiny_edit(prompt)
+    return changed_for_tiny_sd(prompt)
+
+
+def of_transformer(prompt: Prompt) -> bool:
+    """Says whether a workflow loads a transformer and its parts, and no checkpoint."""
+    return any(entry["class_type"] in PUBLISHED for entry in prompt.values())
+
+
+def for_tiny_edit(prompt: Prompt) -> bool:
+    """Says whether it is a transformer's workflow in which tiny-edit can stand in."""
+    return of_transformer(prompt) and not any(entry["class_type"] in NOT_FOR_TINY_EDIT for entry in prompt.values())
 
 
 def changed_for_tiny_sd(prompt: Prompt) -> Prompt:

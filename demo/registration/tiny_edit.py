@@ -82,8 +82,8 @@ class TinyEdit(comfy.supported_models.FluxSchnell):
 
 def tiny_text(states: list[dict[str, Any]]) -> bool:
     """Whether the files of a text encoder are tiny-edit's; a loader of two may name it twice."""
-    places = [state.get("text_model.embeddings.position_embedding.weight") for state in states]
-    return all(found is not None and tuple(found.shape) == (LENGTH, WORDS) for found in places)
+    positions = [state.get("text_model.embeddings.position_embedding.weight") for state in states]
+    return bool(positions) and all(found is not None and tuple(found.shape) == (LENGTH, WORDS) for found in positions)
 
 
 def register() -> None:

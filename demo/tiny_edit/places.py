@@ -12,12 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from . import things
 from .scenes import Placed
-from .world import World
+from .world import OUTLINE, World
 
 NOTHING = -128
 """The place of a token that shows no thing."""
@@ -26,26 +25,9 @@ UNIT = 100
 WAVES: tuple[int, ...] = (1, 2, 4)
 BITS = 8
 FEATURES = 1 + 4 * len(WAVES) + BITS
-OUTLINE = 32
-"""Cells of the longer side of a cut-out's outline."""
 
 NUMBERS: dict[str, int] = {code: number - 2 ** (BITS - 1) + 1 for number, code in enumerate((*things.TRAINING, *things.HELD_OUT))}
 """A thing's number, which fits eight bits and is never `NOTHING`."""
-
-_OUTLINES: dict[tuple[int, str], np.ndarray] = {}
-
-
-def outline(world: World, code: str) -> np.ndarray:
-    """Gives where a cut-out is, bool [h, w], its longer side 32 cells."""
-    key = (id(world), code)
-    if key not in _OUTLINES:
-        alpha = world.cut_outs[code][..., 3]
-        ys, xs = np.nonzero(alpha > 127)
-        cut = Image.fromarray(alpha[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1])
-        scale = OUTLINE / max(cut.size)
-        shape = (max(1, round(cut.width * scale)), max(1, round(cut.height * scale)))
-        _OUTLINES[key] = np.asarray(cut.resize(shape, Image.Resampling.BOX)) > 127
-    return _OUTLINES[key]
 
 
 def places_of(world: World, shown: Sequence[Placed], tokens: int, box: Sequence[float] | None = None) -> np.ndarray:
@@ -57,7 +39,7 @@ def places_of(world: World, shown: Sequence[Placed], tokens: int, box: Sequence[
     found = np.full((3, tokens, tokens), NOTHING, np.int8)
     centres = (np.arange(tokens) + 0.5) / tokens
     for thing in shown:
-        inside = outline(world, thing.code)
+        inside = world.outlines[thing.code]
         height, width = inside.shape
         turn = math.radians(thing.tilt)
         right = (centres[None, :] - thing.x) / thing.size

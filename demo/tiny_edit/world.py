@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ EMOJI_PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
 EMOJI_SHA256 = "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"
 SHORT_SIDE = 512
 """Photographs are kept at this many pixels on their short side."""
+OUTLINE = 32
+"""Cells of the longer side of a cut-out's outline."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,19 @@ class World:
 
     cut_outs: dict[str, np.ndarray]
     photographs: dict[str, np.ndarray]
+
+    @cached_property
+    def outlines(self) -> dict[str, np.ndarray]:
+        """Where each cut-out is, by code point: bool [h, w], its longer side 32 cells."""
+        found = {}
+        for code, pixels in self.cut_outs.items():
+            alpha = pixels[..., 3]
+            ys, xs = np.nonzero(alpha > 127)
+            cut = Image.fromarray(alpha[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1])
+            scale = OUTLINE / max(cut.size)
+            shape = (max(1, round(cut.width * scale)), max(1, round(cut.height * scale)))
+            found[code] = np.asarray(cut.resize(shape, Image.Resampling.BOX)) > 127
+        return found
 
     def grounds(self, held_out: bool = False) -> list[str]:
         """The names of the grounds that are there: those of training, or the held-out photographs."""

@@ -52,9 +52,7 @@ COVERED = """(most) => {
 
 QUICK = ("02 Paint an object into a box", "06 Two texts, each in its region")
 """What `nox -s tests` paints. All others are painted by `nox -s thorough`."""
-CHECKPOINTS = [
-    name for name, prompt in run.workflows().items() if not any(node["class_type"] in stand_ins.PUBLISHED for node in prompt.values())
-]
+CHECKPOINTS = [name for name, prompt in run.workflows().items() if not stand_ins.of_transformer(prompt)]
 TEMPLATES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.thorough) for name in CHECKPOINTS]
 
 

@@ -24,9 +24,9 @@ def has(prompt: Prompt, *classes: str) -> bool:
     return set(classes) <= {node["class_type"] for node in prompt.values()}
 
 
-WORKFLOWS = {name: prompt for name, prompt in run.workflows().items() if has(prompt, "UNETLoader")}
+WORKFLOWS = {name: prompt for name, prompt in run.workflows().items() if stand_ins.of_transformer(prompt)}
 KLEIN = sorted(name for name, prompt in WORKFLOWS.items() if has(prompt, "EmptyFlux2LatentImage", "MaskPromptReferenceRegion"))
-PAINTED = sorted(name for name, prompt in WORKFLOWS.items() if not any(has(prompt, one) for one in stand_ins.NOT_FOR_TINY_EDIT))
+PAINTED = sorted(name for name, prompt in WORKFLOWS.items() if stand_ins.for_tiny_edit(prompt))
 
 
 @pytest.fixture(scope="module", autouse=True)
