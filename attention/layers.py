@@ -35,7 +35,7 @@ def layers_of(unet: Any) -> tuple[Layer, ...]:
     if not found:
         raise TypeError(
             f"this model ({type(unet).__name__}) is not a UNet with attention layers. "
-            "MaskPrompt's attention nodes take SD 1.5, SD 2.1 and SDXL models, and their inpainting forms."
+            "This node takes SD 1.5, SD 2.1 and SDXL models, and their inpainting forms."
         )
     return tuple(found)
 

@@ -45,7 +45,8 @@ class PromptRegionNode(io.ComfyNode):
             category="MaskPrompt/Regions",
             description="Lets a text of its own act in one region of the picture, beside the prompt that goes into the sampler. Chain as "
             "many as you like on the model's line; regions may overlap. For transformers such as FLUX, Qwen-Image, Z-Image, SD 3, Krea 2, "
-            "Anima and Wan in one pass, at the speed of the plain model; for SD 1.5, SD 2.1 and SDXL in passes of their own, or in one.",
+            "Anima and Wan in one pass, at nearly the speed of the plain model; for SD 1.5, SD 2.1 and SDXL in passes of their own, or "
+            "in one.",
             search_aliases=[
                 "regional", "regional prompt", "regional conditioning", "attention couple", "area prompt", "conditioning mask",
                 "latent couple", "mask prompt", "prompt by region",

@@ -32,8 +32,8 @@ def check_inpainting(model: Any) -> None:
     channels, found = _channels(model)
     if channels != 9:
         raise ValueError(
-            f"DreamCom needs an inpainting checkpoint, whose UNet takes 9 channels; this one {found}. Load one such as "
-            "sd-v1-5-inpainting.ckpt, or SDXL's inpainting UNet."
+            f"Train a Subject needs an inpainting checkpoint, whose UNet takes 9 channels; this one {found}. Load one such as "
+            "sd-v1-5-inpainting.safetensors, or SDXL's inpainting UNet."
         )
 
 

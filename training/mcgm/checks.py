@@ -44,7 +44,7 @@ def scene_of(image: Tensor, marks: Tensor, options: Options) -> Scene:
     if len(marked) != len(options.words):
         raise ValueError(
             f"{_counted(len(options.words), 'word')} ({', '.join(options.words)}) but {_counted(len(marked), 'mask')}: give one mask for "
-            "each word, in the same order, as a batch (SAM Mask makes one for each object; core's Mask Batch nodes join several)."
+            "each word, in the same order, as a batch (SAM Mask makes one for each object; core's Batch Masks joins several)."
         )
     for number, (mask, word) in enumerate(zip(marked, options.words, strict=True), 1):
         if int((mask > 0.5).sum()) < SMALLEST:
