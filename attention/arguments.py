@@ -12,17 +12,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Arguments:
-    """A call of `forward` that can be read and changed by name. `more` is the name under which it takes further keywords."""
+    """A call of `forward` that can be read and changed by name. `more` is the name under which it takes further keywords.
+
+    `in_order` are the names of those that were given without a name: other packs' wrappers look for theirs among these.
+    """
 
     bound: inspect.BoundArguments
     more: str | None
+    in_order: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """Raises TypeError if the call does not fit `forward`."""
         signature = inspect.signature(forward)
         keywords = [name for name, parameter in signature.parameters.items() if parameter.kind is inspect.Parameter.VAR_KEYWORD]
-        return cls(signature.bind(*args, **kwargs), keywords[0] if keywords else None)
+        bound = signature.bind(*args, **kwargs)
+        return cls(bound, keywords[0] if keywords else None, frozenset(signature.bind_partial(*args).arguments))
 
     def get(self, name: str, default: Any = None) -> Any:
         """The argument's value; the default too if it is None."""
@@ -89,4 +94,17 @@ class Arguments:
         return int(self.get("x").shape[0]) // len(self._halves)
 
     def call(self, function: Callable[..., Any]) -> Any:
-        return function(*self.bound.args, **self.bound.kwargs)
+        """Calls `function` with the arguments as they were given: without a name what came without one."""
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for name, value in self.bound.arguments.items():
+            kind = self.bound.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_KEYWORD:
+                kwargs |= value
+            elif kind is inspect.Parameter.VAR_POSITIONAL:
+                args += value
+            elif name in self.in_order:
+                args.append(value)
+            else:
+                kwargs[name] = value
+        return function(*args, **kwargs)

@@ -17,13 +17,12 @@ from torch import Tensor
 from .arguments import Arguments
 from .grid import Size
 from .layers import Layer, is_unet, layers_of
-from .rows import Row, remember_view, rows_of
+from .rows import KEY, Row, remember_halves, remember_view, rows_of
 
 Kind = Literal["self", "cross"]
 Half = Literal["both", "positive", "negative"]
 Inner = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-KEY = "maskprompt"
 SLOTS: dict[Kind, str] = {"self": "attn1", "cross": "attn2"}
 
 
@@ -92,6 +91,8 @@ class Chain:
 
     patches: tuple[Any, ...]
     _plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    came: set[type] = field(default_factory=set[type], compare=False, repr=False)
+    """The classes of transformers whose attention came by."""
 
     def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         from . import families, region_passes
@@ -215,6 +216,8 @@ def install(model: Any, *patches: Scoped) -> Any:
         clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, whole.around)
     clone.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
     clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, remember_view)
+    clone.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY)
+    clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, remember_halves)
     return clone
 
 

@@ -225,9 +225,12 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
     options = arguments.get("transformer_options", {})
     beneath = options.get("optimized_attention_override")
     state = Run(model, family, family.scene(model, arguments), latent, sigma, rows, prompt, parts, regions, patches, beneath, plans)
-    arguments = arguments.having(transformer_options={**options, "optimized_attention_override": state})
+    options = {**family.announced(model, options), "optimized_attention_override": state}
+    arguments = arguments.having(transformer_options=options)
     result = arguments.call(executor)
-    if state.count == 0:
+    if state.count:
+        chain.came.add(type(model))
+    elif type(model) not in chain.came:  # else another node answers a step by what it kept of an earlier one (TeaCache and the like)
         raise RuntimeError(
             f"the attention of this model ({type(model).__name__}) never came by MaskPrompt: another node replaces it, or this ComfyUI "
             "runs it in another way. A mask would not act; bypass that node, or MaskPrompt's."

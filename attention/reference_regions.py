@@ -6,8 +6,9 @@ ours. When the model runs, the chain finds it there by the very tensor (`of_cond
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ REGIONS = "maskprompt_references"
 """Our key: a list of ReferenceRegion."""
 MOST_REFERENCES = 48
 _ELSE, _HIDDEN, _CELLS = 0, 998, 1000
+_NUMBERS = itertools.count()
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,8 @@ class ReferenceRegion:
     strength: float = 1.0
     sigma_start: float = float("inf")
     sigma_end: float = 0.0
+    number: int = field(default_factory=_NUMBERS.__next__, repr=False)
+    """Which no other has, also after this one is gone: what is kept of it is kept by its number."""
 
     def index(self, image: int) -> tuple[int, int]:
         """Which of its shown parts and which of its masks belong to a picture of the batch."""
@@ -198,7 +202,7 @@ def _placed(region: ReferenceRegion, row: Row, latent: Size, grid: Grid, sigma: 
             cells, cells_key = None, None
     if cells is None and region.strength == 1 and bool(tokens.all()):
         return None
-    return PlacedReference(tokens, cells, (id(region), part, cells_key), region.strength)
+    return PlacedReference(tokens, cells, (region.number, part, cells_key), region.strength)
 
 
 def check(references: Sequence[ReferenceRegion | None], spans: Sequence[Span]) -> None:

@@ -14,9 +14,17 @@ from . import compiled, context_window
 from .grid import Size, Window
 from .reference_regions import ReferenceRegion, of_conditioning
 
+KEY = "maskprompt"
+"""Under this key all of our wrappers stand."""
 VIEW = "maskprompt_view"
+HALVES = "maskprompt_halves"
+"""The option that tells which half of CFG each conditioning belongs to, by its uuid."""
 PROMPT = "maskprompt_prompt"
 """The option that tells how many of a UNet's words are the prompt's, where regions' words follow them."""
+
+
+Frames = tuple[tuple[int, ...], int]
+"""The latent frames that are seen, and their number in all."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Row:
     half: int
     image: int
     window: Window
-    frames: tuple[tuple[int, ...], int] | None = None
+    frames: Frames | None = None
     references: tuple[ReferenceRegion | None, ...] = ()
 
 
@@ -39,15 +47,17 @@ class View:
     """The whole latent's size, the area of every conditioning that has one (Conditioning Set Area) by its uuid, and what a call sees
     without one (all, or a context window's rows or columns).
 
-    By uuid too: how many words a text has, and who sees a prompt's references. `frames` are those of a context window.
+    By uuid too: how many words a text has, who sees a prompt's references, and the frames of an area in time. `frames` are those of a
+    context window.
     """
 
     latent: Size
     areas: dict[Any, Window]
     seen: Window | None = None
     texts: dict[Any, int] = field(default_factory=dict[Any, int])
-    frames: tuple[tuple[int, ...], int] | None = None
+    frames: Frames | None = None
     references: dict[Any, tuple[ReferenceRegion | None, ...]] = field(default_factory=dict[Any, tuple[ReferenceRegion | None, ...]])
+    times: dict[Any, Frames] = field(default_factory=dict[Any, Frames])
 
 
 def rows_of(options: dict[str, Any], batch: int, size: Size) -> tuple[Size, tuple[Row, ...]]:
@@ -56,6 +66,7 @@ def rows_of(options: dict[str, Any], batch: int, size: Size) -> tuple[Size, tupl
     Raises RuntimeError where a call shows only a part of the latent and nothing tells which.
     """
     halves = options.get("cond_or_uncond") or [0]
+    named: dict[Any, int] = options.get(HALVES) or {}
     images = context_window.pictures(options, batch // len(halves))
     view: View | None = options.get(VIEW)
     latent = size if view is None else view.latent
@@ -67,22 +78,57 @@ def rows_of(options: dict[str, Any], batch: int, size: Size) -> tuple[Size, tupl
             "another node runs the model without saying which prompt is which, so it is not known where the reference pictures act. Bypass "
             "that node, or Reference Region."
         )
-    for chunk, half in enumerate(halves):
-        window = view.areas.get(uuids[chunk]) if view is not None and chunk < len(uuids) else None
-        references = view.references.get(uuids[chunk], ()) if view is not None and chunk < len(uuids) else ()
-        window = window or seen
+    for chunk, place in enumerate(halves):
+        uuid = uuids[chunk] if chunk < len(uuids) else None
+        half = named.get(uuid, place)
+        window = (None if view is None else view.areas.get(uuid)) or seen
+        references = () if view is None else view.references.get(uuid, ())
+        frames = None if view is None else view.times.get(uuid, view.frames)
         if window[2:] != size:
             raise RuntimeError(
                 f"a node paints this picture in tiles or crops ({size[1] * 8}x{size[0] * 8} of {latent[1] * 8}x{latent[0] * 8} pixels) "
                 "without saying which, so a mask cannot be placed. Bypass the tiling node, or MaskPrompt's."
             )
-        rows += [Row(half, image, window, None if view is None else view.frames, references) for image in images]
+        rows += [Row(half, image, window, frames, references) for image in images]
     return latent, tuple(rows)
+
+
+def remember_halves(executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Any:
+    """Wrapper of a guider's `predict_noise`: notes which conditionings are the positive prompt.
+
+    Their order in a call does not tell: Dual CFG Guider runs the negative first, and Self-Attention Guidance the negative alone. Of those
+    that stand in both halves (ComfyUI gives the negative a copy of a positive one's area) it has to tell.
+    """
+    conds: dict[str, Any] = getattr(executor.class_obj, "conds", None) or {}
+    named = {name: {cond["uuid"] for cond in entries or () if "uuid" in cond} for name, entries in conds.items()}
+    positive = named.pop("positive", set[Any]())
+    others = set[Any]().union(*named.values()) if positive else set[Any]()
+    halves = dict.fromkeys(positive - others, 0) | dict.fromkeys(others - positive, 1)
+    options = {**model_options.get("transformer_options", {}), HALVES: halves}
+    return executor(x, timestep, {**model_options, "transformer_options": options}, seed)
+
+
+def innermost(options: dict[str, Any]) -> dict[str, Any]:
+    """Gives transformer options in which our wrappers around the model stand innermost, as near the model as they can.
+
+    So a node that answers for the model (EasyCache) does so for its own pass of the model, whatever the order in the graph.
+    """
+    from comfy.patcher_extension import WrappersMP
+
+    wrappers = dict(options.get("wrappers", {}))
+    for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.APPLY_MODEL):
+        if KEY in wrappers.get(kind, {}):
+            others = {key: found for key, found in wrappers[kind].items() if key != KEY}
+            wrappers[kind] = {**others, KEY: wrappers[kind][KEY]}
+    return {**options, "wrappers": wrappers}
 
 
 def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> Any:
     """Wrapper of `calc_cond_batch`: notes the whole latent and the areas, which ComfyUI crops away before the UNet runs."""
     height, width = x.shape[-2:]
+    times: dict[Any, Frames] = {}
+    options = model_options.get("transformer_options", {})
+    frames = context_window.frames(options, x.ndim)
     areas: dict[Any, Window] = {}
     texts: dict[Any, int] = {}
     references: dict[Any, tuple[ReferenceRegion | None, ...]] = {}
@@ -98,10 +144,12 @@ def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Te
             area_height, area_width = cond["area"][:half][-2:]
             top, left = cond["area"][half:][-2:]
             areas[cond["uuid"]] = (top, left, min(height - top, area_height), min(width - left, area_width))
-    options = model_options.get("transformer_options", {})
+            if half == 3 and x.ndim == 5:
+                shown, total = frames or (tuple(range(x.shape[2])), x.shape[2])
+                times[cond["uuid"]] = (shown[cond["area"][3] :][: cond["area"][0]], total)
     latent, seen = context_window.place(options, (height, width), x.ndim)
     if areas and latent != (height, width):
         raise RuntimeError(f"a prompt's area and {context_window.SIDEWAYS} meet: where a mask lies is not known. Bypass one of the nodes.")
-    options = {**options, VIEW: View(latent, areas, seen, texts, context_window.frames(options, x.ndim), references)}
+    options = {**innermost(options), VIEW: View(latent, areas, seen, texts, frames, references, times)}
     with compiled.as_it_must_run(model_options):
         return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})

@@ -29,7 +29,7 @@ EMPTY = (
     "bypass this node."
 )
 SOME_EMPTY = "Prompt Region: %d of %d masks are empty; there the region's text does not act."
-UNUSED_OPTIONS = ("area", "mask", "control", "reference_latents", "gligen", "concat_latent_image")
+UNUSED_OPTIONS = ("area", "mask", "control", "reference_latents", "gligen", "concat_latent_image", "hooks")
 """What a region's CONDITIONING may carry beside its words, and what does not act here."""
 
 
@@ -116,12 +116,20 @@ class PromptRegionNode(io.ComfyNode):
         region = RegionMask(inputs.region_masks(mask, EMPTY, SOME_EMPTY))
         share = float(inputs.is_unet(model)) if own_pass < 0 else own_pass
         patches: list[PromptRegion] = []
+        inputs.noise_levels(model, start_percent, end_percent, "region")
         for words, options in entries(text):
             # A text that acts in a part of the sampling only (Conditioning Set Timestep Range) does so here too.
             start, end = max(start_percent, options.get("start_percent", 0.0)), min(end_percent, options.get("end_percent", 1.0))
+            if start > end:
+                continue
             scope = chain.Scope(None, *inputs.noise_levels(model, start, end, "region"), apply_to)
             own_until = inputs.noise_levels(model, 0.0, share, "region")[1] if share else math.inf
             patches.append(PromptRegion(words, region, strength, base == OUTSIDE, apart, options, scope, own_until))
+        if not patches:
+            raise ValueError(
+                f"none of the region's texts acts between start_percent ({start_percent:g}) and end_percent ({end_percent:g}): their own "
+                "parts of the sampling (Conditioning Set Timestep Range) lie outside. Widen one or the other."
+            )
         return io.NodeOutput(prompt_regions.install(model, *patches))
 
 

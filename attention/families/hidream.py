@@ -76,6 +76,9 @@ class HiDream:
         words: Counted = ("words", llama.shape[1], 0, 1)
         return Scene(text.shape[1], grid, rows, (words, words))
 
+    def announced(self, model: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        return options
+
     def seen(self, model: Any, scene: Scene, options: Mapping[str, Any], count: int, queries: int, keys: int) -> Seen | None:
         """Its blocks do not tell which they are, so they are counted."""
         layers = self.layers(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
 from torch import Tensor
 
@@ -92,6 +92,10 @@ class Family(Protocol):
         """What the call shows before the model runs."""
         ...
 
+    def announced(self, model: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Options under which each call of attention tells what `seen` has to know; most models tell it by themselves."""
+        ...
+
     def seen(self, model: Any, scene: Scene, options: Mapping[str, Any], count: int, queries: int, keys: int) -> Seen | None:
         """What one call of attention shows: the `count`th of this run, with so many tokens.
 
@@ -117,6 +121,9 @@ class OneStream:
 
     def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
         return with_words(arguments, words[0], self.argument)
+
+    def announced(self, model: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        return options
 
 
 def is_class(model: Any, module: str, *names: str) -> bool:
@@ -176,7 +183,7 @@ def layout_of(grid: Grid, tokens: int, what: str, *counted: Counted) -> Layout:
     return Layout(spans, spans, grid)
 
 
-def refuse(what: str, queries: int, keys: int, expected: str) -> None:
+def refuse(what: str, queries: int, keys: int, expected: str) -> NoReturn:
     """Raises UnreadableError in words."""
     raise UnreadableError(
         f"MaskPrompt does not know what the {queries} tokens and {keys} keys of {what} are: expected were {expected}. Another node adds or "

@@ -1,11 +1,12 @@
 """SD 3 and 3.5: words, then picture; some blocks of 3.5-medium let the picture see itself once more.
 
-Its model asks no DIFFUSION_MODEL wrappers and tells no block, so the chain stands around `apply_model`, and blocks are counted.
+Its model asks no DIFFUSION_MODEL wrappers, so the chain stands around `apply_model`. It tells no block, and nodes leave some out (Skip
+Layer Guidance), so each block that runs is made to tell which it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +17,10 @@ from . import reader
 from .reader import OneStream, Scene, Seen
 
 TEXT = "c_crossattn"
+BLOCK = "maskprompt_block"
+"""The option by which a block tells its number."""
+SLOT = "double_block"
+"""The name under which ComfyUI looks for a block's replacement."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +45,36 @@ class SD3(OneStream):
         grid = reader.grid_of(arguments.get("x"), int(model.patch_size))
         return Scene(arguments.get(TEXT).shape[1], grid, (("other", registers),) if registers else ())
 
+    def announced(self, model: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        replacements = options.get("patches_replace", {})
+        blocks = dict(replacements.get("dit", {}))
+        for number in range(len(model.joint_blocks)):
+            blocks[SLOT, number] = Told(number, blocks.get((SLOT, number)))
+        return {**options, "patches_replace": {**replacements, "dit": blocks}}
+
     def seen(self, model: Any, scene: Scene, options: Mapping[str, Any], count: int, queries: int, keys: int) -> Seen | None:
-        calls = [(index, whole) for index, block in enumerate(model.joint_blocks) for whole in _calls(block)]
-        if count >= len(calls) or queries != keys:
-            reader.refuse("a layer", queries, keys, f"{len(calls)} calls in all")
-        index, joint = calls[count]
-        words: tuple[Counted, ...] = (*scene.before, ("words", scene.words)) if joint else ()
+        number = options.get(BLOCK)
         cells = reader.cells_in(scene.grid)
-        layout = reader.layout_of(scene.grid, keys, f"layer joint {index}", *words, ("cells", cells))
-        return Seen(("joint", index, 0), index, len(model.joint_blocks), layout)
+        if number is None or queries != keys:
+            reader.refuse("a layer", queries, keys, f"those of one of {len(model.joint_blocks)} blocks that tell their number")
+        words: tuple[Counted, ...] = () if queries == cells else (*scene.before, ("words", scene.words))
+        layout = reader.layout_of(scene.grid, keys, f"layer joint {number}", *words, ("cells", cells))
+        return Seen(("joint", number, 0), number, len(model.joint_blocks), layout)
 
 
-def _calls(block: Any) -> tuple[bool, ...]:
-    """A block's calls of attention: with the words, and in some blocks a second one without."""
-    return (True, False) if block.x_block.x_block_self_attn else (True,)
+@dataclass(frozen=True)
+class Told:
+    """What ComfyUI calls in place of a block: the block, or another node's replacement of it, told its number."""
+
+    number: int
+    beneath: Callable[..., Any] | None
+
+    def __call__(self, given: Mapping[str, Any], more: Mapping[str, Any]) -> Any:
+        def block(given: Mapping[str, Any]) -> Any:
+            options = {**given["transformer_options"], BLOCK: self.number}
+            return more["original_block"]({**given, "transformer_options": options})
+
+        return block(given) if self.beneath is None else self.beneath(given, {**more, "original_block": block})
 
 
 FAMILY = SD3()

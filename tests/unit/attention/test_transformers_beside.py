@@ -103,17 +103,15 @@ def test_an_attention_mask_of_cores_own_is_refused_in_words() -> None:
 
 
 def test_an_override_that_pushes_ours_out_while_sampling_is_noticed() -> None:
-    """Set inside our wrapper, where it cannot be wrapped: the region would be lost in silence."""
-    from comfy.patcher_extension import WrappersMP
-
-    def pushing(executor: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, dict) and "optimized_attention_override" in value:
-                value["optimized_attention_override"] = lambda func, *given, **more: func(*given, **more)
-        return executor(*args, **kwargs)
-
+    """Set inside the model, where it cannot be wrapped: the region would be lost in silence."""
     patched = chain.install(FLUX.model(), *regions(FLUX, (8, 8)))
-    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "another", pushing)
+    forward = patched.get_model_object("diffusion_model.forward_orig")
+
+    def pushing(*args: Any, transformer_options: dict[str, Any], **kwargs: Any) -> torch.Tensor:
+        other = {**transformer_options, "optimized_attention_override": lambda func, *given, **more: func(*given, **more)}
+        return forward(*args, transformer_options=other, **kwargs)
+
+    patched.add_object_patch("diffusion_model.forward_orig", pushing)
     with pytest.raises(RuntimeError, match="never came by MaskPrompt"):
         sample(patched, FLUX, (8, 8), text_of(FLUX))
 
