@@ -13,6 +13,8 @@ from .masks import Box, depth
 
 Sides = tuple[int, int, int, int]
 """Pixels at the left, top, right and bottom."""
+COARSE = (16, 32)
+"""How many pixels one of the latent's makes, along a side, in VAEs that are coarser than the 8 which pieces are made for."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Crop:
     """A piece of a picture: its place, and the mask [B, h, w] in the place's pixels.
 
     The picture has `height` x `width` pixels and was `extended` by so many more (left, top, right, bottom) before it was cut; the place is
-    in the extended picture's pixels, and may reach over its edge, where the mask is 0.
+    in the extended picture's pixels, and may reach over its edge, where the mask is 0. `size` is the height and width that the piece was
+    handed on with, None if it is not known.
     """
 
     place: Box
@@ -28,6 +31,7 @@ class Crop:
     width: int
     mask: Tensor
     extended: Sides = (0, 0, 0, 0)
+    size: tuple[int, int] | None = None
 
     @property
     def inner(self) -> Box:
@@ -145,6 +149,30 @@ def scale(picture: Tensor, height: int, width: int) -> Tensor:
         return picture
     resized = F.interpolate(picture.movedim(-1, 1).float(), size=(height, width), mode="bicubic", antialias=True)
     return resized.clamp(0, 1).movedim(1, -1).to(picture.dtype)
+
+
+def uncut(piece: Tensor, under: Tensor, crop: Crop) -> Tensor:
+    """Gives a painted piece [B, h, w, 3 or 4] back the edges that a VAE cut off it, as they are `under` it in its place [B, H, W, C].
+
+    A VAE that makes one latent pixel of 16 or of 32 (FLUX.2, Wan 2.2) cuts a piece of another size to whole ones, evenly on both sides;
+    stretched over its place it would be zoomed and shifted. Where the piece fits the picture outside of the mask better as it is, or is
+    of another size, it is given as it is.
+    """
+    height, width = piece.shape[1:3]
+    if crop.size is None or (height, width) == crop.size:
+        return piece
+    if not any((height, width) == (crop.size[0] // step * step, crop.size[1] // step * step) for step in COARSE):
+        return piece
+    colours = min(3, under.shape[-1])
+    count = max(len(under), len(piece))
+    given = piece[torch.arange(count) % len(piece)][..., :colours]
+    place = under[torch.arange(count) % len(under)][..., :colours]
+    whole = scale(place, *crop.size).to(given).clone()
+    top, left = (crop.size[0] - height) // 2, (crop.size[1] - width) // 2
+    whole[:, top : top + height, left : left + width] = given
+    outside = crop.outside[torch.arange(count) % len(crop.mask)]
+    stretched_off, cut_off = ((scale(one, *place.shape[1:3]).to(place) - place).abs().mean(-1)[outside].mean() for one in (given, whole))
+    return piece if bool(stretched_off < cut_off) else whole
 
 
 def feathered(mask: Tensor, pixels: int, borders: tuple[bool, bool, bool, bool] = (True, True, True, True)) -> Tensor:

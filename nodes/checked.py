@@ -87,8 +87,11 @@ def _declared(cls: Any) -> tuple[str, bool, dict[str, Any]]:
 
 
 def _each(value: Any, declared: Any, node: str, lists: bool) -> Any:
+    """A value by its declaration, or each of a list. Of an optional list what brings nothing (a switch that is off) is left out."""
     if not lists:
         return _one(value, declared, node, lists)
+    if isinstance(value, (list, tuple)) and declared.optional and getattr(declared, "default", None) is None:
+        value = [one for one in value if one is not None]
     return [_one(one, declared, node, lists) for one in value] if isinstance(value, (list, tuple)) else value
 
 

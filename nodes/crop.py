@@ -156,7 +156,7 @@ class CropAroundBox(io.ComfyNode):
                 "mask, or leave bboxes unwired and box empty."
             )
         piece = crops.scale(crops.cut(crops.extended(picture, sides), place), *size)
-        info = crops.Crop(place, height, width, cut_mask, sides)
+        info = crops.Crop(place, height, width, cut_mask, sides, size)
         return io.NodeOutput(piece, resize(cut_mask, *size), info, ui=received(picture, cls.hidden))
 
 

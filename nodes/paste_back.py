@@ -78,6 +78,7 @@ class PasteBack(io.ComfyNode):
                 f"{place['width']}x{place['height']}: their shapes differ. Wire what was painted on the crop."
             )
         under = crops.cut(crops.extended(picture, crop.extended), place)
+        piece = crops.uncut(piece, under, crop)
         mended, reports = mend.mended(under, piece, crop.outside, undo != OFF, undo == PLACE_AND_TINT, bool(match_colour))
         text = _in_words(reports, undo)
         say(cls.hidden.unique_id if cls.hidden else None, text)

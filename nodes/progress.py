@@ -6,7 +6,8 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -150,6 +151,13 @@ def free_disk() -> int | None:
         return None
 
 
+def begun(method: str, resume: bool) -> Callable[[Sequence[str]], bool]:
+    """Says of a method's trainings, by the fingerprints of their phases, whether there is a state of the last; of none without `resume`."""
+    from ..training.engine import checkpoint
+
+    return lambda prints: resume and checkpoint.begun(checkpoint.named(state_folder(), method, prints[0]), prints)
+
+
 def train(job: Job[Result], progress: TrainingProgress, preview_every: int, resume: bool) -> tuple[Progress, Result]:
     """Runs a job from its states on, or anew; how it went, and what leaves.
 
@@ -163,6 +171,7 @@ def train(job: Job[Result], progress: TrainingProgress, preview_every: int, resu
     states = job.state_files(state_folder())
     if not resume:
         checkpoint.discard(states)
+        states = tuple(replace(state, anew=True) for state in states)  # one that another training builds on is still there
     disk = room(job.disk, free_disk())
     log.info("%s", disk)
     progress.notes = (*job.doubts, disk)

@@ -98,11 +98,13 @@ class TrainDreamCom(io.ComfyNode):
     @classmethod
     def _trained(cls, pictures: Sequence[Reference], options: Options, given: dict[str, Any]) -> tuple[Progress, Learned]:
         """How it went, and what was learned."""
-        from ..training.dreamcom.job import prepare
+        from ..training.dreamcom.job import DreamCom, prepare
 
         shown = progress.TrainingProgress(cls.hidden.unique_id, options.steps)
-        job = prepare(given["model"], given["clip"], given["vae"], pictures, options, shown.tell, disk=progress.free_disk())
-        return progress.train(job, shown, given.get("preview_every", 100), given.get("resume", True))
+        resume = given.get("resume", True)
+        beside = {"disk": progress.free_disk(), "begun": progress.begun(DreamCom.method, resume)}
+        job = prepare(given["model"], given["clip"], given["vae"], pictures, options, shown.tell, **beside)
+        return progress.train(job, shown, given.get("preview_every", 100), resume)
 
 
 NODES: list[type[io.ComfyNode]] = [TrainDreamCom]

@@ -120,10 +120,11 @@ class TrainMCGM(io.ComfyNode):
     ) -> tuple[dict[str, torch.Tensor], Any, Any, list[float]]:  # fmt: skip
         """What was learned, what was saved of it, the mask encoder, and how the loss went."""
         from ..training.engine import checkpoint
-        from ..training.mcgm.job import prepare
+        from ..training.mcgm.job import MCGM, prepare
 
         shown = progress.TrainingProgress(cls.hidden.unique_id, options.steps + options.weight_steps)
-        job = prepare(model, clip, vae, image, masks, options, shown.tell, disk=progress.free_disk())
+        beside = {"disk": progress.free_disk(), "begun": progress.begun(MCGM.method, resume)}
+        job = prepare(model, clip, vae, image, masks, options, shown.tell, **beside)
         done, learned = progress.train(job, shown, preview_every, resume)
         about, encoder = cls._saved(name, options, learned)
         checkpoint.discard(job.state_files(progress.state_folder()))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence, Set
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 from torch import Tensor
@@ -65,32 +67,37 @@ def save(
     `root`: a models folder, in place of ComfyUI's own ones.
 
     Without a mask encoder (Break-A-Scene) there is no file in models/mcgm. OSError or safetensors' error where a file cannot be written;
-    those already written are then taken away again.
+    then none is there that was not, and what was there is as it was.
     """
-    written: list[Path] = []
-    try:
+    *embeddings, lora_path, encoder_path = paths(name, words, root)
+    with _in_place([*embeddings, lora_path, encoder_path]) as unfinished:
         found: list[Handle] = []
-        *embeddings, lora_path, encoder_path = paths(name, words, root)
         for number, (word, path) in enumerate(zip(words, embeddings, strict=True)):
             own = vectors(number)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            written.append(path)
-            handles.save(str(path.parent), path.stem, own, word)
+            handles.save(str(unfinished[path].parent), path.stem, own, word)
             found.append(Handle(path.stem, word, handles.fingerprint(own)))
         about = About(tuple(found), lora_path.name, base)
-        lora_path.parent.mkdir(parents=True, exist_ok=True)
-        written.append(lora_path)
-        files.write_weights(lora_path, lora, {"format": "pt", "maskprompt": "mcgm", "words": ", ".join(words)})
+        told = {"format": "pt", "maskprompt": "mcgm", "words": ", ".join(words)}
+        files.write_weights(unfinished[lora_path], lora, told)
         if encoder is None:
             return about, None
-        encoder_path.parent.mkdir(parents=True, exist_ok=True)
-        written.append(encoder_path)
-        mask_encoder_file.save(encoder, about, str(encoder_path))
-        return about, mask_encoder_file.load(str(encoder_path))
-    except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
-        raise
+        mask_encoder_file.save(encoder, about, str(unfinished[encoder_path]))
+        return about, mask_encoder_file.load(str(unfinished[encoder_path]))
+
+
+@contextlib.contextmanager
+def _in_place(targets: Sequence[Path]) -> Iterator[dict[Path, Path]]:
+    """Gives a path for each target, in a folder beside it, and puts what was written there in its place once all of it was written."""
+    with contextlib.ExitStack() as stack:
+        folders: dict[Path, Path] = {}
+        for folder in dict.fromkeys(target.parent for target in targets):
+            folder.mkdir(parents=True, exist_ok=True)
+            folders[folder] = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=".maskprompt-")))
+        unfinished = {target: folders[target.parent] / target.name for target in targets}
+        yield unfinished
+        for target, written in unfinished.items():
+            if written.exists():
+                written.replace(target)
 
 
 def _handle_names(name: str, words: Sequence[str]) -> list[str]:

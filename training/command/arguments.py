@@ -9,9 +9,6 @@ from typing import Any
 
 from ..engine.options import Option, described
 
-SMALLEST = 1e-12
-"""Of a rate that is given: a node's 0, for the usual one, is left out here."""
-
 
 def number(kind: type[int] | type[float] = int, lowest: float = 0, highest: float = math.inf, multiple: int = 1) -> Callable[[str], float]:
     """Reads a number from `lowest` to `highest` for argparse."""
@@ -25,6 +22,16 @@ def number(kind: type[int] | type[float] = int, lowest: float = 0, highest: floa
 
     read.__name__ = "number" if kind is float else "whole number"
     return read
+
+
+def usual_or(read: Callable[[str], float]) -> Callable[[str], float | None]:
+    """Reads what `read` reads, and 0, which is the usual value, as None."""
+
+    def value(text: str) -> float | None:
+        return read(text) or None
+
+    value.__name__ = "number"
+    return value
 
 
 def general_options() -> argparse.ArgumentParser:
@@ -91,5 +98,5 @@ def _reading(default: Any, about: Option) -> dict[str, Any]:
     if isinstance(default, int):
         return {"type": number(int, lowest, multiple=int(about.step or 1))}
     if default is None:
-        return {"type": number(float, SMALLEST)}
+        return {"type": usual_or(number(float))}
     return {"type": number(float, lowest, math.inf if about.highest is None else about.highest)}

@@ -28,7 +28,10 @@ def find_comfyui(given: str | None) -> Path:
 
 
 def start_comfyui(folder: Path, cpu: bool) -> None:
-    """Puts ComfyUI on the path. Its own options stay at their defaults: it reads no command line unless its main.py asks it to."""
+    """Puts ComfyUI on the path, and knows the models that its extra_model_paths.yaml names.
+
+    Its own options stay at their defaults: it reads no command line unless its main.py asks it to.
+    """
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
@@ -36,6 +39,9 @@ def start_comfyui(folder: Path, cpu: bool) -> None:
 
         args.cpu = args.cpu or cpu
         importlib.import_module("comfy.sd")
+        shared = folder / "extra_model_paths.yaml"
+        if shared.is_file():  # as its main.py does
+            importlib.import_module("utils.extra_config").load_extra_path_config(str(shared))
     except ImportError as error:
         raise ValueError(f"ComfyUI in {folder} does not start ({error}): run train.py with the Python that runs ComfyUI.") from error
 

@@ -44,7 +44,7 @@ def train(work: Work) -> None:
     pictures = folder.load(Path(given.pictures).expanduser())
     model, clip, vae = work.checkpoint()
     values = {name: getattr(given, name) for name in names(Options)} | {"token": given.token.strip(), "noun": given.noun.strip()}
-    job = prepare(model, clip, vae, pictures, Options(**values), work.tell, work.processes.number, work.free_disk())
+    job = prepare(model, clip, vae, pictures, Options(**values), work.tell, work.processes.number, work.free_disk(), work.begun)
     _, learned = work.train(job, job.states(work.state, given.save_every))
     work.save(learned.lora, {**learned.about, "base": Path(given.checkpoint).name, "processes": work.processes.count})
     if work.processes.first:

@@ -19,6 +19,7 @@ from .arguments import add_option, add_options
 from .work import Work
 
 LORAS = "loras"
+NAME = "scene"
 
 
 def add(methods: Any, general: argparse.ArgumentParser) -> None:
@@ -37,14 +38,21 @@ def add(methods: Any, general: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     subject.add_argument("--words", required=True, help='what each subject is, in one plain word, in the order of the masks: "cat, dog"')
     subject.add_argument(
-        "--name", default="scene", help="what the files are called: scene and cat make the handle embedding:scene-cat (%(default)s)"
+        "--name", help=f"what the files are called: scene and cat make the handle embedding:scene-cat ({NAME}; with --out its file's name)"
     )
     how = command.add_argument_group("the training")
     rates = {"rate": "default: {lora:g} for lora, {full:g} for full".format(**USUAL_RATE)}
     add_options(how, Options, *names(Options), usual=rates)
     add_option(how, "--mask-tokens", "mask_tokens", MASK_TOKENS.choices[0], MASK_TOKENS)
     add_option(how, "--preset", "preset", WIDGETS, PRESET)
-    command.set_defaults(train=train, folder=LORAS, title=lambda given: given.name)
+    command.set_defaults(train=train, folder=LORAS, title=title_of)
+
+
+def title_of(given: argparse.Namespace) -> str:
+    """The name of the files where --out does not say it. ValueError for one that no handle can have."""
+    name = given.name or NAME
+    store.handle_names(name, words_of(given.words))
+    return name
 
 
 def train(work: Work) -> None:
@@ -52,6 +60,8 @@ def train(work: Work) -> None:
     given = work.given
     words = words_of(given.words)
     name = work.output.stem
+    if given.out and given.name not in (None, name):
+        raise ValueError(f"--out names the files {name} and --name {given.name}: give one of the two.")
     store.handle_names(name, words)
     root = _root(work.output)
     if work.processes.first:
@@ -60,7 +70,7 @@ def train(work: Work) -> None:
     values = {field: getattr(given, field) for field in names(Options)}
     options = with_preset(Options(words, **values, **of_mask_tokens(given.mask_tokens)), given.preset)
     model, clip, vae = work.checkpoint()
-    job = prepare(model, clip, vae, image, masks, options, work.tell, work.processes.number, work.free_disk())
+    job = prepare(model, clip, vae, image, masks, options, work.tell, work.processes.number, work.free_disk(), work.begun)
     _, learned = work.train(job, job.states(work.state, given.save_every))
     work.finish(lambda: _saved(name, words, learned, Path(given.checkpoint).name, root))
     if work.processes.first:

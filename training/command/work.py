@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...models import files
 from ..engine import loop
-from ..engine.checkpoint import StateFile, discard
+from ..engine.checkpoint import StateFile, begun, discard
 from ..engine.job import Job, run
 from . import comfyui
 from .processes import Processes
@@ -71,6 +71,10 @@ class Work:
             return shutil.disk_usage(self.state.parent).free
         except OSError:
             return None
+
+    def begun(self, fingerprints: Sequence[str]) -> bool:
+        """Whether a training of these fingerprints has a state of its last phase where states lie."""
+        return begun(self.state, fingerprints)
 
     def counter(self, what: str) -> Callable[[int, int], None]:
         """A bar for work before the training: to be called with how much is done, of how much."""

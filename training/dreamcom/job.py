@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..data.references import Reference, doubts
 from ..engine import job, loop, memory
-from ..engine.checkpoint import signature
+from ..engine.checkpoint import signature, signature_of
 from ..engine.learner import Learner
 from ..engine.preview import paint
+from ..engine.trainable_weights import Method
 from .checks import check
 from .examples import Examples, encode
 from .loss import Loss
@@ -90,22 +91,30 @@ def prepare(
     tell: job.Tell = job.quiet,
     process: int = 0,
     disk: int | None = None,
+    begun: job.Begun = job.never,
 ) -> DreamCom:
     """A training of one subject, checked and ready for `engine.job.run`; the given models are only read.
 
-    `disk`: bytes that are free for its state, if that is known. ValueError, in the artist's words, for what cannot be trained.
+    `disk`: bytes that are free for its state, if that is known. `begun` says of fingerprints whether such a training has a state.
+    ValueError, in the artist's words, for what cannot be trained.
     """
     check(model, clip, vae, options, pictures)
+    texts = job.encoded(clip, options.prompt, "")
+    known = f"{signature(model, texts)} {signature_of(vae.first_stage_model)}"
     method = options.method
     if method == "auto":
         full = memory.estimate_full(model, options.latents, options.checkpointing, options.average > 0)
-        method = memory.method_for(model.load_device, full, disk)
+        there = partial(_begun_with, options, pictures, known, begun)
+        method = memory.chosen(model.load_device, full, disk, there)
         options = replace(options, method=method)
     learner = Learner(model, method, options.rank, options.seed, options.checkpointing)
     memory.check(memory.estimate(learner, options.latents, options.checkpointing, options.average > 0), learner.device, method)
-    texts = job.encoded(clip, options.prompt, "")
-    fingerprint = options.fingerprint(pictures, signature(model, texts))
+    fingerprint = options.fingerprint(pictures, known)
     return ready(learner, texts, options, fingerprint, pictures=pictures, vae=vae, tell=tell, process=process, doubts=doubts(pictures))
+
+
+def _begun_with(options: Options, pictures: Sequence[Reference], known: str, begun: job.Begun, method: Method) -> bool:
+    return begun([replace(options, method=method).fingerprint(pictures, known)])
 
 
 def ready(learner: Learner, texts: Sequence[Any], options: Options, fingerprint: str = "", **more: Any) -> DreamCom:

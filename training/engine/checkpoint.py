@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of each parameter, in its shape."""
+MANY, FEW = 4096, 64
+"""How many numbers of a tensor a signature looks at, about."""
 ROOM = 2 * 1024**3
 """Bytes that the states of finished trainings may take beside the newest one."""
 
@@ -79,7 +81,8 @@ class StateFile:
     """Where a training keeps its state: `path`, written every `every` steps and whenever it is interrupted; with `last` at its end too.
 
     `fingerprint` says what is trained on what; a file of another training is not resumed. `again`: one that came to its end after more
-    steps than are asked for is begun again, as its outcome was handed on.
+    steps than are asked for is begun again, as its outcome was handed on. `anew`: what the file holds is not looked at, only written over.
+    `widget` is what an artist sets its steps with.
     """
 
     path: Path
@@ -87,9 +90,13 @@ class StateFile:
     every: int = 100
     last: bool = False
     again: bool = False
+    anew: bool = False
+    widget: str = "steps"
 
     def steps(self) -> int:
-        """How many steps of this training the file holds: 0 where there is none, or none that can be read."""
+        """How many steps of this training the file holds: 0 where there is none, none that can be read, or none that counts."""
+        if self.anew:
+            return 0
         try:
             kept = _opened(self.path)
             return int(kept["step"]) if kept["fingerprint"] == self.fingerprint else 0
@@ -101,7 +108,7 @@ class StateFile:
 
         ValueError if it is further than `steps` and may not be begun `again`: nothing that was learned is thrown away.
         """
-        if not self.path.is_file():
+        if self.anew or not self.path.is_file():
             return
         try:
             kept: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -119,8 +126,8 @@ class StateFile:
             return
         if further:
             raise ValueError(
-                f"this training has done {kept['step']} steps already, and {steps} were asked for. Set steps to {kept['step']} to get what "
-                "was learned so far, or switch `resume` off to begin again."
+                f"this training has done {kept['step']} steps already, and {steps} were asked for. Set {self.widget} to {kept['step']} to "
+                "get what was learned so far, or switch `resume` off to begin again."
             )
         log.info("Training goes on from step %d.", learning.step)
 
@@ -151,17 +158,25 @@ class StateFile:
             log.warning("The training state %s could not be removed: %s.", self.path, error)
 
 
-def files_of(path: Path, fingerprints: Sequence[str], every: int = 100) -> tuple[StateFile, ...]:
+def files_of(path: Path, fingerprints: Sequence[str], every: int = 100, widgets: Sequence[str] = ()) -> tuple[StateFile, ...]:
     """Where the phases of a training keep their states: at `path` if there is one, else beside it.
 
     Trainings that differ in a later phase alone share the first's file, if `path` is the first fingerprint's own, and have one each of the
-    later ones. Every file is written at its phase's end too: what comes after builds on it, and the outcome is not saved yet.
+    later ones. Every file is written at its phase's end too: what comes after builds on it, and the outcome is not saved yet. `widgets` are
+    what an artist sets each phase's steps with.
     """
+    named_steps = widgets or ["steps"] * len(fingerprints)
     if len(fingerprints) == 1:
         return (StateFile(path, fingerprints[0], every, last=True, again=True),)
     later = [f"{number}-{_short(one)}" for number, one in enumerate(fingerprints[1:], 2)]
     paths = [path.with_name(f"{path.stem}-{end}{path.suffix}") for end in ("1", *later)]
-    return tuple(StateFile(own, one, every, last=True) for own, one in zip(paths, fingerprints, strict=True))
+    phases = zip(paths, fingerprints, named_steps, strict=True)
+    return tuple(StateFile(own, one, every, last=True, widget=widget) for own, one, widget in phases)
+
+
+def begun(path: Path, fingerprints: Sequence[str]) -> bool:
+    """Says whether the last phase of a training that keeps its states at `path`, or beside it, has done a step."""
+    return files_of(path, fingerprints)[-1].steps() > 0
 
 
 def named(folder: Path, method: str, fingerprint: str) -> Path:
@@ -220,12 +235,18 @@ def _is_finished(path: Path) -> bool:
 
 
 def signature(model: Any, texts: Sequence[Any] = ()) -> str:
-    """The same for the same weights, LoRAs and conditionings: 16 hexadecimal digits. Loaded or not makes no difference."""
+    """The same for the same weights, noise levels, LoRAs and conditionings: 16 hexadecimal digits. Loaded or not makes no difference.
+
+    Of every weight some numbers are looked at, of the first and the last layer many.
+    """
     digest = hashlib.sha256()
-    for name in ("diffusion_model.input_blocks.0.0.", "diffusion_model.out."):
-        for key, patches in sorted(model.get_key_patches(name).items()):
-            digest.update(key.encode())
-            _add(digest, patches[0][0])  # the weight as it is without LoRAs
+    for key, patches in sorted(model.get_key_patches("diffusion_model.").items()):
+        digest.update(key.encode())
+        closely = key.startswith(("diffusion_model.input_blocks.0.0.", "diffusion_model.out."))
+        _add(digest, patches[0][0], MANY if closely else FEW)  # the weight as it is without LoRAs
+    sampling = model.get_model_object("model_sampling")
+    digest.update(" ".join(kind.__name__ for kind in type(sampling).__mro__).encode())
+    _add(digest, getattr(sampling, "sigmas", None))
     for key, patches in sorted((str(key), patches) for key, patches in model.patches.items()):
         digest.update(key.encode())
         for strength, patch, of_weight, *_ in patches:
@@ -246,11 +267,11 @@ def signature_of(network: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _add(digest: Any, value: Any) -> None:
-    """About 4000 numbers of a tensor, or of each in a tuple."""
+def _add(digest: Any, value: Any, count: int = MANY) -> None:
+    """About `count` numbers of a tensor, or of each in a tuple."""
     if isinstance(value, Tensor):
-        some = value.detach().flatten()[:: max(1, value.numel() // 4096)]
+        some = value.detach().flatten()[:: max(1, value.numel() // count)]
         digest.update(some.float().cpu().contiguous().numpy().tobytes())
     elif isinstance(value, (tuple, list)):
         for part in value:
-            _add(digest, part)
+            _add(digest, part, count)

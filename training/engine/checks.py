@@ -41,7 +41,7 @@ def check_parts(model: Any, clip: Any, vae: Any) -> None:
     """ValueError where the text encoder or the VAE is missing, or another model's. The MODEL's UNet must have been checked."""
     if clip is None:
         raise ValueError("no text encoder was given (the checkpoint holds none): wire the CLIP of the checkpoint, or Load CLIP.")
-    if vae is None:
+    if vae is None or getattr(vae, "first_stage_model", vae) is None:  # core hands on an empty one where a checkpoint holds none
         raise ValueError("no VAE was given (the checkpoint holds none): wire Load VAE.")
     channels = getattr(vae, "latent_channels", 4)
     if channels != 4:

@@ -32,6 +32,15 @@ Tell = Callable[[str, int, int], None]
 """Told what is being done before or between steps ("Encoding crops"), how much of it is done, and of how much. May raise to interrupt."""
 
 
+Begun = Callable[[Sequence[str]], bool]
+"""Says of the fingerprints of a training's phases whether its last one has a state on disk."""
+
+
+def never(_fingerprints: Sequence[str]) -> bool:
+    """Knows no state."""
+    return False
+
+
 def quiet(_what: str, _done: int, _count: int) -> None:
     """Tells nobody."""
 
@@ -40,11 +49,13 @@ def quiet(_what: str, _done: int, _count: int) -> None:
 class Phase:
     """A part of a training with an optimizer and a state of its own; most trainings have one.
 
-    `fingerprint` says what is trained on what; a later phase's includes what the earlier ones depend on.
+    `fingerprint` says what is trained on what; a later phase's includes what the earlier ones depend on. `widget` is what an artist sets
+    its steps with.
     """
 
     settings: loop.Settings
     fingerprint: str
+    widget: str = "steps"
 
 
 @dataclass(kw_only=True)
@@ -135,7 +146,8 @@ class Job(ABC, Generic[Result]):
 
     def states(self, path: Path, every: int = 100) -> tuple[StateFile, ...]:
         """The same at a path, or beside it (see `checkpoint.files_of`), written every so many steps."""
-        return checkpoint.files_of(path, [phase.fingerprint for phase in self.phases], every)
+        phases = self.phases
+        return checkpoint.files_of(path, [one.fingerprint for one in phases], every, [one.widget for one in phases])
 
 
 def run(

@@ -6,6 +6,7 @@ model that paints. The given MODEL is only read. What was learned leaves as core
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -146,6 +147,20 @@ def with_values(conditioning: Any, values: dict[str, Any]) -> list[list[Any]]:
         return value.clone() if isinstance(value, Tensor) else value
 
     return [[clone(text), {**{key: clone(value) for key, value in options.items()}, **values}] for text, options in conditioning]
+
+
+def with_gradients(network: torch.nn.Module) -> None:
+    """Makes the attention layers of a network that core runs without transformer options (a ControlNet) use PyTorch's attention."""
+    from comfy.ldm.modules.attention import CrossAttention
+
+    for module in network.modules():
+        if isinstance(module, CrossAttention):
+            module.forward = functools.partial(_overridden, module.forward)
+
+
+def _overridden(forward: Any, *args: Any, transformer_options: dict[str, Any] | None = None, **kwargs: Any) -> Tensor:
+    options = {**(transformer_options or {}), "optimized_attention_override": _differentiable_attention}
+    return forward(*args, transformer_options=options, **kwargs)
 
 
 def _differentiable_attention(_attention: Any, *args: Any, **kwargs: Any) -> Tensor:

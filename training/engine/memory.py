@@ -10,6 +10,7 @@ without it -24 % when a number of bfloat16 was reckoned at 3 bytes, so it is 4.5
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +133,15 @@ def available_memory(device: Any) -> int:
     free: Any = model_management.get_free_memory(device)
     loaded = [one for one in model_management.current_loaded_models if one.model is not None and one.device == device]
     return int(free) + sum(int(one.model_loaded_memory()) for one in loaded)
+
+
+def chosen(device: Any, full: Estimate, disk: int | None, begun: Callable[[Method], bool]) -> Method:
+    """What `auto` means for a training: what it was begun with, so that it goes on whatever is free now; else as `method_for` says."""
+    methods: tuple[Method, ...] = ("full", "lora")
+    for method in methods:
+        if begun(method):
+            return method
+    return method_for(device, full, disk)
 
 
 def method_for(device: Any, full: Estimate | None = None, disk: int | None = None) -> Method:

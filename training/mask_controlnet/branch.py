@@ -16,7 +16,7 @@ from ...models.mask_controlnet.adapter import MaskConcat
 from ...models.mask_controlnet.control import MaskControl
 from ...models.mask_controlnet.file import About, Content
 from ...models.mask_controlnet.network import started
-from ..engine.learner import Learner
+from ..engine.learner import Learner, with_gradients
 from ..engine.model_copy import checkpoint_blocks
 from ..engine.vae_encoder import VAEEncoder
 from .examples import Batch
@@ -52,6 +52,7 @@ class Branch:
             self.network = started(shape, unet, _further_channels(model), options.seed)
             self.adapter = MaskConcat()
             self.encoder: Encoder = encoder or VAEEncoder(vae, options.checkpointing)
+            with_gradients(self.network)
             if options.checkpointing:
                 checkpoint_blocks(self.network)
         self.control = MaskControl(self.network, self.about, learner.device, None)

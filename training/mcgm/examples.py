@@ -151,14 +151,14 @@ def encode(
     # Not in inference mode, in which ComfyUI runs nodes: what is made there cannot take part in a gradient.
     with torch.inference_mode(False), torch.no_grad():
         for number in range(1, most + 1):
-            shown = [draw(scene, number, background, move, rng) for _ in range(each)]
-            latents = []
+            parts: list[Examples] = []
             for first in range(0, each, AT_ONCE):
-                part = shown[first : first + AT_ONCE]
-                latents.append(finite(vae.encode(torch.stack([one.image for one in part])).float().cpu()))
+                # Drawn a few at a time: all of them in pixels would be gigabytes.
+                shown = [draw(scene, number, background, move, rng) for _ in range(min(AT_ONCE, each - first))]
+                parts.append(_examples(finite(vae.encode(torch.stack([one.image for one in shown])).float().cpu()), shown))
                 if on_crop is not None:
-                    on_crop((number - 1) * each + first + len(part), most * each)
-            found.append(_examples(torch.cat(latents), shown))
+                    on_crop((number - 1) * each + first + len(shown), most * each)
+            found.append(_joined(parts))
     return found
 
 
@@ -167,6 +167,11 @@ def whole(scene: Scene, vae: Any) -> Examples:
     with torch.inference_mode(False), torch.no_grad():
         shown = Shown(scene.image, scene.masks, tuple(range(len(scene.masks))))
         return _examples(finite(vae.encode(scene.image[None]).float().cpu()), [shown])
+
+
+def _joined(parts: Sequence[Examples]) -> Examples:
+    columns = zip(*((part.latents, part.cells, part.masks, part.subjects) for part in parts), strict=True)
+    return Examples(*(torch.cat(column) for column in columns))
 
 
 def _examples(latents: Tensor, shown: Sequence[Shown]) -> Examples:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from ...models.mcgm.mask_encoder import MaskEncoder
 from ..engine import job, loop, memory
-from ..engine.checkpoint import signature
+from ..engine.checkpoint import signature, signature_of
 from ..engine.learner import Learner
 from ..engine.preview import paint
 from ..engine.text_learner import TextLearner
+from ..engine.trainable_weights import Method
 from . import examples as pictures
 from . import prior
 from .checks import check, doubts, fitted, scene_of
@@ -24,6 +25,9 @@ from .loss import Loss, Prior
 from .options import Options
 from .scene import Scene
 from .subjects import Subjects
+
+WIDGETS_OF_STEPS = ("steps", "weight_steps")
+"""What an artist sets the steps of the two phases with."""
 
 
 @dataclass(frozen=True)
@@ -108,34 +112,46 @@ def prepare(
     tell: job.Tell = job.quiet,
     process: int = 0,
     disk: int | None = None,
+    begun: job.Begun = job.never,
 ) -> MCGM:
     """A training on an IMAGE and its subjects' MASK batch, checked and ready for `engine.job.run`; the given models are only read.
 
-    `disk`: bytes that are free for its states, if that is known. ValueError, in the artist's words, for what cannot be trained.
+    `disk`: bytes that are free for its states, if that is known. `begun` says of fingerprints whether such a training has a state of its
+    last phase. ValueError, in the artist's words, for what cannot be trained.
     """
     scene = scene_of(image, masks, options)
     doubtful = doubts(scene.masks, options)
     check(model, clip, vae, options, scene)
     scene = fitted(scene, options)
     shape = options.latents(scene)
+    known = f"{signature(model, job.encoded(clip, *options.words))} {signature_of(vae.first_stage_model)}"
     method = options.method
     if method == "auto":
         text_weights = sum(value.numel() for value in clip.patcher.model.parameters())
         full = memory.estimate_full(model, shape, options.checkpointing, options.average > 0, text_weights)
-        method = memory.method_for(model.load_device, full, disk)
+        there = partial(_begun_with, options, scene, known, begun)
+        method = memory.chosen(model.load_device, full, disk, there)
         options = replace(options, method=method)
     text = TextLearner(clip, options.words, method, options.rank, options.seed)
     learner = Learner(model, method, options.rank, options.seed, options.checkpointing, text)
     beside = sum(part.numel() for part in text.parameters.values())
     memory.check(memory.estimate(learner, shape, options.checkpointing, options.average > 0, beside), learner.device, method)
-    known = signature(model, job.encoded(clip, *options.words))
-    fingerprints = [options.fingerprint(phase, scene, known) for phase in (1, 2)]
+    fingerprints = _fingerprints(options, scene, known)
     return ready(learner, options, fingerprints, scene=scene, given=(model, clip, vae), tell=tell, process=process, doubts=doubtful)
+
+
+def _fingerprints(options: Options, scene: Scene, known: str) -> list[str]:
+    return [options.fingerprint(phase, scene, known) for phase in (1, 2)]
+
+
+def _begun_with(options: Options, scene: Scene, known: str, begun: job.Begun, method: Method) -> bool:
+    return begun(_fingerprints(replace(options, method=method), scene, known))
 
 
 def ready(learner: Learner, options: Options, fingerprints: Sequence[str] = ("", ""), **more: Any) -> MCGM:
     """The job of a learner with its text encoder, without any check; `more` are fields of `MCGM`."""
-    phases = tuple(job.Phase(options.settings(phase, learner.width), own) for phase, own in enumerate(fingerprints, 1))
+    steps = enumerate(zip(fingerprints, WIDGETS_OF_STEPS, strict=True), 1)
+    phases = tuple(job.Phase(options.settings(phase, learner.width), own, widget) for phase, (own, widget) in steps)
     parts = {**learner.parameters, **(learner.text.parameters if learner.text is not None else {})}
     return MCGM(learner=learner, phases=phases, weights=sum(part.numel() for part in parts.values()), options=options, **more)
 

@@ -329,7 +329,7 @@ def test_every_option_is_taken() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("option", "value"), [("--text-dropout", "1.5"), ("--accumulate", "0"), ("--rate", "0"), ("--size", "63")])
+@pytest.mark.parametrize(("option", "value"), [("--text-dropout", "1.5"), ("--accumulate", "0"), ("--rate", "-1"), ("--size", "63")])
 def test_numbers_out_of_range_are_refused(option: str, value: str, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         train.main([*command(), option, value])

@@ -197,3 +197,12 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     told = " ".join(capsys.readouterr().out.split())
     for said in ("0.0001 for lora, 2e-06 for full", "NAME.mask-2.png", "(400)", "(16)", "Break-A-Scene", "mask encoder"):
         assert said in told
+
+
+def test_a_name_beside_out_must_be_its_own(command: Command, failure: Callable[[list[str]], str]) -> None:
+    """It named nothing before, and nobody was told."""
+    assert "--out names the files fox and --name cat: give one of the two" in failure(command(name="cat"))
+    assert mcgm.title_of(program.parser().parse_args(command(name="owl"))) == "owl"
+    assert mcgm.title_of(program.parser().parse_args(command())) == "scene"
+    with pytest.raises(ValueError, match="a/b"):
+        mcgm.title_of(program.parser().parse_args(command(name="a/b")))

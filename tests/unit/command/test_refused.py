@@ -37,6 +37,30 @@ def test_defaults_are_the_trainings_own(pictures: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("method", ["dreamcom --noun star", "mcgm --words star", "mask-controlnet"])
+def test_a_rate_of_0_is_the_usual_one(method: str) -> None:
+    where = "--picture" if method.startswith("mcgm") else "--pictures"
+    line = [*method.split(), "--checkpoint", "a", where, "b"]
+    assert program.parser().parse_args([*line, "--rate", "0"]).rate is None
+    assert program.parser().parse_args([*line, "--rate", "0.5"]).rate == 0.5
+
+
+def test_models_that_extra_model_paths_names_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ComfyUI's main.py does; the program starts ComfyUI without it."""
+    import folder_paths
+
+    known = {kind: (list(paths), set(endings)) for kind, (paths, endings) in folder_paths.folder_names_and_paths.items()}
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
+    place = tmp_path / "shared" / "checkpoints"
+    place.mkdir(parents=True)
+    (place / "mine.safetensors").touch()
+    (tmp_path / "extra_model_paths.yaml").write_text(f"mine:\n  base_path: {tmp_path / 'shared'}\n  checkpoints: checkpoints\n", "utf-8")
+    with pytest.raises(ValueError, match="there is no checkpoint mine"):
+        comfyui.checkpoint_file("mine.safetensors")
+    comfyui.start_comfyui(tmp_path, cpu=True)
+    assert comfyui.checkpoint_file("mine.safetensors") == str(place / "mine.safetensors")
+
+
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         program.parser().parse_args(["dreamcom", "--help"])
@@ -52,7 +76,7 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         ("--size", "100"),
         ("--size", "56"),
         ("--steps", "0"),
-        ("--rate", "0"),
+        ("--rate", "-1"),
         ("--rate", "nan"),
         ("--seed", "-1"),
         ("--batch", "two"),

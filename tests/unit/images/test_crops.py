@@ -236,3 +236,32 @@ def test_a_piece_is_soft_where_it_ends_and_hard_on_the_pictures_border() -> None
     torch.testing.assert_close(result[25:30, 15], ramp.flip(0))
     torch.testing.assert_close(result[20, 25:30], ramp.flip(0))
     assert torch.equal(result[20, :25], torch.ones(25))
+
+
+@pytest.mark.parametrize("step", [16, 32])
+@pytest.mark.parametrize("size", [(104, 136), (104, 128), (120, 88)])
+def test_a_piece_that_the_vae_cut_lies_where_it_was(size: tuple[int, int], step: int) -> None:
+    """FLUX.2's VAE cuts evenly to whole latent pixels: what is painted on the cut piece is where it was, its edges stay the picture's."""
+    picture = torch.rand(1, 200, 200, 3, generator=torch.Generator().manual_seed(2))
+    place = box_of(20, 30, size[1], size[0])
+    mask = torch.zeros(1, *size)
+    mask[:, 40:60, 40:64] = 1
+    crop = crops.Crop(place, 200, 200, mask, size=size)
+    under = crops.cut(picture, place)
+    height, width = (side // step * step for side in size)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    wanted = under.clone()
+    wanted[:, 40:60, 40:64] = 1
+    piece = wanted[:, top : top + height, left : left + width]
+    assert torch.equal(crops.uncut(piece, under, crop), wanted)
+    assert torch.equal(crops.paste(picture, crops.uncut(piece, under, crop), crop)[:, 30 : 30 + size[0], 20 : 20 + size[1]], wanted)
+
+
+def test_a_piece_that_was_scaled_or_is_of_its_own_size_is_no_cut_one() -> None:
+    picture = torch.rand(2, 26, 30, 3, generator=torch.Generator().manual_seed(3))
+    picture = crops.scale(picture, 104, 120)
+    crop = crops.Crop(box_of(0, 0, 120, 104), 104, 120, torch.zeros(1, 104, 120), size=(104, 120))
+    for piece in (picture, crops.scale(picture, 96, 112), crops.scale(picture, 64, 64)):
+        assert crops.uncut(piece, picture, crop) is piece
+    whole = crops.Crop(crop.place, 104, 120, torch.ones(1, 104, 120), size=(104, 120))
+    assert crops.uncut(crops.scale(picture, 96, 112), picture, whole).shape == (2, 104, 120, 3), "nothing outside tells: a cut is likelier"

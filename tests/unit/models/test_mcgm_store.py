@@ -229,21 +229,25 @@ class DiskFullError(OSError): ...
 @pytest.mark.parametrize("error", [DiskFullError, KeyboardInterrupt])
 @pytest.mark.parametrize("after", [False, True], ids=["before it is written", "after it is written"])
 @pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("replaced", [False, True], ids=["under a free name", "in place of others"])
 def test_a_failure_leaves_nothing_behind(
-    root: Path, monkeypatch: pytest.MonkeyPatch, number: int, after: bool, error: type[BaseException]
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int, after: bool, replaced: bool, error: type[BaseException]
 ) -> None:
-    """At whichever of the four files; what lay there before stays."""
+    """At whichever of the four files; what lay there before stays, of that name too, and no file is there before all of them are."""
     save("owl")
+    if replaced:
+        save(vectors=lambda number: vectors(number + 10))
     before = stored(root)
     write = files.write_weights
     tried = list[str]()
 
     def failing(path: Any, *given: Any) -> None:
-        tried.append(Path(path).relative_to(root).with_suffix("").as_posix())
+        folder = Path(path).relative_to(root).parts[0]
+        tried.append(f"{folder}/{Path(path).stem}")
         if after or len(tried) <= number:
             write(path, *given)
         if len(tried) == number + 1:
-            assert sorted(stored(root).keys() - before.keys()) == FILES[: number + after]
+            assert {name: content for name, content in stored(root).items() if "/.maskprompt-" not in name} == before
             raise error
 
     monkeypatch.setattr(files, "write_weights", failing)

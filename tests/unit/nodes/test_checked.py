@@ -110,3 +110,14 @@ def test_grey_pictures_get_their_colours() -> None:
 def test_bad_values_are_refused_in_words(inputs: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         given(**inputs)
+
+
+def test_of_an_optional_list_what_brings_nothing_is_left_out() -> None:
+    """A switch that is off hands on None."""
+    from maskprompt.nodes.checked import _each  # pyright: ignore[reportPrivateUsage]
+
+    pictures = io.Image.Input("references", optional=True)
+    assert _each([None], pictures, "Probe", True) == []
+    (kept,) = _each([None, PICTURE], pictures, "Probe", True)
+    assert torch.equal(kept, PICTURE)
+    assert _each([None], io.Float.Input("late", default=0.7, optional=True), "Probe", True) == [0.7]

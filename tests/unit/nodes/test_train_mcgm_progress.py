@@ -252,6 +252,21 @@ def test_resume_off_begins_again(node: Node, wanted: Wanted, folders: Path, outp
     assert states(output) == []
 
 
+def test_fewer_steps_begin_again_while_the_longer_training_waits(
+    node: Node, wanted: Wanted, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt in the second phase keeps the first's state; `resume` off must not be refused for it, now or ever."""
+    _, files = wanted(steps=1)
+    with monkeypatch.context() as patch:
+        cancelled_at(1 + 3, patch)
+        with pytest.raises(InterruptProcessingException):
+            node()
+    with pytest.raises(ValueError, match=r"has done 2 steps already, and 1 were asked for\. Set steps to 2"):
+        node(steps=1)
+    node(steps=1, resume=False)
+    assert alike(stored(folders), files)
+
+
 @pytest.mark.parametrize("what", ["embeddings", "loras", "mcgm", "a full disk"])
 def test_a_save_that_fails_loses_nothing(
     node: Node, wanted: Wanted, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch, what: str

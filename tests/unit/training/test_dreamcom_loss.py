@@ -172,6 +172,8 @@ def test_the_fingerprint_is_of_all_that_matters(model: Any) -> None:
 
 
 def test_a_models_signature_tells_weights_loras_and_texts_and_not_whether_it_is_loaded() -> None:
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
     from ...support.learners import with_another_lora
 
     base = random_model()
@@ -190,5 +192,13 @@ def test_a_models_signature_tells_weights_loras_and_texts_and_not_whether_it_is_
              checkpoint.signature(base, [conditioning(pooled_output=torch.ones(1, 4))])]  # fmt: skip
     assert len(set(found)) == len(found)
     assert all(len(one) == 16 for one in found)
+    for key in ("input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight", "middle_block.2.out_layers.3.bias"):
+        other = random_model()
+        weight = dict(other.model.diffusion_model.named_parameters())[key]
+        weight.data = weight.data + 0.01
+        found.append(checkpoint.signature(other))
+    (velocity,) = ModelSamplingDiscrete().patch(base, "v_prediction", False)
+    found.append(checkpoint.signature(velocity))
+    assert len(set(found)) == len(found)
     comfy.model_management.load_models_gpu([plain])
     assert (checkpoint.signature(plain), checkpoint.signature(base)) == (found[3], first)

@@ -242,3 +242,21 @@ def test_the_loss_on_a_fixed_batch_falls(model: Any, vae: Any) -> None:
         sigmas = torch.tensor([2.0, 0.7])
         progress = loop.run(branch.parameters, lambda step, generator: loss.of(batch, latents, noise, sigmas), loop.Settings(15, 3e-3))
     assert progress.losses[-1] < 0.9 * progress.losses[0]
+
+
+def test_every_attention_learns_whatever_attention_the_server_uses(model: Any, vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sage's has no gradient, and core gives a control network none of the options by which the UNet's is exchanged."""
+    import comfy.ldm.modules.attention as core
+
+    def without_gradient(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return core.attention_pytorch(q.detach(), k.detach(), v.detach(), *args, **kwargs)
+
+    monkeypatch.setattr(core, "optimized_attention", core.wrap_attn(without_gradient))
+    batch = batch_of()
+    learner = Learner(model, "frozen", checkpointing=False)
+    with learner.loaded(), torch.enable_grad():
+        branch = moved(branch_of(learner, vae))
+        loss = Loss(branch, source_of(), known(*batch.texts))
+        loss.of(batch, loss.latents(batch), noise_for(batch), torch.tensor([2.0, 0.7])).backward()
+        still = {name for name in branch.parameters if ".attn" in name} - lit(branch.parameters)
+    assert still == set()

@@ -162,6 +162,7 @@ def test_other_models_and_missing_parts_are_refused_in_words(model: Any) -> None
         ((with_channels(model, 8), CLIP, VAE), r"a UNet model is needed.*4 channels, or 9 for inpainting; this one takes 8 channels"),
         ((model, None, VAE), r"no text encoder was given.*wire the CLIP of the checkpoint, or Load CLIP"),
         ((model, CLIP, None), r"no VAE was given.*wire Load VAE"),
+        ((model, CLIP, SimpleNamespace(first_stage_model=None, latent_channels=4)), r"no VAE was given \(the checkpoint holds none\)"),
         ((model, CLIP, SimpleNamespace(latent_channels=16)), r"the VAE makes latents of 16 channels and the model takes 4: wire the VAE"),
         ((model, clip_of(l=768), VAE), r"the text encoder gives text of width 768 and the model takes 128: wire the CLIP"),
         ((model, clip_of(l=128, g=64), VAE), r"the text encoder gives text of width 192 and the model takes 128"),

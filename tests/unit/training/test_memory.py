@@ -197,3 +197,14 @@ def test_weights_that_are_cast_in_every_layer_are_counted(
     monkeypatch.setattr(memory, "compute_dtype", lambda model: torch.float32)
     monkeypatch.setattr(model.model, "get_dtype", lambda: torch.float32)
     assert without == pytest.approx(memory.activations(model, shape, False, method) * 4.5 / 4 + cast * count, abs=2)
+
+
+def test_auto_goes_on_with_what_a_training_was_begun_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of all weights takes the very disk that was free for it, so that what is free now would say otherwise."""
+    monkeypatch.setattr(memory, "total_memory", lambda device: 24 * GIB)
+    monkeypatch.setattr(memory, "available_memory", lambda device: 24 * GIB)
+    gpu, needed = torch.device("cuda"), memory.Estimate(0, int(12.8 * GIB), GIB // 2)
+    assert memory.chosen(gpu, needed, 15 * GIB, lambda method: method == "full") == "full"
+    assert memory.chosen(gpu, needed, 15 * GIB, lambda method: False) == "lora"
+    assert memory.chosen(gpu, needed, 30 * GIB, lambda method: method == "lora") == "lora"
+    assert memory.chosen(gpu, needed, 30 * GIB, lambda method: False) == "full"
