@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from ..models.blip import captioner
 from ..models.blip import folder as blip_folder
+from . import inputs
 from .checked import checked
 from .progress import TrainingProgress
 
@@ -76,13 +77,8 @@ class CaptionImage(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, blip_name: list[str] | str) -> bool | str:
-        try:
-            for name in [blip_name] if isinstance(blip_name, str) else blip_name:
-                blip_folder.find(name)
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, blip_name: list[str | None] | str | None) -> bool | str:
+        return inputs.there(blip_folder.find, *(blip_name if isinstance(blip_name, list) else [blip_name]))
 
     @classmethod
     @override

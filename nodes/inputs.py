@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
@@ -60,6 +61,17 @@ def noise_levels(model: Any, start: float, end: float, what: str) -> tuple[float
     if start > end:
         raise ValueError(f"start_percent ({start:g}) is after end_percent ({end:g}), so the {what} would never act.")
     return chain.percent_range(model, start, end)
+
+
+def there(find: Callable[[str], Any], *names: str | None) -> bool | str:
+    """For `validate_inputs`: True where `find` finds every file, else in words why not. A name that comes through a link is still None."""
+    try:
+        for name in names:
+            if name is not None:
+                find(name)
+    except ValueError as error:
+        return str(error)
+    return True
 
 
 def check_model(model: Any, patches: list[Any]) -> None:

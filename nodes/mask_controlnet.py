@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from ..images.masks import match_batch, resize, to_mask
 from ..models import files
+from . import inputs
 from .checked import checked
 from .saving import free_path
 
@@ -60,12 +61,8 @@ class LoadMaskControlNet(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, mask_controlnet_name: str) -> bool | str:
-        try:
-            files.find_file(FOLDER, mask_controlnet_name, ADVICE)
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, mask_controlnet_name: str | None) -> bool | str:
+        return inputs.there(lambda name: files.find_file(FOLDER, name, ADVICE), mask_controlnet_name)
 
     @classmethod
     @override

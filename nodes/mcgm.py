@@ -18,6 +18,7 @@ from ..models import files
 from ..models.mcgm import bundle
 from ..models.mcgm import file as mask_encoder_file
 from ..models.mcgm.file import FOLDER, LoadedEncoder
+from . import inputs
 from .checked import checked
 from .inputs import layers_of
 
@@ -72,18 +73,14 @@ class LoadMCGM(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, mcgm_name: str) -> bool | str:
-        try:
-            files.find_file(FOLDER, mcgm_name, ADVICE)
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, mcgm_name: str | None) -> bool | str:
+        return inputs.there(lambda name: files.find_file(FOLDER, name, ADVICE), mcgm_name)
 
     @classmethod
     @override
-    def fingerprint_inputs(cls, mcgm_name: str, **_others: Any) -> str:
+    def fingerprint_inputs(cls, mcgm_name: str | None, **_others: Any) -> str:
         """Another text when one of the files was written anew, as a training under the same name does."""
-        return bundle.stamp(files.find_file(FOLDER, mcgm_name, ADVICE))
+        return "" if mcgm_name is None else bundle.stamp(files.find_file(FOLDER, mcgm_name, ADVICE))
 
     @classmethod
     @override

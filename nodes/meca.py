@@ -70,12 +70,8 @@ class LoadMECA(io.ComfyNode):
 
     @classmethod
     @override
-    def validate_inputs(cls, adapter_name: str) -> bool | str:
-        try:
-            files.find_file(FOLDER, adapter_name, ADVICE)
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, adapter_name: str | None) -> bool | str:
+        return inputs.there(lambda name: files.find_file(FOLDER, name, ADVICE), adapter_name)
 
     @classmethod
     @override

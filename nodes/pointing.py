@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ PATH = "/maskprompt/point"
 FOLDERS = ("input", "output", "temp")
 MOST_BYTES = 64 * 1024
 MOST_WAITING = 4
+HELD = 600.0
+"""Seconds for which the model is kept after the last click."""
 BUSY = "ComfyUI is working on a prompt; the mask comes when it is done."
 
 
@@ -44,6 +47,7 @@ class PointingRoute:
     def __init__(self, server: Any) -> None:
         self._server = server
         self._waiting = 0
+        self._asked = 0.0
         self._pool: ThreadPoolExecutor | None = None
         self._pointer: Pointer | None = None
 
@@ -61,9 +65,21 @@ class PointingRoute:
                 answer = await asyncio.get_running_loop().run_in_executor(self._executor(), self._work, model, picture, question)
             finally:
                 self._waiting -= 1
+                self._asked = time.monotonic()
+                asyncio.get_running_loop().call_later(HELD + 1, self._let_go)
         except RefusedError as refused:
             return web.json_response({"error": str(refused)}, status=refused.status)
         return web.json_response(answer)
+
+    def _check_idle(self) -> None:
+        """RefusedError while ComfyUI works on a prompt: the weights of its model must not be pushed off the device."""
+        if self._server.prompt_queue.get_tasks_remaining() > 0:
+            raise RefusedError(503, BUSY)
+
+    def _let_go(self) -> None:
+        """Free the model's memory when nobody has pointed for a while; the next click reads the file again if no graph holds it."""
+        if self._pointer is not None and not self._waiting and time.monotonic() - self._asked >= HELD:
+            self._executor().submit(self._pointer.release)
 
     def _executor(self) -> ThreadPoolExecutor:
         if self._pool is None:
@@ -73,12 +89,13 @@ class PointingRoute:
     def _work(self, model: str, picture: Picture, question: Question) -> dict[str, Any]:
         from ..models.sam.pointing import Pointer
 
-        if self._server.prompt_queue.get_tasks_remaining() > 0:
-            raise RefusedError(503, BUSY)
+        self._check_idle()
         if self._pointer is None:
             self._pointer = Pointer()
         try:
-            return _told(self._pointer.answer(model, picture, question))
+            return _told(self._pointer.answer(model, picture, question, self._check_idle))
+        except RefusedError:
+            raise
         except ValueError as error:
             raise RefusedError(400, str(error)) from error
         except Exception as error:

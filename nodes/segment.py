@@ -15,6 +15,7 @@ from ..images import masks
 from ..models import files
 from ..models.sam import model as sam_models
 from ..models.sam import prompts
+from . import inputs
 from .box_mask import MaskPromptBoxMask
 from .checked import checked
 from .progress import say
@@ -63,12 +64,8 @@ class MaskPromptLoadSAM(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, sam_name: str) -> bool | str:
-        try:
-            files.find_file(SAM_FOLDER, sam_name, ADVICE)
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, sam_name: str | None) -> bool | str:
+        return inputs.there(lambda name: files.find_file(SAM_FOLDER, name, ADVICE), sam_name)
 
     @classmethod
     @checked

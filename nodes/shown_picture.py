@@ -10,6 +10,8 @@ import torch
 
 KEY = "maskprompt_picture"
 """Where web/pointing looks for it in what a node hands to the frontend."""
+LOADERS = ("LoadImage", "LoadImageOutput")
+"""Nodes whose widget names the picture."""
 
 
 def received(image: torch.Tensor | None, hidden: Any) -> dict[str, Any]:
@@ -31,8 +33,14 @@ def received(image: torch.Tensor | None, hidden: Any) -> dict[str, Any]:
 
 
 def _is_a_file(hidden: Any) -> bool:
-    """Whether the picture comes straight from a Load Image, whose file the frontend knows."""
+    """Whether the picture comes straight from a Load Image, also as the artist sees the graph, so that the frontend knows its file.
+
+    Not so through a subgraph, or through nodes that stand in the page alone (Get and Set): there the frontend may not find it.
+    """
     prompt = hidden.prompt or {}
-    link = prompt.get(hidden.unique_id, {}).get("inputs", {}).get("image")
-    origin = prompt.get(link[0], {}) if isinstance(link, list) and link else {}
-    return str(origin.get("class_type", "")).startswith("LoadImage")
+    own = str(hidden.unique_id)
+    link = prompt.get(own, {}).get("inputs", {}).get("image")
+    if not isinstance(link, list) or not link or prompt.get(link[0], {}).get("class_type") not in LOADERS:
+        return False
+    links = (hidden.extra_pnginfo.get("workflow") or {}).get("links") or []
+    return any(isinstance(wire, list) and [str(wire[1]), str(wire[3])] == [str(link[0]), own] for wire in links)

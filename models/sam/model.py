@@ -148,6 +148,12 @@ def load(path: str) -> LoadedSam:
 
     ValueError in plain words for a file that cannot be read or holds another network, RuntimeError if a package is missing.
     """
+    # ComfyUI runs nodes in inference mode, in which weights would be made that cannot be moved outside of it, as a click may have to.
+    with torch.inference_mode(False):
+        return _load_file(path)
+
+
+def _load_file(path: str) -> LoadedSam:
     weights = files.strip_prefix(files.load_weights(path), "image_encoder.")
     try:
         network = sam_network.build(weights)
@@ -162,6 +168,8 @@ def load(path: str) -> LoadedSam:
 
 _shared: weakref.WeakValueDictionary[tuple[str, int, int], LoadedSam] = weakref.WeakValueDictionary()
 """The models that somebody holds, by their file's path, size and time of change."""
+_reading = threading.Lock()
+"""A click and a Run that want the same file at once read it once."""
 
 
 def shared(path: str) -> LoadedSam:
@@ -171,11 +179,12 @@ def shared(path: str) -> LoadedSam:
     except OSError:
         return load(path)
     key = (os.path.abspath(path), found.st_size, found.st_mtime_ns)
-    model = _shared.get(key)
-    if model is None:
-        model = load(path)
-        _shared[key] = model
-    return model
+    with _reading:
+        model = _shared.get(key)
+        if model is None:
+            model = load(path)
+            _shared[key] = model
+        return model
 
 
 def fit(height: int, width: int, longest: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,9 +62,13 @@ class Pointer:
         self._model: tuple[str, sam.LoadedSam] | None = None
         self._seen: OrderedDict[tuple[str, str, int, int], tuple[torch.Tensor, int, int]] = OrderedDict()
 
-    def answer(self, model_path: str, picture: Picture, question: Question) -> Shown:
-        """Cut out of the picture what the question marks. ValueError in words for a file that is no picture, or for bad marks."""
+    def answer(self, model_path: str, picture: Picture, question: Question, may_go_on: Callable[[], None] = lambda: None) -> Shown:
+        """Cut out of the picture what the question marks. ValueError in words for a file that is no picture, or for bad marks.
+
+        `may_go_on` is called when the model's file is read, which takes long, and before the device is used; what it raises ends it.
+        """
         model = self._load(model_path)
+        may_go_on()
         embedding, height, width = self._look(model, model_path, picture)
         positive = parse_points(question.positive, "positive_coords", height, width)
         negative = parse_points(question.negative, "negative_coords", height, width)
@@ -84,9 +89,16 @@ class Pointer:
 
     def _load(self, path: str) -> sam.LoadedSam:
         if self._model is None or self._model[0] != path:
-            self._model = None
-            self._model = (path, sam.shared(path))
+            self.release()
+            try:
+                self._model = (path, sam.shared(path))
+            except RuntimeError as error:  # a package is missing
+                raise ValueError(str(error)) from error
         return self._model[1]
+
+    def release(self) -> None:
+        """Let the model go, which a graph may still hold; what was seen stays."""
+        self._model = None
 
     def _look(self, model: sam.LoadedSam, model_path: str, picture: Picture) -> tuple[torch.Tensor, int, int]:
         found = os.stat(picture.path)

@@ -243,3 +243,56 @@ def test_a_box_is_drawn_for_box_mask_and_crop_around_box(fresh: Page, kind: str,
 def test_without_a_picture_it_says_what_is_missing(fresh: Page) -> None:
     fresh.evaluate("() => { const n = window.app.graph.nodes.find(n => n.type === 'MaskPromptSAMMask'); n.disconnectInput(1) }")
     fresh.wait_for_function("() => document.querySelector('.maskprompt-picture [role=status]').textContent.startsWith('Wire a picture')")
+
+
+def test_marks_that_come_through_a_wire_are_not_drawn_over(fresh: Page) -> None:
+    fresh.evaluate(
+        """() => {
+            const text = LiteGraph.createNode('PrimitiveString')
+            window.app.graph.add(text)
+            const sam = window.app.graph.nodes.find(n => n.type === 'MaskPromptSAMMask')
+            text.connect(0, sam, sam.inputs.findIndex(input => input.name === 'positive_coords'))
+        }"""
+    )
+    fresh.wait_for_function("() => document.querySelector('.maskprompt-picture [role=status]')?.textContent.startsWith('positive_coords')")
+    fresh.mouse.click(*place(fresh, 300, 350))
+    fresh.wait_for_timeout(500)
+    assert fresh.evaluate(VALUES, SAM)["positive_coords"] == ""
+
+
+def test_what_was_painted_in_the_mask_editor_is_no_hole(fresh: Page, server: Server) -> None:
+    """The editor writes a PNG that is see-through where the artist painted; SAM sees its colours, and so must the artist."""
+    (server.input / "clipspace").mkdir(exist_ok=True)
+    with Image.open(server.input / "coffee.png") as photo:
+        painted = photo.convert("RGBA")
+    alpha = np.full((painted.height, painted.width), 255, np.uint8)
+    alpha[100:300, 200:400] = 0
+    painted.putalpha(Image.fromarray(alpha))
+    painted.save(server.input / "clipspace" / "hole.png")
+    fresh.evaluate(LOAD_ANOTHER, "clipspace/hole.png [input]")
+    fresh.wait_for_timeout(1500)
+    clear = fresh.evaluate(
+        """() => {
+            const canvas = document.querySelector('.maskprompt-picture canvas')
+            const middle = canvas.getContext('2d').getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data
+            return [...middle]
+        }"""
+    )
+    with Image.open(server.input / "coffee.png") as photo:
+        colours = photo.convert("RGB").getpixel((300, 200))
+    assert isinstance(colours, tuple)
+    assert np.abs(np.array(clear[:3]) - np.array(colours)).max() < 40
+    assert clear[3] == 255
+
+
+def test_a_photograph_after_a_painted_one_takes_the_clicks_away(fresh: Page, server: Server) -> None:
+    """Also where the graph was loaded with the painted one in it, so that nobody saw which photograph it was."""
+    (server.input / "clipspace").mkdir(exist_ok=True)
+    shutil.copyfile(server.input / "coffee.png", server.input / "clipspace" / "painted.png")
+    fresh.evaluate(LOAD_ANOTHER, "clipspace/painted.png [input]")
+    fresh.evaluate(AGAIN)
+    fresh.wait_for_timeout(1500)
+    answer(fresh, lambda: fresh.mouse.click(*place(fresh, 300, 350)))
+    fresh.evaluate(LOAD_ANOTHER, "rocket.png")
+    fresh.wait_for_function("() => document.querySelector('.maskprompt-picture [role=status]')?.textContent.startsWith('Click')")
+    assert fresh.evaluate(VALUES, SAM)["positive_coords"] == ""

@@ -12,6 +12,7 @@ import { PictureView } from "./view.js"
 const SAM_MASK = "MaskPromptSAMMask"
 const NODES = [SAM_MASK, "MaskPromptBoxMask", "MaskPromptCropAroundBox"]
 const SIDES = /** @type {const} */ (["x", "y", "width", "height"])
+const MARKS = ["positive_coords", "negative_coords", "box", ...SIDES]
 const LOOK_EVERY = 300
 const ASK_AGAIN = 1000
 const MOST_UNDO = 100
@@ -75,6 +76,12 @@ class Pointing {
         return this.widget(name)?.value
     }
 
+    /** The first of the inputs for marks that comes through a wire, where what stands in the widget does not count; "" for none. */
+    wired() {
+        const found = this.node.inputs?.find((/** @type {any} */ input) => MARKS.includes(input.name) && input.link != null)
+        return found?.name ?? ""
+    }
+
     /** What the widgets say. @returns {Marks} */
     read() {
         if (this.widget("box")) {
@@ -107,7 +114,7 @@ class Pointing {
 
     /** @param {Marks} marks */
     change(marks) {
-        if (same(marks, this.marks)) return
+        if (same(marks, this.marks) || this.wired() || !(marks.boxes.length || this.points || this.widget("box"))) return
         this.past.push(this.marks)
         if (this.past.length > MOST_UNDO) this.past.shift()
         this.put(marks)
@@ -139,7 +146,7 @@ class Pointing {
         }
         const source = pictureOf(app, this.node, this.received)
         const key = typeof source === "string" ? "" : addressOf(api, source)
-        if (typeof source !== "string" && source.type === "input" && source.subfolder !== PAINTED_ON) this.turnTo(key)
+        if (typeof source !== "string" && source.chosen) this.turnTo(source.subfolder === PAINTED_ON ? this.photograph || PAINTED_ON : key)
         if (key !== this.seen) {
             this.seen = key
             this.asked = ""
@@ -147,6 +154,7 @@ class Pointing {
             if (key) this.fetch(key)
         }
         if (typeof source === "string") this.say(source)
+        else if (this.wired()) this.say(`${this.wired()} comes through a wire: that counts, and marks in the picture do not.`)
         else if (this.picture && this.points) this.ask(source)
         else if (this.picture) this.say(marks.boxes.length ? `Box ${boxesText(marks.boxes)}` : "Drag a box over the picture.")
     }

@@ -1,7 +1,8 @@
 // @ts-check
 /**
  * Where the picture comes from that a node will see.
- * @typedef {{picture: string, subfolder: string, type: string}} Source
+ * `chosen`: by the artist, in a Load Image.
+ * @typedef {{picture: string, subfolder: string, type: string, chosen?: boolean}} Source
  */
 
 const SUBGRAPH_INPUT = -10
@@ -9,7 +10,8 @@ const BYPASSED = 4
 const MOST_STEPS = 50
 
 /**
- * The node and its output behind an input, through reroutes, bypassed nodes and subgraph inputs; null where nothing is wired.
+ * The node behind an input, through reroutes, bypassed nodes, subgraph inputs and nodes that stand in the page alone (Get and Set); null
+ * where nothing is wired.
  * @param {any} node @param {string} name @param {any} root The root graph, to find a subgraph's own node in.
  * @returns {any}
  */
@@ -27,7 +29,12 @@ export function originOf(node, name, root) {
             slot = link.origin_slot
             continue
         }
-        const origin = graph.getNodeById(link.origin_id)
+        let origin = graph.getNodeById(link.origin_id)
+        for (let hop = 0; hop < MOST_STEPS && origin?.isVirtualNode && origin.type !== "Reroute"; hop++) {
+            const behind = origin.getInputLink?.(link.origin_slot)
+            if (!behind) break
+            origin = origin.graph?.getNodeById(behind.origin_id)
+        }
         if (!origin) return null
         const passing = origin.type === "Reroute" || origin.mode === BYPASSED
         if (!passing) return origin
@@ -54,7 +61,7 @@ export function annotated(value) {
     const found = /^(.*?)\s*\[(input|output|temp)\]$/.exec(value)
     const path = found ? found[1] : value
     const cut = path.lastIndexOf("/")
-    return { picture: path.slice(cut + 1), subfolder: cut < 0 ? "" : path.slice(0, cut), type: found ? found[2] : "input" }
+    return { picture: path.slice(cut + 1), subfolder: cut < 0 ? "" : path.slice(0, cut), type: found ? found[2] : "input", chosen: true }
 }
 
 /**
@@ -65,16 +72,18 @@ export function annotated(value) {
  */
 export function pictureOf(app, node, received) {
     const origin = originOf(node, "image", app.rootGraph ?? app.graph)
-    if (!origin) return "Wire a picture to image, and it shows here."
-    const widget = origin.comfyClass?.startsWith("LoadImage") && origin.widgets?.find((/** @type {any} */ w) => w.name === "image")
+    if (!origin && !received) return "Wire a picture to image, and it shows here."
+    const widget = origin?.comfyClass?.startsWith("LoadImage") && origin.widgets?.find((/** @type {any} */ w) => w.name === "image")
     if (widget) return typeof widget.value === "string" && widget.value ? annotated(widget.value) : "Choose a picture in Load Image."
-    const shown = received ?? app.nodeOutputs?.[origin.id]?.images?.[0]
+    const shown = received ?? app.nodeOutputs?.[origin?.id]?.images?.[0]
     if (shown?.filename) return { picture: shown.filename, subfolder: shown.subfolder ?? "", type: shown.type ?? "output" }
-    return `Press Run once: the picture from ${origin.title ?? "the node before"} shows here then.`
+    return `Press Run once: the picture from ${origin?.title ?? "the node before"} shows here then.`
 }
 
 /** The address of a picture on ComfyUI's server. @param {any} api @param {Source} source @returns {string} */
 export function addressOf(api, source) {
     const query = new URLSearchParams({ filename: source.picture, subfolder: source.subfolder, type: source.type })
+    // What was painted in the MaskEditor is a hole in the file. A JPEG has none, and would lose how it is turned.
+    if (/\.(png|webp)$/i.test(source.picture)) query.set("channel", "rgb")
     return api.apiURL(`/view?${query}`)
 }

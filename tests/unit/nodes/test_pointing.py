@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import io
 import json
 import os
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from pathlib import Path
@@ -156,6 +158,42 @@ def test_it_waits_while_comfyui_works(folders: Path) -> None:
     server.prompt_queue.remaining = 1
     ((status, answer, _),) = post(server, MARKS)
     assert (status, answer["error"]) == (503, pointing.BUSY)
+
+
+def test_a_prompt_that_begins_while_the_file_is_read_has_the_device(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, load = Server(), sam.load
+
+    def slow(path: str) -> sam.LoadedSam:
+        server.prompt_queue.remaining = 1
+        return load(path)
+
+    monkeypatch.setattr(sam, "load", slow)
+    monkeypatch.setattr(sam.LoadedSam, "embed", lambda *_: pytest.fail("the device was used"))
+    ((status, answer, _),) = post(server, MARKS)
+    assert (status, answer["error"]) == (503, pointing.BUSY)
+
+
+def test_a_model_that_nobody_points_with_is_let_go(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    route, held = pointing.PointingRoute(Server()), str(folders / "sams" / "small.pth")
+    route._work(held, cup(folders), pointer.Question(positive="40,30"))
+    (model,) = (weakref.ref(sam.shared(held)),)
+    route._asked = time.monotonic()
+    route._let_go()
+    assert model() is not None, "somebody has just pointed"
+    monkeypatch.setattr(pointing, "HELD", 0.0)
+    route._let_go()
+    route._executor().shutdown()
+    gc.collect()
+    assert model() is None
+
+
+def test_weights_that_a_run_loads_can_be_moved_by_a_click(folders: Path) -> None:
+    """A run is in inference mode; weights made in it fail for good once they are moved outside of it."""
+    with torch.inference_mode():
+        model = sam.load(str(folders / "sams" / "small.pth"))
+        kinds = [weight.is_inference() for part in (model.encoder, model.decoder) for weight in part.model.parameters()]
+    assert kinds
+    assert not any(kinds)
 
 
 @pytest.mark.parametrize("kind", ["input", "output", "temp"])
