@@ -183,6 +183,11 @@ def _on_half(patch: Patch, call: Call, inner: Inner) -> Inner:
         return lambda q, k, v: patch.attend(q, k, v, call, inner)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if len(q) != len(call.rows):
+            raise RuntimeError(
+                f"another node runs layer {call.layer} on {len(q)} rows where the batch has {len(call.rows)} (attention couple?), so it is "
+                "not known which row is the positive prompt's. Bypass that node, or set apply_to to both."
+            )
         result = inner(q, k, v).clone()
         result[rows] = patch.attend(q, k, v, call, inner)[rows]
         return result

@@ -1,4 +1,7 @@
-"""What a call shows under core's Context Windows: some pictures of the batch, some frames, or some rows or columns of the picture."""
+"""What a call shows under core's Context Windows: some pictures of the batch, some frames, or some rows or columns of the picture.
+
+Some pictures under AnimateDiff-Evolved's windows too, which tells them in an option of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import Any
 
 from .grid import Size, Window
 
+ANIMATED = "ad_params"
+"""AnimateDiff-Evolved's option; `sub_idxs` in it are the pictures of the batch that a window shows, None for all."""
 SIDEWAYS = "Context Windows over the picture's height or width"
 
 
@@ -16,15 +21,18 @@ def pictures(options: Mapping[str, Any], count: int) -> Sequence[int]:
     RuntimeError where the window and the call disagree.
     """
     window = options.get("context_window")
-    if window is None or window.dim != 0:
+    own = options.get(ANIMATED)
+    shown = own.get("sub_idxs") if isinstance(own, Mapping) else None
+    if window is not None and window.dim == 0:
+        shown = _indices(window)
+    if shown is None:
         return range(count)
-    shown = _indices(window)
     if len(shown) != count:
         raise RuntimeError(
-            f"Context Windows shows {count} pictures of the batch where its window names {len(shown)}, so it is not known which mask is "
+            f"a context window shows {count} pictures of the batch where its window names {len(shown)}, so it is not known which mask is "
             "whose. Bypass that node, or MaskPrompt's."
         )
-    return shown
+    return [int(index) for index in shown]
 
 
 def frames(options: Mapping[str, Any], dimensions: int) -> tuple[tuple[int, ...], int] | None:

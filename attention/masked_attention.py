@@ -104,12 +104,19 @@ class MaskedSelfAttention:
         return result
 
     def _side(self, q: Tensor, k: Tensor, v: Tensor, place: Tensor, seen: Tensor, call: Call, inner: Inner) -> Tensor:
-        """The queries at `place`, which see the keys where `seen` [1, N, 1] is one."""
+        """The queries at `place`, which see the keys where `seen` [1, N, 1] is one.
+
+        Keys that another node put behind the picture's own are a reference's (reference-only control), which both sides see.
+        """
+        further = torch.arange(seen.shape[1], k.shape[1], device=place.device)
+        if len(further):
+            seen = torch.cat([seen, seen.new_ones(1, len(further), 1)], 1)
         if not call.plain:
             return self._with_all_tokens(q, k, v, seen, inner)[:, place]
         if self.mode == "paper":
             return inner(q[:, place], k, v * seen)
-        return inner(q[:, place], k[:, place], v[:, place])
+        keys = torch.cat([place, further])
+        return inner(q[:, place], k[:, keys], v[:, keys])
 
     def _with_all_tokens(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, inner: Inner) -> Tensor:
         """The same where another patch lies beneath, which may count tokens. Attending to ones gives the weight that is left."""

@@ -17,7 +17,7 @@ from .arguments import Arguments
 from .chain import EVERYWHERE, Call, Inner, Kind, Patch, Scope
 from .groups import Where
 from .layers import Layer, layers_of
-from .layout import Layout, Lengths, spans_of, with_texts
+from .layout import Layout, Lengths, Span, spans_of, with_texts
 from .prompt_regions import PromptRegion
 from .rows import PROMPT, VIEW, rows_of
 
@@ -56,11 +56,18 @@ class RegionAttention:
                 result[rows] = self._part(q, k, v, rows[0], call, inner, rows)
         return result
 
+    def _keys(self, cells: int, keys: int) -> tuple[Span, ...]:
+        """What the keys are: words, or the picture's cells and what another node put behind them, which all cells see (a reference)."""
+        if self.kind == "cross":
+            return spans_of(("words", keys))
+        further = keys - cells
+        return spans_of(("cells", cells), ("other", further)) if further > 0 else spans_of(("cells", cells))
+
     def _part(self, q: Tensor, k: Tensor, v: Tensor, first: int, call: Call, inner: Inner, rows: list[int] | None) -> Tensor:
         """The rows alike to row `first`: those given, or `rows` of them where a patch beneath must see all."""
         grid = (1, *call.grid)
         cells = spans_of(("cells", q.shape[1]))
-        layout = Layout(cells, cells if self.kind == "self" else spans_of(("words", k.shape[1])), grid)
+        layout = Layout(cells, self._keys(q.shape[1], k.shape[1]), grid)
         rule = prompt_regions.rule(self.regions, call.rows[first], call.latent, grid, self.layers.index(call.layer), len(self.layers))
         key = ("unet", layout, self.texts[first], rule.key, q.device)
         if key not in self.plans:

@@ -122,8 +122,10 @@ class DepthHint(io.ComfyNode):
                 "out. Swap them."
             )
         size = (foreground_depth.shape[1], foreground_depth.shape[2])
-        product = _mask(foreground_mask, size, "foreground_mask")
-        visible = torch.ones_like(product[:1]) if reference_mask is None else _mask(reference_mask, size, "reference_mask")
+        device = foreground_depth.device
+        reference_depth = reference_depth.to(device)
+        product = _mask(foreground_mask, size, "foreground_mask").to(device)
+        visible = torch.ones_like(product[:1]) if reference_mask is None else _mask(reference_mask, size, "reference_mask").to(device)
         _check_shape((reference_depth.shape[1], reference_depth.shape[2]), size, "reference_depth")
         maps = [depth_hint.grey(picture) for picture in (scale(reference_depth[..., :3], *size), foreground_depth)]
         if near == "black":

@@ -132,6 +132,8 @@ def _scores(options: Any, folder: Path, models: Models) -> scoring.Scores:
     if options.paper == "mask-controlnet":
         return scoring.prompted(data.dreambooth(options.data)[: options.cases], folder, models, kept, tell)
     painted = sorted(one for one in folder.rglob("*") if one.suffix.lower() in data.PICTURES)
+    if not painted:
+        raise ValueError(f"there is no picture in {folder}: name the folder with what was painted.")
     real = sorted({one.picture for one in data.coco(options.data)})[: options.cases]
     return scoring.sets({"": painted}, real, models)[""]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 LIVE = frozenset({"cat", "dog"})
@@ -129,7 +129,7 @@ def _places(folder: Path) -> Iterator[Place]:
             raise ValueError(f"{folder / 'bbox.txt'}, line {number} names {name}, which is not there.")
         left, top, right, bottom = map(int, corners)
         with Image.open(folder / name) as opened:
-            width, height = opened.size
+            width, height = ImageOps.exif_transpose(opened).size
         box = (max(0, left), max(0, top), min(width, right + 1), min(height, bottom + 1))
         if box[0] >= box[2] or box[1] >= box[3]:
             raise ValueError(f"{folder / 'bbox.txt'}, line {number}: the box of {name} is empty in its {width} x {height} pixels.")
@@ -202,11 +202,23 @@ def scenes(root: Path, single: int = 11, double: int = 4, poses: int = 4) -> lis
             others = among[number + 1 :] + among[:number]
             others.sort(key=lambda those, kinds=kinds: -len(kinds & {one.category for one in those}))
             if others:
-                shown = tuple(others[pose % len(others)] for pose in range(poses))
+                shown = tuple(in_order_of(things, others[pose % len(others)]) for pose in range(poses))
                 found.append(Scene(things[0].picture, things, shown))
     if not found:
         raise ValueError(f"{root} has no two pictures of a single thing, nor two of two kinds of things: masks to pose after are missing.")
     return found
+
+
+def in_order_of(things: Sequence[Instance], others: Sequence[Instance]) -> tuple[Instance, ...]:
+    """Gives as many `others` in an order in which each stands in the place of a thing of its kind, where there is one."""
+    left = list(others)
+    found: list[Instance | None] = []
+    for thing in things:
+        same = next((one for one in left if one.category == thing.category), None)
+        found.append(same)
+        if same is not None:
+            left.remove(same)
+    return tuple(one if one is not None else left.pop(0) for one in found)
 
 
 def _subject(folder: Path, name: str, noun: str) -> Subject:

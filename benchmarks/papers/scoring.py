@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .data import Insertion, Prompted, Subject
@@ -35,34 +35,42 @@ class Models:
 
 @dataclass(frozen=True)
 class Kept:
-    """Scores of single pictures in a file, under the picture's path, size and time and the models: a run that was stopped goes on."""
+    """Scores of single pictures in a file, under the picture's path, size and time and the models: a run that was stopped goes on.
+
+    Each is a line of JSON, written behind the others when it is known; the file is read once.
+    """
 
     file: Path
     names: str
+    _held: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]], init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        lines = self.file.read_text("utf-8").splitlines() if self.file.is_file() else []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # a line that was cut off by a stop
+                self._held.update(json.loads(line))
 
     def of(self, picture: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         """The scores that are kept of a picture, or what `measure` gives, which is kept then."""
-        there: dict[str, dict[str, float]] = json.loads(self.file.read_text("utf-8")) if self.file.is_file() else {}
         about = picture.stat()
         key = f"{picture.resolve()} {about.st_size} {about.st_mtime_ns} {self.names}"
-        if key not in there:
-            there[key] = measure()
-            part = self.file.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(there), "utf-8")
-            part.replace(self.file)
-        return there[key]
+        if key not in self._held:
+            self._held[key] = measure()
+            with self.file.open("a", encoding="utf-8") as lines:
+                lines.write(f"\n{json.dumps({key: self._held[key]})}")
+        return self._held[key]
 
 
 def image_of(file: Path) -> Tensor:
-    """A picture file as float32 [H, W, 3] in 0..1."""
+    """A picture file as float32 [H, W, 3] in 0..1, upright, as trainings read it."""
     with Image.open(file) as opened:
-        return torch.from_numpy(np.asarray(opened.convert("RGB"), np.float32) / 255)
+        return torch.from_numpy(np.asarray(ImageOps.exif_transpose(opened).convert("RGB"), np.float32) / 255)
 
 
 def mask_of(file: Path) -> Tensor:
-    """A mask file as float32 [H, W] in 0..1."""
+    """A mask file as float32 [H, W] in 0..1, upright."""
     with Image.open(file) as opened:
-        return torch.from_numpy(np.asarray(opened.convert("L"), np.float32) / 255)
+        return torch.from_numpy(np.asarray(ImageOps.exif_transpose(opened).convert("L"), np.float32) / 255)
 
 
 def painted_of(folder: Path, name: str, case: str) -> list[Path]:

@@ -118,6 +118,10 @@ class FolderEncoder:
         return self.patcher.model.inner, device
 
 
+ONE_FILE: dict[str, str] = {"clip_vision_model": CLIP, "dinov2": DINO}
+"""What ComfyUI calls the models that are taken from one file; SigLIP and DINOv3 give no vector for a picture there."""
+
+
 class FileEncoder:
     """A CLIP_VISION as ComfyUI loads it from one file: CLIP in L, H, G, or DINOv2 in large or giant. It reads no text."""
 
@@ -194,9 +198,11 @@ def _from_file(path: Path, kind: str) -> FileEncoder:
     state = files.load_weights(str(path))
     openai = "visual.transformer.resblocks.0.attn.in_proj_weight" in state
     clip_vision = comfy.clip_vision.load_clipvision_from_sd(state, "visual." if openai else "", openai)
-    own = None if clip_vision is None else (DINO if "dino" in clip_vision.config.get("model_type", "") else CLIP)
+    told = "" if clip_vision is None else str(clip_vision.config.get("model_type", ""))
+    own = ONE_FILE.get(told)
     if own != kind:
-        what = "no vision model that ComfyUI loads from one file" if own is None else f"a {own}"
+        other = f"another vision model ({told})" if told else "no vision model that ComfyUI loads from one file"
+        what = other if own is None else f"a {own}"
         raise ValueError(f"'{path.name}' is {what}, and a {kind} is needed here. {ADVICE[kind]}")
     return FileEncoder(clip_vision, path.name)
 

@@ -273,3 +273,30 @@ def test_scattered_rows_are_refused_in_words(model: Any, sample: Sample) -> None
     scattered.model_options["context_handler"].context_stride = 2
     with pytest.raises(RuntimeError, match="do not lie side by side"):
         sample(scattered, size=(32, 32), steps=4)
+
+
+def test_animate_diffs_windows_leave_each_picture_its_mask(model: Any, sample: Sample) -> None:
+    """It tells in an option of its own which pictures of the batch a call shows."""
+    seen: list[Any] = []
+    patched = chain.install(model, Spy("cross", calls=seen))
+    patched.model_options["transformer_options"]["ad_params"] = {"sub_idxs": [16, 17, 18]}
+    sample(patched, batch=3, steps=1, cfg=1.0)
+    assert {tuple(row.image for row in call.rows) for call, _ in seen} == {(16, 17, 18)}
+    patched.model_options["transformer_options"]["ad_params"] = {"sub_idxs": None}
+    seen.clear()
+    sample(patched, batch=3, steps=1, cfg=1.0)
+    assert {tuple(row.image for row in call.rows) for call, _ in seen} == {(0, 1, 2)}
+    patched.model_options["transformer_options"]["ad_params"] = {"sub_idxs": [1, 2]}
+    with pytest.raises(RuntimeError, match="shows 3 pictures of the batch where its window names 2"):
+        sample(patched, batch=3, steps=1, cfg=1.0)
+
+
+def test_rows_that_an_attention_couple_adds_are_refused_for_one_half() -> None:
+    """Which of them is the positive prompt's is not known; the wrong ones were masked without a word."""
+    call = chain.Call(
+        "cross", ("input", 1, 0), 2, (2, 2), (2, 2), (chain.Row(0, 0, (0, 0, 2, 2)), chain.Row(1, 0, (0, 0, 2, 2))), 1.0, True
+    )
+    spy = Spy("cross", scope=chain.Scope(half="positive"))
+    run = chain._on_half(spy, call, lambda q, k, v: q)
+    with pytest.raises(RuntimeError, match="on 4 rows where the batch has 2"):
+        run(*torch.zeros(3, 4, 4, 8).unbind(0))

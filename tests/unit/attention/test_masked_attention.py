@@ -113,3 +113,22 @@ def test_rows_of_another_pack_need_one_mask() -> None:
     assert MaskedCrossAttention(RegionMask(one)).attend(q, q, q, call, plain(2)).shape == q.shape
     with pytest.raises(RuntimeError, match="one mask for the whole batch"):
         MaskedCrossAttention(RegionMask(two)).attend(q, q, q, call, plain(2))
+
+
+@pytest.mark.parametrize("plainly", [True, False])
+@pytest.mark.parametrize("mode", ["paper", "renormalised"])
+def test_keys_of_a_reference_behind_the_pictures_own_are_seen_by_both_sides(mode: Any, plainly: bool) -> None:
+    """As reference-only control puts them: the formula with a column of ones for each of them."""
+    torch.manual_seed(1)
+    height, width, heads = 4, 5, 2
+    q, own_k, own_v = torch.randn(3, 2, height * width, 8).unbind(0)
+    more_k, more_v = torch.randn(2, 2, 7, 8).unbind(0)
+    k, v = torch.cat([own_k, more_k], 1), torch.cat([own_v, more_v], 1)
+    mask = torch.zeros(1, height, width)
+    mask[:, :, :2] = 1
+    inside = mask[0].flatten() > 0.5
+    seen = torch.cat([inside[:, None] == inside[None], torch.ones(height * width, 7, dtype=torch.bool)], 1)
+    wanted = dense(q, k, v, heads, seen.float().expand(2, -1, -1), renormalise=mode == "renormalised")
+    call = call_of("self", height, width, heads, 2, 2, plainly)
+    found = MaskedSelfAttention(RegionMask(mask), mode).attend(q, k, v, call, plain(heads))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

@@ -206,3 +206,18 @@ def test_on_every_other_transformer_a_region_changes_its_own_part_alone(tiny: Ti
     torch.testing.assert_close(result[..., edge:] / scale, plain[..., edge:] / scale, atol=1e-6, rtol=0)
     assert float((result[..., :edge] - plain[..., :edge]).abs().max()) > 1e-3 * scale
     assert math.isfinite(float(result.sum()))
+
+
+def test_apart_keeps_what_another_node_put_behind_the_pictures_own_keys(model: Any) -> None:
+    """A reference (reference-only control), which all cells see, also those that do not see each other."""
+
+    def with_bank(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, more: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        bank = torch.randn(v.shape, generator=torch.Generator().manual_seed(2)).to(v)
+        return q, torch.cat([k, k], 1), torch.cat([v, bank], 1)
+
+    own, negative = [[words(77, 7), {}]], [words(77, 8), {}]
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    region = node(model, EVERYWHERE, own_pass=0.0, apart=1.0)
+    plain = paint(region, own, negative, noise)
+    region.set_model_attn1_patch(with_bank)
+    assert not torch.allclose(paint(region, own, negative, noise), plain, rtol=1e-3)

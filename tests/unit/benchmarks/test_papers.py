@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from maskprompt.images import foreground
 from maskprompt.models.scores import encoders, pairs
 from PIL import Image
+from safetensors.torch import save_file
 
 from benchmarks.papers import __main__ as papers
 from benchmarks.papers import data, make_folder, scoring
@@ -160,3 +162,39 @@ def test_what_is_missing_is_told(murecom: Path, models: Path, tmp_path: Path, ca
         run("dreamcom", "--painted", "nowhere")
     assert run("mcgm") == 0
     assert "reports no score" in capsys.readouterr().out
+
+
+def test_pictures_are_read_upright(tmp_path: Path) -> None:
+    """As trainings read them: a phone's picture says how it is turned."""
+    picture = Image.new("RGB", (4, 2), "red")
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.png", exif=exif)
+    assert scoring.image_of(tmp_path / "turned.png").shape == (4, 2, 3)
+    assert scoring.mask_of(tmp_path / "turned.png").shape == (4, 2)
+
+
+def test_kept_scores_survive_a_stop_in_the_middle_of_a_line(tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (2, 2)).save(picture)
+    file = tmp_path / "cases.json"
+    assert scoring.Kept(file, "models").of(picture, lambda: {"clip": 0.5}) == {"clip": 0.5}
+    with file.open("a") as lines:
+        lines.write('\n{"cut o')
+    again = scoring.Kept(file, "models")
+    assert again.of(picture, lambda: pytest.fail("it was kept")) == {"clip": 0.5}
+    assert scoring.Kept(file, "others").of(picture, lambda: {"clip": 0.7}) == {"clip": 0.7}
+    assert scoring.Kept(file, "models").of(picture, lambda: pytest.fail("it was kept")) == {"clip": 0.5}
+
+
+@pytest.mark.parametrize("kind", ["siglip_vision_model", "dinov3"])
+def test_a_vision_model_that_gives_no_vector_is_refused_in_words(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redux's SigLIP lies in the same folder as CLIP."""
+    import comfy.clip_vision
+
+    save_file({"weight": torch.zeros(1)}, tmp_path / "sigclip.safetensors")
+    found = SimpleNamespace(config={"model_type": kind})
+    monkeypatch.setattr(comfy.clip_vision, "load_clipvision_from_sd", lambda *_: found)
+    for wanted in (encoders.CLIP, encoders.DINO):
+        with pytest.raises(ValueError, match=rf"'sigclip.safetensors' is another vision model \({kind}\), and a"):
+            encoders.load(tmp_path / "sigclip.safetensors", wanted)

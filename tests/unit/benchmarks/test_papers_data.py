@@ -143,3 +143,11 @@ def test_masks_show_the_subject(murecom: Path) -> None:
         picture = np.asarray(opened.convert("RGB"), np.float32)
     assert 0.05 < mask.mean() < 0.5
     assert np.abs(picture[mask].mean(0) - picture[~mask].mean(0)).max() > 30
+
+
+def test_a_pose_stands_in_the_place_of_a_thing_of_its_kind() -> None:
+    dog, frisbee, cat = (data.Instance(Path(f"{name}.jpg"), name, (), 1.0) for name in ("dog", "frisbee", "cat"))
+    assert data.in_order_of((dog, frisbee), (frisbee, dog)) == (dog, frisbee)
+    assert data.in_order_of((dog, frisbee), (cat, dog)) == (dog, cat)
+    assert data.in_order_of((dog, frisbee), (cat, frisbee)) == (cat, frisbee)
+    assert data.in_order_of((dog, frisbee), (frisbee, cat)) == (cat, frisbee)
