@@ -108,14 +108,15 @@ class MaskedSelfAttention:
 
         Keys that another node put behind the picture's own are a reference's (reference-only control), which both sides see.
         """
-        further = torch.arange(seen.shape[1], k.shape[1], device=place.device)
-        if len(further):
-            seen = torch.cat([seen, seen.new_ones(1, len(further), 1)], 1)
+        keys = place
+        own, count = seen.shape[1], k.shape[1]
+        if count > own:
+            keys = torch.cat([place, torch.arange(own, count, device=place.device)])
+            seen = torch.cat([seen, seen.new_ones(1, count - own, 1)], 1)
         if not call.plain:
             return self._with_all_tokens(q, k, v, seen, inner)[:, place]
         if self.mode == "paper":
             return inner(q[:, place], k, v * seen)
-        keys = torch.cat([place, further])
         return inner(q[:, place], k[:, keys], v[:, keys])
 
     def _with_all_tokens(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, inner: Inner) -> Tensor:

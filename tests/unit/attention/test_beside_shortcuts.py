@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from maskprompt.attention import chain, prompt_regions
+from maskprompt.attention import chain, prompt_regions, reference_regions
 from maskprompt.attention.arguments import Arguments
 from maskprompt.attention.grid import RegionMask, Size
 from maskprompt.attention.layers import Layer
@@ -191,9 +191,15 @@ def test_an_area_in_time_gets_the_masks_of_its_frames() -> None:
 
 
 def test_a_reference_of_the_same_address_is_another_reference() -> None:
-    """What is kept of the shown part of one that is gone must not serve for the next."""
-    numbers = [ReferenceRegion(torch.zeros(1, 4, 2, 2), torch.ones(1, 1, dtype=torch.bool)).number for _ in range(50)]
-    assert len(set(numbers)) == 50
+    """What is kept of the shown part of one that is gone, by the rule's key, must not serve for the next."""
+    keys: set[Any] = set()
+    for _ in range(50):
+        region = ReferenceRegion(torch.zeros(1, 4, 4, 2), torch.tensor([[True, False]]))
+        rule = reference_regions.rule(Row(0, 0, (0, 0, 2, 2), references=(region,)), (2, 2), (1, 1, 1), 1.0)
+        assert rule is not None
+        keys.add(rule.key)
+        del region, rule
+    assert len(keys) == 50
 
 
 def test_of_a_scheduled_text_the_part_inside_the_nodes_range_acts() -> None:
