@@ -106,7 +106,10 @@ class Chain:
         """Wrapper of `apply_model`, for transformers that ask no wrappers of the diffusion model (SD 3)."""
         from . import region_passes
 
-        return region_passes.run(self, executor, executor.class_obj.diffusion_model, Arguments.of(executor.original, args, kwargs))
+        # Under TorchCompileModel the compiled module stands there for the call, around the model.
+        model = executor.class_obj.diffusion_model
+        model = getattr(model, "_orig_mod", model)
+        return region_passes.run(self, executor, model, Arguments.of(executor.original, args, kwargs))
 
     def once(self, executor: Any, model: Any, arguments: Arguments) -> Any:
         """One pass of a diffusion `model` under the patches; `executor` takes the arguments."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import families, groups, joint_probe, prompt_regions, reference_regions
 from .arguments import Arguments
 from .chain import SLOTS
-from .families import Family, Scene, Seen
+from .families import Family, Scene, Seen, reader
 from .grid import Size
 from .groups import Plan, Where
 from .joint_probe import JointProbe
@@ -97,6 +97,7 @@ class Run:
             self._read(probe, call, seen, cuts)
         if free:
             return untouched(*args, **kwargs)
+        _check_mask(call, q.shape[tokens], k.shape[tokens])
         where = Where(tokens, 2 if call.get("skip_output_reshape") else 1)
         if len(cuts) == 1:
             return attend(call, cuts[0], where, untouched)
@@ -151,6 +152,17 @@ class Run:
             rule = reference_regions.rule(part.row, self.latent, grid, self.sigma)
             found += [] if rule is None else [rule]
         return tuple(found)
+
+
+def _check_mask(call: Mapping[str, Any], queries: int, keys: int) -> None:
+    """RuntimeError where the call's own mask is not of all its tokens: core's for Apply Style Model leaves references out."""
+    mask = call.get("mask")
+    if mask is None or (mask.shape[-1] in (1, keys) and (mask.ndim == 1 or mask.shape[-2] in (1, queries))):
+        return
+    raise RuntimeError(
+        "the prompt carries an attention mask of the picture (Apply Style Model with strength_type attn_bias) that knows nothing of the "
+        "reference pictures. Choose strength_type multiply there, or leave the references out."
+    )
 
 
 def attend(call: Mapping[str, Any], cut: Plan | None, where: Where, attention: Callable[..., Tensor]) -> Tensor:
@@ -220,7 +232,8 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
         words = prompt_regions.further_words(regions, rows, model, family, text)
         counts = [tuple(part.shape[1] for part in parts) for parts in words]
         further = tuple(torch.cat(parts, dim=1) for parts in zip(*words, strict=True))
-        arguments = family.joined(model, arguments, further, [count[0] for count in counts])
+        texts = [reader.kept_of(region.text, region.options, count[0]) for region, count in zip(regions, counts, strict=True)]
+        arguments = family.joined(model, arguments, further, texts)
     parts = _parts(rows, patches, regions, counts, prompt)
     options = arguments.get("transformer_options", {})
     beneath = options.get("optimized_attention_override")

@@ -137,7 +137,7 @@ def _by_heads(x: Tensor, call: Mapping[str, Any]) -> Tensor:
 
 def over_frames(rows: Sequence[Row], frames: int, maps: Tensor) -> tuple[tuple[Row, ...], Tensor]:
     """Rows and maps [rows, frames · cells, wanted] with each latent frame as a picture of its own: [rows · frames, cells, wanted]."""
-    if frames == 1:
+    if frames == 1 and all(row.frames is None for row in rows):
         return tuple(rows), maps
     found: list[Row] = []
     for row in rows:

@@ -31,7 +31,13 @@ def layers_of(unet: Any) -> tuple[Layer, ...]:
     for name, blocks in parts:
         for block, modules in enumerate([middle] if name == "middle" and middle is not None else blocks):
             for module in modules:
-                found += [(name, block, index) for index in range(len(getattr(module, "transformer_blocks", ())))]
+                for index, transformer in enumerate(getattr(module, "transformer_blocks", ())):
+                    if getattr(transformer, "disable_self_attn", False):
+                        raise TypeError(
+                            "this UNet's self-attention reads the text (SDXS, SD x4 upscaler). This node takes SD 1.5, SD 2.1 and SDXL "
+                            "models, and their inpainting forms."
+                        )
+                    found.append((name, block, index))
     if not found:
         raise TypeError(
             f"this model ({type(unet).__name__}) is not a UNet with attention layers. "

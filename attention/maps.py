@@ -54,7 +54,7 @@ class Readings:
             raise ValueError("the probe has read nothing: none of its layers ran, or no row of the positive half")
         if len({(reading.grid, reading.rows) for reading in found}) > 1 or any(row.window[:2] != (0, 0) for row in found[0].rows):
             raise ValueError("maps of different grids or parts of the picture have no common mean; use `on_latent`")
-        maps = torch.stack([reading.maps for reading in found]).mean(0)
+        maps = torch.stack([reading.maps.to(found[0].maps.device) for reading in found]).mean(0)
         return maps.mT.unflatten(2, found[0].grid)
 
     def on_latent(self) -> Tensor:
@@ -73,7 +73,7 @@ class Readings:
             for row, layer in zip(reading.rows, cells, strict=True):
                 top, left, height, width = row.window
                 place = (row.image, slice(None), slice(top, top + height), slice(left, left + width))
-                maps[place] += _enlarged(layer, (height, width))
+                maps[place] += _enlarged(layer.to(maps.device), (height, width))
                 times[place] += 1
         return maps / times.clamp(min=1)
 

@@ -137,7 +137,7 @@ def rule(regions: Sequence[PromptRegion], row: Row, latent: Size, grid: Grid, nu
 
 def place(mask: RegionMask, row: Row, latent: Size, grid: Grid) -> tuple[Hashable, Tensor]:
     """A mask's cells for a row, bool [cells] on the CPU, and a key for them. Of a video each frame may have a mask of its own."""
-    if grid[0] == 1:
+    if grid[0] == 1 and row.frames is None:
         index = mask.index(row.image)
         cells = mask.cells(index, latent, row.window, grid[1:], torch.device("cpu")).inside
         return (id(mask), index, row.window, latent, grid), cells

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 from torch import Tensor
 
@@ -80,7 +81,8 @@ def rows_of(options: dict[str, Any], batch: int, size: Size) -> tuple[Size, tupl
         )
     for chunk, place in enumerate(halves):
         uuid = uuids[chunk] if chunk < len(uuids) else None
-        half = named.get(uuid, place)
+        # Where the prompts are known by name, another one (Perp-Neg's empty prompt) is not the positive one.
+        half = named.get(uuid, 1 if named and uuid is not None else place)
         window = (None if view is None else view.areas.get(uuid)) or seen
         references = () if view is None else view.references.get(uuid, ())
         frames = None if view is None else view.times.get(uuid, view.frames)
@@ -96,14 +98,17 @@ def rows_of(options: dict[str, Any], batch: int, size: Size) -> tuple[Size, tupl
 def remember_halves(executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Any:
     """Wrapper of a guider's `predict_noise`: notes which conditionings are the positive prompt.
 
-    Their order in a call does not tell: Dual CFG Guider runs the negative first, and Self-Attention Guidance the negative alone. Of those
-    that stand in both halves (ComfyUI gives the negative a copy of a positive one's area) it has to tell.
+    Their order in a call does not tell: Dual CFG Guider runs the negative first, and Self-Attention Guidance the negative alone. A copy of
+    a positive one that ComfyUI gave another prompt, for its area, gets an id of its own: these entries belong to this sampling alone.
     """
     conds: dict[str, Any] = getattr(executor.class_obj, "conds", None) or {}
-    named = {name: {cond["uuid"] for cond in entries or () if "uuid" in cond} for name, entries in conds.items()}
-    positive = named.pop("positive", set[Any]())
-    others = set[Any]().union(*named.values()) if positive else set[Any]()
-    halves = dict.fromkeys(positive - others, 0) | dict.fromkeys(others - positive, 1)
+    positive = {cond["uuid"] for cond in conds.get("positive") or () if "uuid" in cond}
+    halves = dict.fromkeys(positive, 0)
+    others = [cond for name, entries in conds.items() if name != "positive" for cond in entries or () if "uuid" in cond]
+    for cond in others if positive else ():
+        if cond["uuid"] in positive:
+            cond["uuid"] = uuid4()
+        halves[cond["uuid"]] = 1
     options = {**model_options.get("transformer_options", {}), HALVES: halves}
     return executor(x, timestep, {**model_options, "transformer_options": options}, seed)
 
@@ -123,6 +128,12 @@ def innermost(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "wrappers": wrappers}
 
 
+def text_of(cond: dict[str, Any]) -> Tensor | None:
+    """Gives what the model reads of a conditioning [B, L, width]: of a copy made for its area that is not the text beside it."""
+    read = getattr((cond.get("model_conds") or {}).get("c_crossattn"), "cond", None)
+    return read if isinstance(read, Tensor) and read.ndim == 3 else cond.get("cross_attn")
+
+
 def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> Any:
     """Wrapper of `calc_cond_batch`: notes the whole latent and the areas, which ComfyUI crops away before the UNet runs."""
     height, width = x.shape[-2:]
@@ -133,7 +144,7 @@ def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Te
     texts: dict[Any, int] = {}
     references: dict[Any, tuple[ReferenceRegion | None, ...]] = {}
     for cond in (entry for entries in conds if entries is not None for entry in entries):
-        text = cond.get("cross_attn")
+        text = text_of(cond)
         if text is not None:
             texts[cond["uuid"]] = text.shape[1]
         regions = of_conditioning(cond)

@@ -69,11 +69,55 @@ class RegionAttention:
         cells = spans_of(("cells", q.shape[1]))
         layout = Layout(cells, self._keys(q.shape[1], k.shape[1]), grid)
         rule = prompt_regions.rule(self.regions, call.rows[first], call.latent, grid, self.layers.index(call.layer), len(self.layers))
-        key = ("unet", layout, self.texts[first], rule.key, q.device)
+        texts = _as_attended(self.texts[first], k.shape[1]) if self.kind == "cross" else self.texts[first]
+        key = ("unet", layout, texts, rule.key, q.device)
         if key not in self.plans:
-            self.plans[key] = groups.plan(with_texts(layout, (self.texts[first],)), (rule,), q.device)
-        attended = groups.attend(q, k, v, self.plans[key], lambda q, k, v, _mask: inner(q, k, v), Where(1, 1), whole=not call.plain)
+            self.plans[key] = groups.plan(with_texts(layout, (texts,)), (rule,), q.device)
+        cut = self.plans[key]
+        if self.kind == "self" and not call.plain:
+            attended = _with_all_tokens(q, k, v, cut, inner)
+        else:
+            attended = groups.attend(q, k, v, cut, lambda q, k, v, _mask: inner(q, k, v), Where(1, 1), whole=not call.plain)
         return attended if rows is None else attended[rows]
+
+
+def _as_attended(texts: Lengths, keys: int) -> Lengths:
+    """The lengths of the texts in a layer's keys, where another node may have halved the words (CLIP NegPip: every second is a weight).
+
+    RuntimeError where what it left out is not known.
+    """
+    total = sum(count for _, count in texts)
+    if keys >= total:
+        return texts
+    parts = total // keys
+    if keys * parts != total or any(count % parts for _, count in texts):
+        raise RuntimeError(
+            f"another node leaves {keys} of {total} words in the attention, so it is not known which are the region's. Bypass that node, "
+            "or Prompt Region."
+        )
+    return tuple((number, count // parts) for number, count in texts)
+
+
+def _with_all_tokens(q: Tensor, k: Tensor, v: Tensor, cut: groups.Plan, inner: Inner) -> Tensor:
+    """Self-attention by a plan over another node's replacement of the layer, which may count tokens, or give their values alone.
+
+    It gets all keys in their own order each time. Values that a group does not see are zero, and attending to ones gives the weight that is
+    left.
+    """
+    if cut.free:
+        return inner(q, k, v)
+    result = torch.zeros_like(q)
+    keys = torch.arange(k.shape[1], device=q.device) if cut.key_order is None else cut.key_order
+    queries = torch.arange(q.shape[1], device=q.device) if cut.query_order is None else cut.query_order
+    for group in cut.groups:
+        here = queries[slice(*group.queries)]
+        for view in group.views:
+            seen = v.new_zeros(1, k.shape[1], 1)
+            seen[:, torch.cat([keys[slice(*piece)] for piece in view.keys])] = 1
+            attended = inner(q, k, v * seen)[:, here]
+            left = inner(q, k, seen.expand_as(v).contiguous())[:, here]
+            result[:, here] += view.weight * attended / left.clamp(min=1e-6)
+    return result
 
 
 def joined(patches: Sequence[Any], unet: Any, arguments: Arguments, plans: dict[Any, Any]) -> tuple[Arguments, tuple[Patch, ...]]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+MOST_TOKENS = 4 * 77
+"""A longer caption is cut. CLIP reads 75 words at a time, and repeats of short captions beside long ones grow with their number."""
 
 
 class Texts:
@@ -16,6 +22,7 @@ class Texts:
     def __init__(self, clip: Any) -> None:
         self.clip = clip
         self._known: dict[str, Any] = {}
+        self._told = False
 
     def know(self, texts: Iterable[str]) -> None:
         """Encodes these, unless they are known, and forgets all others."""
@@ -26,7 +33,14 @@ class Texts:
         return self._known[text]
 
     def _encoded(self, text: str) -> Any:
-        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+        return [[self._cut(words), options] for words, options in self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))]
+
+    def _cut(self, words: Tensor) -> Tensor:
+        """Cuts a text [1, T, width] to `MOST_TOKENS`, and says so once."""
+        if words.shape[1] > MOST_TOKENS and not self._told:
+            log.warning("captions of more than about 300 words are cut to their first four parts of 75: such long ones take much memory")
+            self._told = True
+        return words[:, :MOST_TOKENS]
 
 
 def together(texts: Sequence[Any]) -> list[list[Any]]:

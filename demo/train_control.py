@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import judge, scenes, tiny_model
+from . import fp8, judge, scenes, tiny_model
 from .control_examples import HINT, Examples, draw_hint, encode
 from .painter import CFG, SAMPLER, SCHEDULER, STEPS, Painter
 from .train_tiny import loss_of
@@ -85,11 +85,11 @@ class Controlled(nn.Module):
 
 
 def export(file: Path, weights: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Writes a half-precision file that the stock loader takes."""
+    """Writes a file that the stock loader takes, its large kernels in fp8 and all else in half precision."""
     from safetensors.torch import save_file
 
     state = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in weights.items()}
-    save_file(state, file, metadata={"format": "maskprompt tiny depth control 1", **about})
+    save_file(fp8.in_fp8(state), file, metadata={"format": "maskprompt tiny depth control 1", **about})
 
 
 def train(options: argparse.Namespace) -> Path:

@@ -15,7 +15,7 @@ import functools
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from demo.pack import load_pack
 
-from . import photos, scenes, subjects, tiny_model
+from . import fp8, photos, scenes, subjects, tiny_model
 from .autoencoder import NarrowAutoencoder, narrowed
 from .painter import Painter
 from .trainer import Log
@@ -191,7 +191,8 @@ def train(options: argparse.Namespace) -> Path:
 
     done, learned = run(job, job.states(work / Path(name).with_suffix(".state.pt"), every=200), told)
     about = {"steps": str(done.step), "seed": str(options.seed), "trained_on": tiny_model.CHECKPOINT.name}
-    files.save(learned.content, str(work / name), about)
+    content = learned.content
+    files.save(replace(content, control=fp8.in_fp8(content.control)), str(work / name), about)
     log(f"{done.step} steps done, loss {np.mean(done.losses[-200:]):.4f}, saved {name}")
     return work / name
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .masks import of_one_shape
+
 KEEP = "keep"
 FILLS = {"white": 1.0, "grey": 0.5, "black": 0.0}
 OUTSIDES = (*FILLS, KEEP)
@@ -18,15 +20,12 @@ def cut_out(picture: Tensor, mask: Tensor, outside: str = "white") -> Tensor:
     The foreground is where the mask, brought to the picture's size, is at least 0.5; the cut is its bounding box. With a colour for
     `outside`, that colour is laid wherever the foreground is not, and around the box up to a square. With `keep` the cut is the square
     around the box, moved into the picture, and nothing in it is changed; where the picture is too small for it, white is added.
-    ValueError if the mask shows nothing.
+    ValueError if the mask shows nothing, or is of another shape than the picture.
     """
     if outside not in OUTSIDES:
         raise ValueError(f"outside is '{outside}', and one of {', '.join(OUTSIDES)} is needed.")
     height, width = picture.shape[:2]
-    fitted = F.interpolate(mask[None, None].float(), (height, width), mode="bilinear", antialias=True)[0, 0]
-    inside = fitted.to(picture.device) >= 0.5
-    if not bool(inside.any()):
-        raise ValueError("the mask shows nothing of the picture: no pixel of it is 0.5 or more.")
+    inside = shown(mask, height, width).to(picture.device)
     top, bottom = _span(inside.any(1))
     left, right = _span(inside.any(0))
     if outside == KEEP:
@@ -37,6 +36,22 @@ def cut_out(picture: Tensor, mask: Tensor, outside: str = "white") -> Tensor:
     fill = FILLS[outside]
     filled = torch.where(inside[..., None], picture, torch.full_like(picture, fill))
     return _square(filled[top:bottom, left:right], fill)
+
+
+def shown(mask: Tensor, height: int, width: int) -> Tensor:
+    """Say where a mask [h, w] of any size, brought to the picture's, is at least 0.5: bool [height, width].
+
+    ValueError if that is nowhere, or if the mask is of another shape.
+    """
+    inside = F.interpolate(mask[None, None].float(), (height, width), mode="bilinear", antialias=True)[0, 0] >= 0.5
+    if not bool(inside.any()):
+        raise ValueError("the mask shows nothing of the picture: no pixel of it is 0.5 or more.")
+    if not of_one_shape((mask.shape[0], mask.shape[1]), (height, width)):
+        raise ValueError(
+            f"the mask is {mask.shape[1]}x{mask.shape[0]} but the picture is {width}x{height}: their shapes differ, so another part of the "
+            "picture would be measured. Make the mask from this picture."
+        )
+    return inside
 
 
 def _span(marked: Tensor) -> tuple[int, int]:

@@ -152,6 +152,14 @@ def box_mask(box: Box, height: int, width: int, feather: int = 0) -> torch.Tenso
     return torch.minimum(rows[:, None], columns[None, :])[None]
 
 
+def of_one_shape(mask: tuple[int, int], picture: tuple[int, int]) -> bool:
+    """Say whether a mask of this height and width can be of such a picture: sides rounded to a multiple of 8 are let pass."""
+    rows, columns = mask
+    height, width = picture
+    slack = max(8.0, height / rows, width / columns)
+    return abs(rows * width / columns - height) <= slack or abs(columns * height / rows - width) <= slack
+
+
 def boxes_per_image(boxes: Any, batch: int, name: str = "bboxes") -> list[list[Box]]:
     """Boxes in any form that core nodes hand on, as one list per image of the batch.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,18 +22,28 @@ HUES = (("redder", "more cyan"), ("greener", "more magenta"), ("bluer", "more ye
 
 @dataclass(frozen=True)
 class Report:
-    """What was found of one piece, in numbers and as a sentence, and whether anybody would see it."""
+    """What was found of one piece, in numbers and as a sentence; whether anybody would see the shift or zoom, and the tint."""
 
     found: Alignment
     sentence: str
-    changed: bool
+    moved: bool
+    tinted: bool
 
 
-def mended(original: Tensor, painted: Tensor, outside: Tensor, place: bool, tint: bool, match: bool) -> tuple[Tensor, list[Report]]:
+def mended(
+    original: Tensor,
+    painted: Tensor,
+    outside: Tensor,
+    place: bool,
+    tint: bool,
+    match: bool,
+    after: Callable[[int], None] = lambda done: None,
+) -> tuple[Tensor, list[Report]]:
     """Painted pieces [N, P, Q, 3 or more] brought onto the originals [M, h, w, 3 or more], with a report on each.
 
     `outside` (bool [K, h, w]) says where nothing was to be painted. Shorter batches are taken in turn. `place` undoes shift and zoom,
-    `tint` the tint, `match` brings the colours to the seam's. With all three off the pieces are the very tensor given.
+    `tint` the tint, `match` brings the colours to the seam's. With all three off the pieces are the very tensor given. `after` is called
+    with the number of pieces that are done.
     """
     count = max(len(original), len(painted))
     made = []
@@ -47,6 +58,7 @@ def mended(original: Tensor, painted: Tensor, outside: Tensor, place: bool, tint
         if place or tint or match:
             piece = undone(piece, found, height, width, place, tint)
             made.append(seam_matched(piece, under, free) if match else piece)
+        after(index + 1)
     return (torch.stack(made).to(painted) if made else painted), reports
 
 
@@ -68,13 +80,15 @@ def undone(piece: Tensor, found: Alignment, height: int, width: int, place: bool
 
 def reported(found: Alignment, height: int, width: int) -> Report:
     """What was found in a place of height x width pixels, in words."""
-    said = [*_place_in_words(found, height, width), *_tint_in_words(found)]
+    placed = _place_in_words(found, height, width)
+    tinted = _tint_in_words(found)
+    said = [*placed, *tinted]
     sentences = [f"The surroundings came back {', '.join(said)}."] if said else []
     if not found.place_told:
         sentences.append(f"Shift and zoom cannot be told: {found.reason}.")
     elif not said:
         sentences.append("The surroundings came back where they were and in their colours.")
-    return Report(found, " ".join(sentences), bool(said))
+    return Report(found, " ".join(sentences), bool(placed), bool(tinted))
 
 
 def _lies_still(found: Alignment, height: int, width: int) -> bool:

@@ -84,7 +84,10 @@ class CaptionImage(io.ComfyNode):
     @override
     @checked
     def execute(cls, image: list[torch.Tensor], blip_name: list[str], **settings: list[Any]) -> io.NodeOutput:
-        given: dict[str, Any] = {name: values[0] for name, values in settings.items()}
+        given: dict[str, Any] = {name: values[0] for name, values in settings.items() if values}
+        prefixes = set(settings.get("prefix", []))
+        if len(prefixes) > 1:
+            raise ValueError(f"prefix holds {len(prefixes)} different texts: one is needed, with which all captions begin.")
         search = captioner.Search(given.get("beams", 3), given.get("min_tokens", 5), given.get("max_tokens", 30))
         pictures = [one for batch in image for one in batch]
         if not pictures:

@@ -78,6 +78,8 @@ def number(value: Any, name: str, node: str, least: float, most: float) -> float
 
 def whole(value: Any, name: str, node: str, least: int, most: int) -> int:
     """A whole number in `least`..`most`; 3.0 counts as one, 3.5 does not."""
+    if type(value) is int and least <= value <= most:
+        return value  # as it is: a float holds no seed above 2 ** 53
     found = number(value, name, node, least, most)
     if found != int(found):
         raise ValueError(f"{node}: {name} must be a whole number from {least} to {most}, got {_short(value)}.")

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from typing_extensions import override
 
 from ..images import crops
-from ..images.masks import Box, bounding_box, box_mask, clip_box, describe, grown, match_batch, resize, without_holes
+from ..images.masks import Box, bounding_box, box_mask, clip_box, describe, grown, match_batch, of_one_shape, resize, without_holes
 from ..images.typed_coordinates import parse_boxes
 from . import checks
 from .shown_picture import received
@@ -194,8 +194,12 @@ def _around(masks: torch.Tensor, boxes: list[Box], sides: crops.Sides) -> Box:
     left, top, right, bottom = sides
     around = masks.amax(0)
     if boxes:
+        height = rows - top - bottom
+        width = columns - left - right
+        if not any(sides):
+            boxes = [clip_box(box, height, width, NAME) for box in boxes]
         given: list[Box] = [{**box, "x": box["x"] + left, "y": box["y"] + top} for box in boxes]
-        new = crops.extended_mask(torch.zeros(1, rows - top - bottom, columns - left - right), sides)
+        new = crops.extended_mask(torch.zeros(1, height, width), sides)
         around = torch.cat([new, *(box_mask(clip_box(box, rows, columns, NAME), rows, columns) for box in given)]).amax(0)
     found = bounding_box(around, 0.5) or bounding_box(around, 0.0)
     if found is None or not bool(masks.any()):
@@ -208,9 +212,7 @@ def _around(masks: torch.Tensor, boxes: list[Box], sides: crops.Sides) -> Box:
 def _fitted(masks: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """The masks at the picture's size. ValueError if they are of another shape (sides rounded to a multiple of 8 are let pass)."""
     rows, columns = masks.shape[1:]
-    slack = max(8.0, height / rows, width / columns)
-    off = abs(rows * width / columns - height) > slack and abs(columns * height / rows - width) > slack
-    if off and bool(masks.any()):
+    if not of_one_shape((rows, columns), (height, width)) and bool(masks.any()):
         raise ValueError(
             f"the mask is {columns}x{rows} but the picture is {width}x{height}: their shapes differ, so the mask would land in the wrong "
             "place. Make the mask from this picture, or scale both alike."

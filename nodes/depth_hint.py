@@ -144,7 +144,8 @@ class DepthHint(io.ComfyNode):
 def _mask(mask: torch.Tensor, size: tuple[int, int], name: str) -> torch.Tensor:
     """The mask in the hint's size; ValueError if it is of another shape."""
     found = checks.mask(mask, name, NAME)
-    _check_shape((found.shape[1], found.shape[2]), size, name)
+    if bool(found.any()):
+        _check_shape((found.shape[1], found.shape[2]), size, name)
     return resize(found, *size)
 
 

@@ -72,7 +72,8 @@ def draw(mask: torch.Tensor, latent: grid.Size, levels: dict[layers.Layer, int])
     """
     from PIL import Image, ImageDraw
 
-    grid.check_aspect((mask.shape[0], mask.shape[1]), latent)
+    if bool(mask.any()):
+        grid.check_aspect((mask.shape[0], mask.shape[1]), latent)
     panels = []
     for level in sorted(set(levels.values())):
         cells = (grid.halved(latent[0], level), grid.halved(latent[1], level))

@@ -63,7 +63,7 @@ class LoadMECA(io.ComfyNode):
                 AdapterType.Output(
                     "adapter",
                     display_name="adapter",
-                    tooltip="The adapter for Image Prompt Region. It takes no GPU memory while pictures are painted.",
+                    tooltip="The adapter for Image Prompt Region. ComfyUI takes it off the GPU when it needs the room.",
                 )
             ],
         )

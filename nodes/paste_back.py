@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import torch
+from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
@@ -70,6 +72,7 @@ class PasteBack(io.ComfyNode):
                 f"the crop was cut from a picture of {crop.width}x{crop.height} pixels, but this one is {picture.shape[2]}x"
                 f"{picture.shape[1]}. Wire the same picture here as to Crop Around Box."
             )
+        _check_counts(len(picture), len(piece))
         place = crop.place
         stretch = piece.shape[2] * place["height"] / (piece.shape[1] * place["width"])
         if not 0.8 < stretch < 1.25:
@@ -79,7 +82,13 @@ class PasteBack(io.ComfyNode):
             )
         under = crops.cut(crops.extended(picture, crop.extended), place)
         piece = crops.uncut(piece, under, crop)
-        mended, reports = mend.mended(under, piece, crop.outside, undo != OFF, undo == PLACE_AND_TINT, bool(match_colour))
+        bar = ProgressBar(max(len(under), len(piece)))
+
+        def after(done: int) -> None:
+            bar.update_absolute(done)
+            throw_exception_if_processing_interrupted()
+
+        mended, reports = mend.mended(under, piece, crop.outside, undo != OFF, undo == PLACE_AND_TINT, bool(match_colour), after)
         text = _in_words(reports, undo)
         say(cls.hidden.unique_id if cls.hidden else None, text)
         return io.NodeOutput(crops.paste(picture, mended, crop, feather), ui=ui.PreviewText(text))
@@ -87,9 +96,28 @@ class PasteBack(io.ComfyNode):
 
 def _in_words(reports: list[mend.Report], undo: str) -> str:
     """What was found, a line for each picture, and what became of it."""
-    done = {OFF: " undo can take this back.", PLACE: " Shift and zoom are taken back.", PLACE_AND_TINT: " Taken back."}[undo]
-    lines = [report.sentence + (done if report.changed else "") for report in reports]
+    lines = [report.sentence + _done(report, undo) for report in reports]
     return "\n".join(lines if len(lines) == 1 else [f"Picture {number}: {line}" for number, line in enumerate(lines, 1)])
+
+
+def _done(report: mend.Report, undo: str) -> str:
+    """What became of what was found: a sentence, or nothing where nothing was."""
+    if undo == PLACE:
+        moved = " Shift and zoom are taken back." if report.moved else ""
+        return moved + (f" {PLACE_AND_TINT} would take the colours back too." if report.tinted else "")
+    if not (report.moved or report.tinted):
+        return ""
+    return " undo can take this back." if undo == OFF else " Taken back."
+
+
+def _check_counts(pictures: int, pieces: int) -> None:
+    """ValueError if pieces would come on pictures that are not theirs."""
+    fewer, more = sorted((pictures, pieces))
+    if more % fewer:
+        raise ValueError(
+            f"there are {pieces} painted pieces for {pictures} pictures, so it is not told which piece is of which picture. A video model "
+            f"paints 4n + 1 frames (here {(pictures - 1) // 4 * 4 + 1}): cut the pictures to as many before Crop Around Box."
+        )
 
 
 NODES: list[type[io.ComfyNode]] = [PasteBack]

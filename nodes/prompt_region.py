@@ -76,7 +76,8 @@ class PromptRegionNode(io.ComfyNode):
                 io.Float.Input(
                     "apart", default=0.0, min=0.0, max=1.0, step=0.05,
                     tooltip="Keeps what different regions show from mixing: the share of the model's layers in which this region's "
-                    "part of the picture does not see the others'. 0: they see each other, and the picture stays of one piece.",
+                    "part of the picture does not see the others'. 0: they see each other, and the picture stays of one piece. Only in one "
+                    "pass: on SD 1.5, SD 2.1 and SDXL set own_pass below 1.",
                 ),
                 *inputs.part_of_sampling("region"),
                 io.Combo.Input(
@@ -115,11 +116,15 @@ class PromptRegionNode(io.ComfyNode):
         inputs.check_model(model, [PromptRegion])
         region = RegionMask(inputs.region_masks(mask, EMPTY, SOME_EMPTY))
         share = float(inputs.is_unet(model)) if own_pass < 0 else own_pass
+        if apart > 0 and share >= 1:
+            log.warning("Prompt Region: apart does nothing while regions have passes of their own; set own_pass below 1")
         patches: list[PromptRegion] = []
         inputs.noise_levels(model, start_percent, end_percent, "region")
         for words, options in entries(text):
             # A text that acts in a part of the sampling only (Conditioning Set Timestep Range) does so here too.
-            start, end = max(start_percent, options.get("start_percent", 0.0)), min(end_percent, options.get("end_percent", 1.0))
+            # And so does each part of a text whose words change on the way (Set CLIP Hooks with `schedule_clip`).
+            start = max(start_percent, *(options.get(name, 0.0) for name in ("start_percent", "clip_start_percent")))
+            end = min(end_percent, *(options.get(name, 1.0) for name in ("end_percent", "clip_end_percent")))
             if start > end:
                 continue
             scope = chain.Scope(None, *inputs.noise_levels(model, start, end, "region"), apply_to)

@@ -25,14 +25,18 @@ def place(folder: Path) -> list[str]:
     for source in missing(folder):
         target = folder / f"{source.stem}.png"
         data = io.BytesIO()
+        begun = False
         try:
             with Image.open(source) as image:
                 image.convert("RGB").save(data, "PNG", compress_level=6)
             with target.open("xb") as file:
+                begun = True
                 file.write(data.getvalue())
         except FileExistsError:
             continue
         except OSError as error:
+            if begun:  # else the cut file would count as there
+                target.unlink(missing_ok=True)
             log.warning("MaskPrompt: the templates' pictures cannot be put into %s (%s); choose your own in Load Image", folder, error)
             break
         placed.append(target.name)

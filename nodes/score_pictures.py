@@ -91,7 +91,7 @@ class ScorePictures(io.ComfyNode):
     def execute(cls, images: list[torch.Tensor], clip_name: list[str], dino_name: list[str], **lists: list[Any]) -> io.NodeOutput:
         painted = pictures.pictures_of(images, "images")
         real = pictures.pictures_of(lists["references"], "references") if lists.get("references") else []
-        prompt = score_inputs.first(lists, "prompt", "").strip()
+        prompt = pictures.one_text(lists.get("prompt") or [""])
         clip, dino = clip_name[0], dino_name[0]
         _ask_enough(clip, dino, prompt, bool(real))
         prompts = pictures.prompts_of(prompt, len(painted)) if prompt else []

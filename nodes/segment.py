@@ -163,8 +163,8 @@ class MaskPromptSAMMask(io.ComfyNode):
                     "bboxes",
                     optional=True,
                     force_input=True,
-                    tooltip="Cuts out what is in these boxes. Several are cut out one by one and united. Lists per picture are used in "
-                    "turn.",
+                    tooltip="Cuts out what is in these boxes. Several are cut out one by one and united. With a list for each "
+                    "picture, the last one counts for the pictures beyond.",
                 ),
                 io.Mask.Input(
                     "rough_mask",

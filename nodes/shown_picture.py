@@ -40,7 +40,9 @@ def _is_a_file(hidden: Any) -> bool:
     prompt = hidden.prompt or {}
     own = str(hidden.unique_id)
     link = prompt.get(own, {}).get("inputs", {}).get("image")
-    if not isinstance(link, list) or not link or prompt.get(link[0], {}).get("class_type") not in LOADERS:
+    loader = prompt.get(link[0], {}) if isinstance(link, list) and link else {}
+    if loader.get("class_type") not in LOADERS or not isinstance(loader.get("inputs", {}).get("image"), str):
         return False
-    links = (hidden.extra_pnginfo.get("workflow") or {}).get("links") or []
-    return any(isinstance(wire, list) and [str(wire[1]), str(wire[3])] == [str(link[0]), own] for wire in links)
+    graph = hidden.extra_pnginfo.get("workflow") if isinstance(hidden.extra_pnginfo, dict) else None  # services put a text there
+    links = graph.get("links") if isinstance(graph, dict) else None
+    return isinstance(links, list) and any(isinstance(wire, list) and [str(wire[1]), str(wire[3])] == [str(link[0]), own] for wire in links)

@@ -70,9 +70,9 @@ class TrainDreamCom(io.ComfyNode):
                 train_inputs.LossMap.Output(display_name="loss", tooltip="For Plot Loss Graph."),
                 io.Int.Output(
                     display_name="steps",
-                    tooltip="How many steps were trained. Careful: wired into Save LoRA Weights, with the same prefix every time, a later "
-                    "training overwrites an earlier one's file. Put the time into the prefix, as in "
-                    "loras/my-dog_%month%%day%_%hour%%minute%, or leave steps there unwired.",
+                    tooltip="How many steps were trained. Careful: with the same prefix every time, Save LoRA Weights lets a "
+                    "later training overwrite an earlier one's file. Put the time into the prefix, as in "
+                    "loras/my-dog_%month%%day%_%hour%%minute%.",
                 ),
                 io.String.Output(display_name="prompt", tooltip="The sentence it was trained with; use it, or the token in your own."),
             ],

@@ -39,6 +39,7 @@ class TrainMCGM(io.ComfyNode):
             category=CATEGORY,
             description="Learns one or more subjects from a single picture in which each is marked. Afterwards prompts name them, and "
             "masks say where they stand and in which pose.",
+            is_output_node=True,
             search_aliases=[
                 "train mcgm", "mcgm", "break-a-scene", "textual inversion", "train embedding", "train lora", "single image",
                 "personalise", "pose",
@@ -126,19 +127,19 @@ class TrainMCGM(io.ComfyNode):
         beside = {"disk": progress.free_disk(), "begun": progress.begun(MCGM.method, resume)}
         job = prepare(model, clip, vae, image, masks, options, shown.tell, **beside)
         done, learned = progress.train(job, shown, preview_every, resume)
-        about, encoder = cls._saved(name, options, learned)
+        about, encoder = cls._saved(name, options, learned, resume)
         checkpoint.discard(job.state_files(progress.state_folder()))
         return learned.lora, about, encoder, done.losses
 
     @classmethod
-    def _saved(cls, name: str, options: Options, learned: Learned) -> tuple[Any, Any]:
+    def _saved(cls, name: str, options: Options, learned: Learned, resume: bool) -> tuple[Any, Any]:
         free = mcgm_store.free_name(name, options.words)
         try:
             about, encoder = mcgm_store.save(free, options.words, learned.vectors.__getitem__, learned.encoder, learned.lora)
         except Exception as error:  # safetensors has errors of its own
             raise ValueError(
-                f"what was learned could not be saved as '{free}': {error}. Is the disk full? Free some space and press Run: the "
-                "training's state is kept, and only the saving is repeated."
+                f"what was learned could not be saved as '{free}': {error}. Is the disk full? Free some space"
+                f"{'' if resume else ', switch resume on'} and press Run: the training's state is kept, and only the saving is repeated."
             ) from error
         log.info("Train Poseable Subjects saved '%s': %s.", free, ", ".join(handle.text for handle in about.handles))
         return about, encoder

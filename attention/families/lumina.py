@@ -42,12 +42,12 @@ class Lumina(OneStream):
         grid = reader.grid_of(x, model.patch_size)
         captions: list[Counted] = []
         pictures: list[Counted] = []
-        given = arguments.get("ref_contexts", ())
-        if arguments.get("siglip_feats"):
+        references = arguments.get("ref_latents", ())
+        given = arguments.get("ref_contexts", ()) if references else ()
+        if references and arguments.get("siglip_feats"):
             raise reader.UnreadableError(
                 "MaskPrompt cannot place regions beside Z-Image's CLIP Vision references yet. Give the references without CLIP Vision."
             )
-        references = arguments.get("ref_latents", ())
         for number, reference in enumerate(references):
             caption = given[number].shape[1] if number < len(given) and given[number] is not None else model.pad_tokens_multiple
             cells = reader.cells_in(reader.grid_of(reference, model.patch_size))
@@ -63,16 +63,33 @@ class Lumina(OneStream):
         text: tuple[Counted, ...] = (*scene.before[:references], ("words", _filled(scene.words, model)), *scene.after)
         picture: tuple[Counted, ...] = (*scene.before[references:], ("cells", cells), ("other", _filled(cells, model) - cells))
         words = len(model.context_refiner)
+        unseen, further = _unseen(model, references)
         index = options.get("block_index")
         if queries != keys:
             reader.refuse("a layer", queries, keys, "as many keys as queries")
         if index is not None:
             layer: Layer = ("double", int(index), 0)
-            return Seen(layer, layers.index(layer), len(layers), reader.layout_of(scene.grid, keys, f"layer {index}", *text, *picture))
+            return Seen(
+                layer, layers.index(layer), len(layers), reader.layout_of(scene.grid, keys, f"layer {index}", *text, *unseen, *picture)
+            )
         if count < words:
             return Seen(("text", count, 0), 0, len(layers), reader.layout_of(scene.grid, keys, "the words", *text))
-        layer = ("refiner", count - words, 0)
-        return Seen(layer, count - words, len(layers), reader.layout_of(scene.grid, keys, "the picture's refiner", *picture))
+        if count < words + further:
+            return None
+        number = count - words - further
+        layer = ("refiner", number, 0)
+        return Seen(layer, number, len(layers), reader.layout_of(scene.grid, keys, "the picture's refiner", *picture))
+
+
+def _unseen(model: Any, references: int) -> tuple[tuple[Counted, ...], int]:
+    """The tokens that stand for pictures which no CLIP Vision saw, and how many layers they have of their own.
+
+    A model for references (Omni) has as many for each of them, and for the painted picture, between the words and the pictures.
+    """
+    if not references or model.siglip_embedder is None or model.siglip_pad_token is None:
+        return (), 0
+    count = model.pad_tokens_multiple * (references + 1)
+    return (("other", count),), len(model.siglip_refiner or ())
 
 
 def _filled(count: int, model: Any) -> int:

@@ -34,6 +34,15 @@ class Scene:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """How many tokens of a text are joined to the prompt's, from which of its own on, and how many it has in all."""
+
+    count: int
+    first: int
+    whole: int
+
+
+@dataclass(frozen=True)
 class Seen:
     """One call of attention: which layer (and which of how many), and what its tokens are."""
 
@@ -80,8 +89,8 @@ class Family(Protocol):
         """A text [B, T, width] of a CONDITIONING as the model takes it beside others."""
         ...
 
-    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
-        """The call with further words after its text, which are texts of these lengths (in the first stream)."""
+    def joined(self, model: Any, arguments: Arguments, words: Words, texts: Sequence[Kept]) -> Arguments:
+        """The call with further words after its text, which are these texts (of the first stream)."""
         ...
 
     def text(self, arguments: Arguments) -> Words:
@@ -119,7 +128,7 @@ class OneStream:
     def text(self, arguments: Arguments) -> Words:
         return (arguments.get(self.argument),)
 
-    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
+    def joined(self, model: Any, arguments: Arguments, words: Words, texts: Sequence[Kept]) -> Arguments:
         return with_words(arguments, words[0], self.argument)
 
     def announced(self, model: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -133,11 +142,23 @@ def is_class(model: Any, module: str, *names: str) -> bool:
 
 def unpadded(text: Tensor, options: Mapping[str, Any]) -> Tensor:
     """A text [B, T, width] without the tokens that its attention mask leaves out in every row."""
+    wanted = _wanted(text, options)
+    return text if wanted is None else text[:, wanted.to(text.device)]
+
+
+def kept_of(text: Tensor, options: Mapping[str, Any], count: int) -> Kept:
+    """What is joined of a text [B, T, width] of which the model takes `count` tokens."""
+    wanted = _wanted(text, options) if count < text.shape[1] else None
+    return Kept(count, 0 if wanted is None else int(wanted.nonzero()[0]), text.shape[1])
+
+
+def _wanted(text: Tensor, options: Mapping[str, Any]) -> Tensor | None:
+    """Which tokens of a text [B, T, width] its attention mask leaves in for some row, bool [T]; None where it says nothing."""
     mask = options.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.shape[-1] != text.shape[1]:
-        return text
+        return None
     wanted = (mask.reshape(-1, text.shape[1]) > 0).any(0)
-    return text[:, wanted.to(text.device)] if bool(wanted.any()) else text
+    return wanted if bool(wanted.any()) else None
 
 
 def with_words(arguments: Arguments, words: Tensor, name: str = "context") -> Arguments:
@@ -195,21 +216,20 @@ def numbered(name: str, count: int) -> tuple[Layer, ...]:
     return tuple((name, number, 0) for number in range(count))
 
 
-def texts_restarting(counts: Sequence[int], start: Callable[[int, int], int]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def texts_restarting(prompt: int, texts: Sequence[Kept], start: Callable[[int, Kept], int]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """A `post_input` patch that gives joined texts the positions they would have alone.
 
-    `counts` are the lengths of the prompt and of the texts after it; `start(prompt, text)` is the first of the prompt's positions that a
-    text takes.
+    `prompt` is the length of the prompt before the `texts`; `start(prompt, text)` is the first of its positions that a text takes.
     """
 
     def restarted(values: dict[str, Any]) -> dict[str, Any]:
         ids = values["txt_ids"]
         moved = ids.clone()
-        place = counts[0]
-        for count in counts[1:]:
-            first = start(counts[0], count)
-            moved[:, place : place + count] = ids[:, first : first + count]
-            place += count
+        place = prompt
+        for text in texts:
+            first = start(prompt, text)
+            moved[:, place : place + text.count] = ids[:, first : first + text.count]
+            place += text.count
         return {**values, "txt_ids": moved}
 
     return restarted

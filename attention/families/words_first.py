@@ -13,15 +13,15 @@ from ..arguments import Arguments
 from ..layers import Layer
 from ..layout import Counted
 from . import reader
-from .reader import OneStream, Scene, Seen, Words
+from .reader import Kept, OneStream, Scene, Seen, Words
 
 
 @dataclass(frozen=True)
 class WordsFirst(OneStream):
     """`blocks` are the names of its kinds of blocks (`block_type`) and of their lists.
 
-    `places` tells where joined texts have their places among the prompt's, for models that count words: of the lengths of the prompt and of
-    a text the first place.
+    `places` tells where joined texts have their places among the prompt's, for models that count words: of the length of the prompt and a
+    text the first place.
     """
 
     name: str
@@ -29,7 +29,7 @@ class WordsFirst(OneStream):
     classes: tuple[str, ...]
     blocks: tuple[tuple[str, str], ...]
     patch: str = "patch_size"
-    places: Callable[[int, int], int] | None = None
+    places: Callable[[int, Kept], int] | None = None
     outer: bool = False
     counts_words: bool = False
     filled_in_front: bool = False
@@ -44,12 +44,12 @@ class WordsFirst(OneStream):
     def patch_of(self, model: Any) -> int:
         return int(getattr(model, self.patch))
 
-    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
+    def joined(self, model: Any, arguments: Arguments, words: Words, texts: Sequence[Kept]) -> Arguments:
         prompt = arguments.get("context").shape[1]
-        joined = super().joined(model, arguments, words, counts)
+        joined = super().joined(model, arguments, words, texts)
         if self.places is None or not _has_places(model):
             return joined
-        return reader.with_patch(joined, "post_input", reader.texts_restarting((prompt, *counts), self.places))
+        return reader.with_patch(joined, "post_input", reader.texts_restarting(prompt, texts, self.places))
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
         return Scene(arguments.get("context").shape[1], reader.grid_of(arguments.get("x"), getattr(model, self.patch)))
@@ -90,11 +90,11 @@ def _has_places(model: Any) -> bool:
     return axes is None or len(axes) > 0
 
 
-def _ending_alike(prompt: int, text: int) -> int:
-    return max(0, prompt - text)
+def _ending_alike(prompt: int, text: Kept) -> int:
+    return max(0, prompt - text.whole) + text.first
 
 
-def _beginning_alike(_prompt: int, _text: int) -> int:
+def _beginning_alike(_prompt: int, _text: Kept) -> int:
     return 0
 
 
@@ -102,7 +102,8 @@ FLUX = WordsFirst(
     "Flux.1, Fill, Kontext and Flux.2", "comfy.ldm.flux.model", ("Flux",), (("double", "double_blocks"), ("single", "single_blocks")),
     places=_ending_alike, filled_in_front=True,
 )  # fmt: skip
-"""Flux.1 counts no words and fills none up. Flux.2 does, and its prompts stand at the end of 512 places."""
+"""Flux.1 counts no words and fills none up. Flux.2 does: dev's texts, which are shorter, end at the last of 512 places; klein's come with
+their filling behind the words and begin at the first."""
 
 CHROMA = WordsFirst("Chroma", "comfy.ldm.chroma.model", ("Chroma",), (("double", "double_blocks"), ("single", "single_blocks")))
 

@@ -58,6 +58,7 @@ def _read(options: type[Any], text: str) -> tuple[str, Any]:
             return name, {"on": True, "off": False}[value]
         read: Any = float if usual is None else type(usual)
         found = read(value)
+        found = None if usual is None and found == 0 else found
     except (KeyError, ValueError):
         kind = "on or off" if isinstance(usual, bool) else "a whole number" if isinstance(usual, int) else "a number"
         raise ValueError(f"--set {text}: {name} takes {kind}.") from None

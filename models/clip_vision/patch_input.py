@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...images.masks import to_mask
+from ...images.masks import of_one_shape, to_mask
 from . import patch_grid
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ def masks_for(image: Tensor, mask: Any) -> Tensor:
             "single image."
         )
     rows, columns = inside.shape[1:]
-    slack = max(8.0, height / rows, width / columns)
-    if abs(rows * width / columns - height) > slack and abs(columns * height / rows - width) > slack:
+    if not of_one_shape((rows, columns), (height, width)) and bool(inside.any()):
         raise ValueError(
             f"mask: the mask is {columns}x{rows} but the image is {width}x{height}: their shapes differ, so the mask would land in the "
             "wrong place. Make the mask from this image, or scale both alike."

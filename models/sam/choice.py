@@ -61,7 +61,7 @@ def one_piece(
             stay |= sizes >= max(least * sizes.max(), 1)
         inside = stay[pieces]
     holes, count = _labels(ndimage, ~inside)
-    if count > 1:
+    if count:
         fill = np.ones(count + 1, bool)
         fill[np.concatenate([holes[0], holes[-1], holes[:, 0], holes[:, -1]])] = False
         fill[_hit(holes, off)] = False

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...images.masks import Box
+from ...images.masks import Box, clip_box
 from ...images.typed_coordinates import parse_boxes, parse_points
 from . import model as sam
 from . import prompts as sam_prompts
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+"""AVIF only where this Pillow reads it."""
 MOST_PIXELS = 100_000_000
 MOST_MARKS = 200
 SHOWN = 1024
@@ -65,14 +66,14 @@ class Pointer:
     def answer(self, model_path: str, picture: Picture, question: Question, may_go_on: Callable[[], None] = lambda: None) -> Shown:
         """Cut out of the picture what the question marks. ValueError in words for a file that is no picture, or for bad marks.
 
-        `may_go_on` is called when the model's file is read, which takes long, and before the device is used; what it raises ends it.
+        `may_go_on` is called when the model's file is read, which takes long, and before each use of the device; what it raises ends it.
         """
         model = self._load(model_path)
         may_go_on()
-        embedding, height, width = self._look(model, model_path, picture)
+        embedding, height, width = self._look(model, model_path, picture, may_go_on)
         positive = parse_points(question.positive, "positive_coords", height, width)
         negative = parse_points(question.negative, "negative_coords", height, width)
-        boxes = parse_boxes(question.box, "box")
+        boxes = [clip_box(box, height, width, "box") for box in parse_boxes(question.box, "box")]
         if not positive and not boxes:
             raise ValueError("nothing is marked yet: click on the object, or drag a box around it.")
         if len(positive) + len(negative) + 10 * len(boxes) > MOST_MARKS:
@@ -83,6 +84,7 @@ class Pointer:
         scale = size[1] / width, size[0] / height
         request = sam_prompts.Request(_scaled(positive, scale), _scaled(negative, scale), tuple(_scaled_box(box, scale) for box in boxes))
         prompts = sam_prompts.prompts_for(request, *size)
+        may_go_on()
         choice = sam_prompts.LARGEST if question.choice == sam_prompts.ALL else question.choice
         mask, scores = sam_prompts.segment_seen(model, embedding, prompts, size, choice, question.min_score, question.clean)
         return Shown(mask[0].numpy() > 0, width, height, scores[0])
@@ -100,11 +102,14 @@ class Pointer:
         """Let the model go, which a graph may still hold; what was seen stays."""
         self._model = None
 
-    def _look(self, model: sam.LoadedSam, model_path: str, picture: Picture) -> tuple[torch.Tensor, int, int]:
+    def _look(
+        self, model: sam.LoadedSam, model_path: str, picture: Picture, may_go_on: Callable[[], None]
+    ) -> tuple[torch.Tensor, int, int]:
         found = os.stat(picture.path)
         key = (model_path, picture.path, found.st_size, found.st_mtime_ns)
         if key not in self._seen:
             pixels = read(picture.path, picture.annotated)
+            may_go_on()
             self._seen[key] = (model.embed(pixels), pixels.shape[0], pixels.shape[1])
         self._seen.move_to_end(key)
         while len(self._seen) > REMEMBERED:
@@ -121,7 +126,8 @@ def read(path: str, annotated: str) -> torch.Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as opened:
+            Image.init()
+            with Image.open(path, formats=[one for one in FORMATS if one in Image.OPEN]) as opened:
                 size = opened.width * opened.height
         if size > MOST_PIXELS:
             raise ValueError(f"'{name}' has {size / 1e6:.0f} million pixels; {MOST_PIXELS // 1_000_000} million are the most.")

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from .. import files
@@ -87,7 +88,8 @@ class FolderEncoder:
         network, device = self._loaded()
         found = []
         for first in range(0, len(images), _TOGETHER):
-            group = [(one * 255).round().to(torch.uint8).cpu().numpy() for one in images[first : first + _TOGETHER]]
+            bytes_of = [(one * 255).round().to(torch.uint8).cpu().numpy() for one in images[first : first + _TOGETHER]]
+            group = [Image.fromarray(one) for one in bytes_of]  # of arrays, transformers guesses which axis is the colours'
             pixels = torch.cat([self.processor(images=one, return_tensors="pt")["pixel_values"] for one in group]).to(device)
             if self.reads_text:
                 vectors = network.visual_projection(network.vision_model(pixel_values=pixels)[1])

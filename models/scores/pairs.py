@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ...images.foreground import shown
 from .. import files
 from . import libraries, pictures
 
@@ -29,7 +29,7 @@ def psnr(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> floa
     """The peak signal-to-noise ratio in dB of a picture [H, W, 3] in 0..1; inf if both are the same. With a mask [H, W]: of its pixels."""
     library = libraries.torchmetrics()
     if mask is not None:
-        inside = _inside(mask, picture)
+        inside = shown(mask, picture.shape[0], picture.shape[1])
         picture, reference = picture[inside], reference[inside]
     if torch.equal(picture, reference):
         return math.inf
@@ -47,7 +47,7 @@ def ssim(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> floa
     found, every = library.structural_similarity_index_measure(one, other, data_range=1.0, return_full_image=True)
     if mask is None:
         return float(found)
-    return float(every[0].mean(0)[_inside(mask, picture)].mean())
+    return float(every[0].mean(0)[shown(mask, picture.shape[0], picture.shape[1])].mean())
 
 
 class Lpips:
@@ -74,7 +74,7 @@ class Lpips:
         found = network(one, other, normalize=True)[0, 0]
         if mask is None:
             return float(found)
-        return float(found[_inside(mask, picture).to(device)].mean())
+        return float(found[shown(mask, picture.shape[0], picture.shape[1]).to(device)].mean())
 
 
 def load_lpips(path: str) -> Lpips:
@@ -123,15 +123,6 @@ def score_pairs(
         if on_pair is not None:
             on_pair(number + 1)
     return found
-
-
-def _inside(mask: Tensor, picture: Tensor) -> Tensor:
-    """Where a mask [h, w], brought to the picture's size, is at least 0.5: bool [H, W]. ValueError if that is nowhere."""
-    size = (picture.shape[0], picture.shape[1])
-    inside = F.interpolate(mask[None, None].float(), size, mode="bilinear", antialias=True)[0, 0] >= 0.5
-    if not bool(inside.any()):
-        raise ValueError("the mask shows nothing of the picture: no pixel of it is 0.5 or more.")
-    return inside
 
 
 def _large_enough(picture: Tensor, score: str, smallest: int) -> None:

@@ -41,6 +41,11 @@ def masks_of(batches: Iterable[Tensor], count: int, what: str, pictures: str) ->
     return cleaned * count if len(cleaned) == 1 else cleaned
 
 
+def one_text(texts: Sequence[str]) -> str:
+    """Give the one text of prompts that came as a list: each of several is one line, whatever lines it has itself."""
+    return texts[0].strip() if len(texts) == 1 else "\n".join(" ".join(text.split()) for text in texts)
+
+
 def prompts_of(text: str, count: int) -> list[str]:
     """List the prompts for `count` pictures: the lines of `text`, one for each, or one for all. ValueError otherwise."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]

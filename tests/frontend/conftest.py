@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from demo import browser, run, stand_ins, tiny_model
 from demo.server import Server
 
+from ..support.pointing_page import BUILD
+
 TEXT_WIDTH: int = tiny_model.UNET["context_dim"]
 OWN = ("clip_name", "mask_controlnet_name", "blip_name")
 """Inputs whose files have no address under the name that the workflows give them."""
@@ -102,3 +104,25 @@ def page(server: Server, browser_path: str) -> Iterator[Page]:
         browser.open_frontend(opened, server.url)
         yield opened
         started.close()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes-2"])
+def pointing(page: Page, server: Server, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page of its own in one of the two renderers, with the graph of `pointing_page`."""
+    server.post("/settings", {"Comfy.VueNodes.Enabled": request.param})
+    started = page.context.browser
+    assert started is not None
+    opened = started.new_page(viewport={"width": 1600, "height": 1100})
+    browser.open_frontend(opened, server.url)
+    opened.wait_for_timeout(2000)
+    yield opened
+    opened.close()
+    server.post("/settings", {"Comfy.VueNodes.Enabled": False})
+
+
+@pytest.fixture
+def fresh(pointing: Page) -> Page:
+    """The page with the graph built anew and the picture shown."""
+    pointing.evaluate(BUILD)
+    pointing.wait_for_function("() => document.querySelector('.maskprompt-picture [role=status]')?.textContent.startsWith('Click')")
+    return pointing

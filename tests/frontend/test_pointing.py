@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import shutil
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,114 +10,13 @@ from PIL import Image
 from playwright.sync_api import Page
 
 from benchmarks.speed.pointing import WATCH, drawn_after
-from demo import browser
 from demo.server import ROOT, Server
 
 from ..support.frontend import ERRORS, screenshot
+from ..support.pointing_page import AGAIN, BOX, CROP, LOAD_ANOTHER, PRESS, SAM, SET, VALUES, answer, drag, mask_of, near, place, press
 
-ROUTE = "/maskprompt/point"
-SIZE = (600, 400)
-"""Of coffee.png."""
 MOST_SECONDS = 10.0
 """Of a second click, on a machine that also does other things."""
-BUILD = """async () => {
-    const graph = window.app.graph
-    graph.clear()
-    const add = (type, x, y) => {
-        const node = LiteGraph.createNode(type)
-        node.pos = [x, y]
-        graph.add(node)
-        return node
-    }
-    const wire = (from, slot, to, name) => from.connect(slot, to, to.inputs.findIndex(input => input.name === name))
-    const photo = add('LoadImage', 100, 120)
-    photo.widgets.find(w => w.name === 'image').value = 'coffee.png'
-    const loader = add('MaskPromptLoadSAM', 100, 560)
-    loader.widgets[0].value = 'mobile_sam.pt'
-    const sam = add('MaskPromptSAMMask', 520, 120)
-    // Nodes 2.0 keeps values by node ids, and after clear() the same ids come again.
-    for (const name of ['positive_coords', 'negative_coords', 'box']) sam.widgets.find(w => w.name === name).value = ''
-    const box = add('MaskPromptBoxMask', 1050, 120)
-    const crop = add('MaskPromptCropAroundBox', 1050, 520)
-    wire(loader, 0, sam, 'sam')
-    for (const node of [sam, box, crop]) wire(photo, 0, node, 'image')
-    window.app.canvas.ds.reset()
-    window.app.canvas.setDirty(true, true)
-}"""
-AGAIN = "async () => { await window.app.loadGraphData(window.app.graph.serialize(), true, false) }"
-VALUES = """(type) => Object.fromEntries(window.app.graph.nodes.find(n => n.type === type).widgets.map(w => [w.name, w.value]))"""
-SET = """([type, name, value]) => {
-    const widget = window.app.graph.nodes.find(n => n.type === type).widgets.find(w => w.name === name)
-    widget.value = value
-    widget.callback?.(value)
-}"""
-LOAD_ANOTHER = "(name) => { window.app.graph.nodes.find(n => n.type === 'LoadImage').widgets.find(w => w.name === 'image').value = name }"
-PRESS = "(type) => window.app.graph.nodes.find(n => n.type === type).widgets.find(w => w.type === 'button').callback()"
-SAM, BOX, CROP = "MaskPromptSAMMask", "MaskPromptBoxMask", "MaskPromptCropAroundBox"
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes-2"])
-def pointing(page: Page, server: Server, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A page of its own in one of the two renderers, with the graph of this file."""
-    server.post("/settings", {"Comfy.VueNodes.Enabled": request.param})
-    started = page.context.browser
-    assert started is not None
-    opened = started.new_page(viewport={"width": 1600, "height": 1100})
-    browser.open_frontend(opened, server.url)
-    opened.wait_for_timeout(2000)
-    yield opened
-    opened.close()
-    server.post("/settings", {"Comfy.VueNodes.Enabled": False})
-
-
-@pytest.fixture
-def fresh(pointing: Page) -> Page:
-    """The page with the graph built anew and the picture shown."""
-    pointing.evaluate(BUILD)
-    pointing.wait_for_function("() => document.querySelector('.maskprompt-picture [role=status]')?.textContent.startsWith('Click')")
-    return pointing
-
-
-def place(page: Page, x: float, y: float, within: str = ".maskprompt-picture") -> tuple[float, float]:
-    """Where on the page a pixel of the whole picture lies."""
-    frame = page.locator(f"{within} canvas").first.bounding_box()
-    assert frame is not None
-    scale = min(frame["width"] / SIZE[0], frame["height"] / SIZE[1])
-    left = frame["x"] + (frame["width"] - SIZE[0] * scale) / 2
-    top = frame["y"] + (frame["height"] - SIZE[1] * scale) / 2
-    return left + (x + 0.5) * scale, top + (y + 0.5) * scale
-
-
-def answer(page: Page, act: Callable[[], Any]) -> dict[str, Any]:
-    """What the server says to the question that `act` brings about."""
-    with page.expect_response(lambda response: response.url.endswith(ROUTE), timeout=120_000) as told:
-        act()
-    assert told.value.status == 200, told.value.text()
-    return told.value.json()
-
-
-def mask_of(told: dict[str, Any]) -> np.ndarray:
-    with Image.open(io.BytesIO(base64.b64decode(told["mask"].split(",")[1]))) as image:
-        return np.asarray(image.getchannel("A")) > 0
-
-
-def press(page: Page, label: str) -> None:
-    """Press a button below the picture; the frontend has buttons of like names, such as Fit View."""
-    page.locator(".maskprompt-picture").get_by_role("button", name=label, exact=True).click()
-
-
-def drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
-    page.mouse.move(*start)
-    page.mouse.down()
-    page.mouse.move(*((one + other) / 2 for one, other in zip(start, end, strict=True)))
-    page.mouse.move(*end)
-    page.mouse.up()
-
-
-def near(text: str, *numbers: float) -> bool:
-    """Whether a widget's text says these numbers, each within two pixels: the screen has fewer pixels than the picture."""
-    found = [float(word) for word in text.replace(";", ",").split(",") if word.strip()]
-    return len(found) == len(numbers) and all(abs(one - other) <= 2 for one, other in zip(found, numbers, strict=True))
 
 
 def test_clicks_make_a_mask_before_any_run(fresh: Page, server: Server, request: pytest.FixtureRequest) -> None:

@@ -203,8 +203,12 @@ def _lumina(**more: Any) -> Any:
     })  # fmt: skip
 
 
-def _lumina_layout(multiple: int) -> Any:
-    """Words (their filling belongs to the prompt), picture, filling; first the words alone, then the picture alone, then both."""
+def _lumina_layout(multiple: int, seeing: bool = False) -> Any:
+    """Words (their filling belongs to the prompt), picture, filling; first the words alone, then the picture alone, then both.
+
+    `seeing`: a model that was trained with CLIP Vision has tokens for what it did not see, which have two layers of their own before the
+    picture's.
+    """
 
     def layout(words: Any, count: int, references: Sequence[int]) -> Any:
         total = sum(length for _, length, _ in words)
@@ -213,14 +217,18 @@ def _lumina_layout(multiple: int) -> Any:
         pictures = listed(*(("reference", length + -length % multiple, number) for number, length in enumerate(references)))
         picture = [*pictures, *listed(("cells", count), ("reference", -count % multiple))]
         text = [*captions, *text]
+        unseen = listed(("reference", multiple * (len(references) + 1), -1)) if seeing and references else []
         calls = 0
 
         def told(queries: int, keys: int, options: Options) -> Any:
             nonlocal calls
             if "block_index" in options:
                 calls = 0
-                return [*text, *picture], [*text, *picture]
+                return [*text, *unseen, *picture], [*text, *unseen, *picture]
             calls += 1
+            if unseen and 2 < calls <= 4:
+                assert queries == keys == len(unseen)
+                return None
             alone = text if calls <= 2 else picture
             assert queries == keys == len(alone)
             return alone, alone
@@ -334,6 +342,14 @@ TINIES: tuple[Tiny, ...] = (
         40,
         references=True,
         layout=_lumina_layout(32),
+    ),
+    Tiny(
+        "Z-Image Omni",
+        lambda: _lumina(pad_tokens_multiple=32, z_image_modulation=True, dim=256, n_heads=16, n_kv_heads=16, siglip_feat_dim=48),
+        16,
+        40,
+        references=True,
+        layout=_lumina_layout(32, seeing=True),
     ),
     Tiny("Lumina 2", _lumina, 16, 40, layout=_lumina_layout(1)),
     Tiny("Anima", lambda: _cosmos("Anima", "anima", 1024), 16, 1024, frames=1, layout=_crossing),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.blip.captioner import captions
-from ..data.folder_scan import Counted, Listing
+from ..data.folder_scan import Listing
 from ..data.object_folder import CACHE, ObjectFolder
 from ..engine.options import names
 from ..mask_controlnet.options import GIVEN, Options
@@ -86,7 +86,7 @@ def _examples(work: Work, options: Options, check: Callable[[ObjectFolder], None
     found: list[ObjectFolder] = []
 
     def annotate(beat: Callable[[], None]) -> None:
-        examples = read(on_picture=_counted(work, "Reading pictures", beat))
+        examples = read(on_picture=work.counted("Reading pictures", beat))
         if options.pairs == GIVEN:
             examples.check_references()
         check(examples)
@@ -94,9 +94,9 @@ def _examples(work: Work, options: Options, check: Callable[[ObjectFolder], None
         # Both before the work, which may take hours, and should not fail after them.
         blip: Any = load_blip(given.blip) if examples.without_caption else None
         if examples.without_mask:
-            examples.find_objects(load_sam(given.sam), _counted(work, "Finding objects", beat))
+            examples.find_objects(load_sam(given.sam), work.counted("Finding objects", beat))
         if examples.without_caption:
-            examples.write_captions(lambda shown: captions(blip, shown), _counted(work, "Writing captions", beat))
+            examples.write_captions(lambda shown: captions(blip, shown), work.counted("Writing captions", beat))
         found.append(examples)
 
     try:
@@ -105,14 +105,3 @@ def _examples(work: Work, options: Options, check: Callable[[ObjectFolder], None
         log.warning("The masks and captions that were made are kept in %s; the same command goes on from there.", cache)
         raise
     return (found[0] if found else read(quiet=True)).finished()
-
-
-def _counted(work: Work, what: str, beat: Callable[[], None]) -> Counted:
-    """A bar, and a beat after every picture."""
-    bar = work.counter(what)
-
-    def count(done: int, of: int) -> None:
-        bar(done, of)
-        beat()
-
-    return count

@@ -91,6 +91,16 @@ class Work:
 
         return count
 
+    def counted(self, what: str, beat: Callable[[], None]) -> Callable[[int, int], None]:
+        """A bar for work that the first process does alone, and a beat after every part of it."""
+        bar = self.counter(what)
+
+        def count(done: int, of: int) -> None:
+            bar(done, of)
+            beat()
+
+        return count
+
     def first_alone(self, do: Callable[[Callable[[], None]], None]) -> None:
         """`do(beat)` in the first process, while the others wait, however long it takes. `do` calls `beat` between its parts, which raises
         `Interrupted` in every process when one of them was asked to end."""

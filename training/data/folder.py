@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ ORIENTATION = 0x0112
 """The tag of cameras; from 5 on the picture lies on its side."""
 HEAD = 1 << 16
 """So many bytes of a file tell it from others of its size."""
+MOST_NAMED = 20
+"""So many pictures that are of no use are named at once."""
 
 
 def load(folder: Path) -> list[Reference]:
@@ -71,6 +73,19 @@ class CaptionedFolder:
         image = open_picture(path)
         drawn = alpha(image) if mask is None else mask_of(mask, path, image)
         return Picture(colours(image), self.captions[number], None if bool((drawn == 1).all()) else drawn)
+
+    def read_all(self, on_picture: Callable[[int, int], None]) -> None:
+        """Reads every picture and mask once; `on_picture` is told how many of how many. ValueError that names those that are of no use."""
+        problems: list[str] = []
+        for number in range(len(self)):
+            try:
+                self[number]
+            except ValueError as error:
+                problems.append(str(error))
+            on_picture(number + 1, len(self))
+        if problems:
+            more = [f"and {len(problems) - MOST_NAMED} more"] if len(problems) > MOST_NAMED else []
+            raise ValueError("\n".join([*problems[:MOST_NAMED], *more]))
 
     def fingerprint(self) -> str:
         """Of captions, sizes of files and their beginnings: names do not matter."""

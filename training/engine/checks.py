@@ -19,6 +19,7 @@ ENLARGED = 2
 
 def check_unet(model: Any) -> None:
     """ValueError unless MODEL is a UNet that takes latents (4 input channels), or an inpainting one (9)."""
+    _check_precision(model)
     channels, found = _channels(model)
     if channels not in (4, 9):
         raise ValueError(
@@ -29,6 +30,7 @@ def check_unet(model: Any) -> None:
 
 def check_inpainting(model: Any) -> None:
     """ValueError unless MODEL is an inpainting UNet (9 input channels)."""
+    _check_precision(model)
     channels, found = _channels(model)
     if channels != 9:
         raise ValueError(
@@ -60,6 +62,13 @@ def check_text(learner: Learner, text: Any) -> None:
         raise ValueError(
             f"the text encoder gives text of width {given} and the model takes {wanted}: wire the CLIP of the same checkpoint."
         )
+
+
+def _check_precision(model: Any) -> None:
+    """ValueError for a checkpoint whose weights are numbers with scales beside them: their layers are no layers that learn."""
+    network = getattr(model, "model", None)
+    if getattr(getattr(network, "model_config", None), "quant_config", None):
+        raise ValueError("this checkpoint is quantised (fp8 scaled, NVFP4, int8): load its fp16 or bf16 version, which can learn.")
 
 
 def _channels(model: Any) -> tuple[int | None, str]:

@@ -64,12 +64,13 @@ class MaskControlNet(job.Job[Learned]):
 
     @override
     def fetch(self, step: int) -> bool:
-        if self._known == step // AHEAD:
+        steps = max(1, AHEAD // self.options.accumulate)
+        if self._known == step // steps:
             return False
-        self._known = step // AHEAD
-        first = self._known * AHEAD
+        self._known = step // steps
+        first = self._known * steps
         seed = self.options.seed
-        plans = [self.source.plan(random_numbers(seed, first + ahead, lane)) for ahead in range(AHEAD) for lane in self.lanes]
+        plans = [self.source.plan(random_numbers(seed, first + ahead, lane)) for ahead in range(steps) for lane in self.lanes]
         self.texts.know(text for plan in plans for text in plan.texts)
         return True
 

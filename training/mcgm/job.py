@@ -123,7 +123,9 @@ def prepare(
     doubtful = doubts(scene.masks, options)
     check(model, clip, vae, options, scene)
     scene = fitted(scene, options)
-    shape = options.latents(scene)
+    batch, channels, height, width = options.latents(scene)
+    batches = 2 if options.prior_weight > 0 else 1  # one of the prior is held beside the picture's
+    shape = (batches * batch, channels, height, width)
     known = f"{signature(model, job.encoded(clip, *options.words))} {signature_of(vae.first_stage_model)}"
     method = options.method
     if method == "auto":

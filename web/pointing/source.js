@@ -19,10 +19,9 @@ export function originOf(node, name, root) {
     let slot = node.inputs?.findIndex((/** @type {any} */ input) => input.name === name) ?? -1
     for (let step = 0; step < MOST_STEPS && slot >= 0; step++) {
         const graph = node.graph
-        const id = node.inputs[slot]?.link
-        const link = id == null ? null : (graph?.getLink?.(id) ?? graph?.links?.[id])
+        const link = linkOf(node, slot)
         if (!link) return null
-        if (link.origin_id === SUBGRAPH_INPUT) {
+        if (Number(link.origin_id) === SUBGRAPH_INPUT) {
             const parent = holderOf(root, graph)
             if (!parent) return null
             node = parent
@@ -30,10 +29,14 @@ export function originOf(node, name, root) {
             continue
         }
         let origin = graph.getNodeById(link.origin_id)
-        for (let hop = 0; hop < MOST_STEPS && origin?.isVirtualNode && origin.type !== "Reroute"; hop++) {
-            const behind = origin.getInputLink?.(link.origin_slot)
+        let output = link.origin_slot
+        for (let hop = 0; hop < MOST_STEPS && origin && origin.mode !== BYPASSED && origin.type !== "Reroute"; hop++) {
+            const behind = origin.subgraph
+                ? origin.subgraph.outputNode?.slots?.[output]?.getLinks?.()[0]
+                : origin.isVirtualNode && origin.getInputLink?.(output)
             if (!behind) break
-            origin = origin.graph?.getNodeById(behind.origin_id)
+            output = behind.origin_slot
+            origin = (origin.subgraph ?? origin.graph)?.getNodeById(behind.origin_id)
         }
         if (!origin) return null
         const passing = origin.type === "Reroute" || origin.mode === BYPASSED
@@ -43,6 +46,39 @@ export function originOf(node, name, root) {
         node = origin
     }
     return null
+}
+
+/** The link at an input. @param {any} node @param {number} slot @returns {any} */
+function linkOf(node, slot) {
+    const id = node.inputs[slot]?.link
+    return id == null ? null : (node.graph?.getLink?.(id) ?? node.graph?.links?.[id] ?? null)
+}
+
+/**
+ * What a run takes for a widget: what stands in it, or, where a subgraph shows it on its own face, what stands there. Undefined where it
+ * comes through a wire.
+ * @param {any} node @param {string} name @param {any} root @returns {any}
+ */
+export function valueOf(node, name, root) {
+    for (let step = 0; step < MOST_STEPS; step++) {
+        const slot = node.inputs?.findIndex((/** @type {any} */ input) => input.name === name) ?? -1
+        const link = slot < 0 ? null : linkOf(node, slot)
+        if (!link) {
+            const own = slot < 0 ? null : node.getWidgetFromSlot?.(node.inputs[slot])
+            return (own ?? node.widgets?.find((/** @type {any} */ widget) => widget.name === name))?.value
+        }
+        const parent = Number(link.origin_id) === SUBGRAPH_INPUT ? holderOf(root, node.graph) : null
+        if (!parent) return undefined
+        node = parent
+        name = parent.inputs?.[link.origin_slot]?.name
+    }
+    return undefined
+}
+
+/** The key under which the frontend keeps what a node put out. @param {any} node @returns {string} */
+function locatorOf(node) {
+    const graph = node?.graph
+    return !graph || graph.isRootGraph !== false ? String(node?.id) : `${graph.id}:${node.id}`
 }
 
 /** The node that stands for a subgraph, anywhere below the root. @param {any} root @param {any} graph @returns {any} */
@@ -71,11 +107,15 @@ export function annotated(value) {
  * @returns {Source | string}
  */
 export function pictureOf(app, node, received) {
-    const origin = originOf(node, "image", app.rootGraph ?? app.graph)
-    if (!origin && !received) return "Wire a picture to image, and it shows here."
-    const widget = origin?.comfyClass?.startsWith("LoadImage") && origin.widgets?.find((/** @type {any} */ w) => w.name === "image")
-    if (widget) return typeof widget.value === "string" && widget.value ? annotated(widget.value) : "Choose a picture in Load Image."
-    const shown = received ?? app.nodeOutputs?.[origin?.id]?.images?.[0]
+    const root = app.rootGraph ?? app.graph
+    const origin = originOf(node, "image", root)
+    const before = received ?? app.nodeOutputs?.[locatorOf(node)]?.maskprompt_picture?.[0]
+    if (!origin && !before) return "Wire a picture to image, and it shows here."
+    if (origin?.comfyClass?.startsWith("LoadImage")) {
+        const value = valueOf(origin, "image", root)
+        if (value !== undefined) return typeof value === "string" && value ? annotated(value) : "Choose a picture in Load Image."
+    }
+    const shown = before ?? app.nodeOutputs?.[locatorOf(origin)]?.images?.[0]
     if (shown?.filename) return { picture: shown.filename, subfolder: shown.subfolder ?? "", type: shown.type ?? "output" }
     return `Press Run once: the picture from ${origin?.title ?? "the node before"} shows here then.`
 }
@@ -83,7 +123,7 @@ export function pictureOf(app, node, received) {
 /** The address of a picture on ComfyUI's server. @param {any} api @param {Source} source @returns {string} */
 export function addressOf(api, source) {
     const query = new URLSearchParams({ filename: source.picture, subfolder: source.subfolder, type: source.type })
-    // What was painted in the MaskEditor is a hole in the file. A JPEG has none, and would lose how it is turned.
-    if (/\.(png|webp)$/i.test(source.picture)) query.set("channel", "rgb")
+    // As a JPEG: what was painted in the MaskEditor is a hole in the file, and browsers show no TIFF. A JPEG itself would lose how it is turned.
+    if (/\.(png|webp|tiff?)$/i.test(source.picture)) query.set("preview", "jpeg;90")
     return api.apiURL(`/view?${query}`)
 }

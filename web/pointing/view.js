@@ -44,7 +44,14 @@ export class PictureView {
         this.element.append(this.canvas, bar)
         this.listen()
         this.observer = new ResizeObserver(() => this.draw())
+    }
+
+    /** Notice the wheel and the size from now on. */
+    start() {
         this.observer.observe(this.canvas)
+        // Nodes 2.0 takes the wheel for the graph before any element below sees it; the window is asked before Nodes 2.0.
+        window.addEventListener("wheel", this.zoom, { capture: true, passive: false })
+        return this
     }
 
     /** @param {string} label @param {string} title @param {() => void} action */
@@ -127,6 +134,11 @@ export class PictureView {
             event.stopPropagation()
             if (!this.picture) return
             event.preventDefault()
+            if (!event.isPrimary) {
+                this.drag = null // a second finger: neither a click nor a box
+                this.draw()
+                return
+            }
             canvas.setPointerCapture(event.pointerId)
             const at = this.point(event)
             const pan = event.button === 1 || (event.button === 0 && event.shiftKey)
@@ -134,7 +146,7 @@ export class PictureView {
             this.start = { x: event.clientX, y: event.clientY, shownX: this.shown.x, shownY: this.shown.y }
         })
         canvas.addEventListener("pointermove", (event) => {
-            if (!this.drag || !this.start) return
+            if (!this.drag || !this.start || !event.isPrimary) return
             event.stopPropagation()
             const moved = Math.hypot(event.clientX - this.start.x, event.clientY - this.start.y)
             if (moved > DRAG) this.drag.moved = true
@@ -149,6 +161,7 @@ export class PictureView {
         })
         canvas.addEventListener("pointerup", (event) => {
             event.stopPropagation()
+            if (!event.isPrimary) return
             const drag = this.drag
             this.drag = null
             if (drag && this.picture && !drag.pan) this.mark(drag)
@@ -158,8 +171,6 @@ export class PictureView {
             this.drag = null
             this.draw()
         })
-        // Nodes 2.0 takes the wheel for the graph before any element below sees it; the window is asked before Nodes 2.0.
-        window.addEventListener("wheel", this.zoom, { capture: true, passive: false })
     }
 
     /** Zoom about the pixel below the pointer. @param {WheelEvent} event */

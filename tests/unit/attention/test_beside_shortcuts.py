@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -107,14 +108,19 @@ def test_arguments_come_as_they_were_given() -> None:
     assert taken == [(1, 2), {"context": 4, "transformer_options": {}, "guidance": 3, "more": 5}]
 
 
+@pytest.mark.parametrize("area", [{}, {"area": (*SIZE, 0, 0), "strength": 1.0}], ids=["", "area"])
 @pytest.mark.parametrize("nested", [False, True])
-def test_dual_cfg_guider_runs_the_negative_first_and_the_region_acts_on_the_positive(nested: bool) -> None:
-    """Where the middle and the negative are the same prompt and both scales are 3, it is plain CFG of 3, or nested of 9."""
+def test_dual_cfg_guider_runs_the_negative_first_and_the_region_acts_on_the_positive(nested: bool, area: dict[str, Any]) -> None:
+    """Where the middle and the negative are the same prompt and both scales are 3, it is plain CFG of 3, or nested of 9.
+
+    ComfyUI gives the others a copy of a positive prompt with an area, with its id.
+    """
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
     own = regions(FLUX, SIZE)
-    positive, negative = ([[words, FLUX.options]] for words in (text_of(FLUX), FLUX.words(7, 90)))
+    positive = [[text_of(FLUX), {**FLUX.options, **area}]]
+    negative = [[FLUX.words(7, 90), FLUX.options]]
     guider = Guider_DualCFG(chain.install(FLUX.model(), *own))
     guider.set_conds(positive, negative, negative)
     guider.set_cfg(3.0, 3.0, nested)
@@ -122,7 +128,7 @@ def test_dual_cfg_guider_runs_the_negative_first_and_the_region_acts_on_the_posi
     sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "simple", 2)
     result = guider.sample(noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=3)
     patched = chain.install(FLUX.model(), *own)
-    close(result, sample(patched, FLUX, SIZE, text_of(FLUX), cfg=9.0 if nested else 3.0, negative=FLUX.words(7, 90)))
+    close(result, sample(patched, FLUX, SIZE, text_of(FLUX), cfg=9.0 if nested else 3.0, negative=FLUX.words(7, 90), **area))
 
 
 def test_a_pass_of_the_negative_alone_is_the_negative() -> None:
@@ -136,6 +142,26 @@ def test_a_pass_of_the_negative_alone_is_the_negative() -> None:
     def after(args: dict[str, Any]) -> torch.Tensor:
         listening.halves.clear()
         comfy.samplers.calc_cond_batch(args["model"], [args["uncond"]], args["input"], args["sigma"], args["model_options"])
+        alone.append([*listening.halves])
+        return args["denoised"]
+
+    patched.set_model_sampler_post_cfg_function(after, disable_cfg1_optimization=True)
+    sample(patched, FLUX, SIZE, text_of(FLUX), cfg=3.0, steps=1)
+    assert [set(halves) for halves in alone] == [{1}]
+
+
+def test_a_prompt_that_a_node_makes_of_its_own_is_not_the_positive_one() -> None:
+    """As core's Perp-Neg node does with its empty prompt."""
+    import comfy.samplers
+
+    listening = Listening()
+    patched = chain.install(FLUX.model(), listening)
+    alone: list[list[int]] = []
+
+    def after(args: dict[str, Any]) -> torch.Tensor:
+        listening.halves.clear()
+        own = [{**cond, "uuid": uuid4()} for cond in args["cond"]]
+        comfy.samplers.calc_cond_batch(args["model"], [own], args["input"], args["sigma"], args["model_options"])
         alone.append([*listening.halves])
         return args["denoised"]
 

@@ -15,6 +15,7 @@ from ...support.tiny_transformers import TINIES
 from ...support.transformer_texts import masks, region, regions, sample, text_of
 
 FLUX = next(tiny for tiny in TINIES if tiny.name == "Flux.1")
+SD3 = next(tiny for tiny in TINIES if tiny.name == "SD 3")
 SIZE = (8, 12)
 
 
@@ -44,6 +45,14 @@ def traced(model: Any, calls: list[int], **options: Any) -> Any:
 def turned() -> list[Any]:
     """The regions of `regions` with their masks the other way round."""
     return [region(FLUX, patch.text, mask.flip(2)) for patch, mask in zip(regions(FLUX, SIZE), masks(SIZE), strict=True)]
+
+
+def test_on_sd3_too_whose_compiled_module_stands_in_the_models_place() -> None:
+    """Its chain stands around `apply_model`, where ComfyUI has put the compiled module."""
+    model = SD3.model()
+    patches = regions(SD3, SIZE)
+    wanted = sample(chain.install(model, *patches), SD3, SIZE, text_of(SD3))
+    assert torch.equal(sample(chain.install(traced(model, []), *patches), SD3, SIZE, text_of(SD3)), wanted)
 
 
 def test_regions_act_on_a_model_that_was_compiled_without_them(caplog: pytest.LogCaptureFixture) -> None:

@@ -36,7 +36,7 @@ class Reference:
 
 def sizes(tiny: Tiny) -> tuple[tuple[int, int], ...]:
     """Of the references' latents: an even one and an odd one, which core's Z-Image does not take."""
-    return (6, 8), (4, 10) if tiny.name == "Z-Image" else (5, 7)
+    return (6, 8), (4, 10) if tiny.name.startswith("Z-Image") else (5, 7)
 
 
 def counts(tiny: Tiny) -> tuple[int, ...]:
@@ -70,7 +70,7 @@ def detailed(tokens: Sequence[dense.Token], counted: Sequence[int], captions: in
     behind = False
     for token in tokens:
         behind = behind or token[0] == "cells"
-        if token[0] != "reference":
+        if token[0] != "reference" or token[1] < 0:
             found.append(token)
             continue
         number = token[1]
@@ -118,7 +118,7 @@ def blended(references: Sequence[Reference]) -> list[tuple[float, list[bool]]]:
 def dense_override(tiny: Tiny, told: Any, rows: Callable[[dict[str, Any], int], Sequence[Any]], areas: Sequence[Area] = ()) -> Any:
     """An attention override with a dense mask: `rows` gives each row's references, None for a row that is left alone."""
     counted = counts(tiny)
-    captions = 32 if tiny.name == "Z-Image" else 0
+    captions = 32 if tiny.name.startswith("Z-Image") else 0
     known: dict[Any, torch.Tensor] = {}
 
     def mask_of(tokens: Any, references: Any, there: list[bool]) -> torch.Tensor:

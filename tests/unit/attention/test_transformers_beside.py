@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from maskprompt.attention import chain, joint, prompt_regions
+from maskprompt.attention import chain, joint, joint_probe, prompt_regions
 from maskprompt.attention.grid import RegionMask
 
 from ...support.tiny_transformers import TINIES, Tiny
 from ...support.transformer_texts import close, families, masks, region, regions, sample, text_of
 
+FLUX_2 = next(tiny for tiny in TINIES if tiny.name == "Flux.2")
 FLUX = next(tiny for tiny in TINIES if tiny.name == "Flux.1")
 WAN = next(tiny for tiny in TINIES if tiny.name == "Wan text to video")
 ANIMA = next(tiny for tiny in TINIES if tiny.name == "Anima")
@@ -139,3 +140,52 @@ def test_a_prompt_replaced_everywhere_is_the_regions_prompt() -> None:
         words = tiny.words(5, 20)
         region = prompt_regions.PromptRegion(words, RegionMask(torch.ones(1, 64, 64)), replaces=True)
         close(sample(chain.install(model, region), tiny, size, text_of(tiny)), sample(model, tiny, size, words))
+
+
+@pytest.mark.parametrize(("filled", "first"), [("behind", 0), ("in front", 507), ("nothing", 507)])
+def test_flux_2_gives_a_regions_words_the_places_that_they_have_alone(filled: str, first: int) -> None:
+    """klein's texts come filled up behind the words, with a mask that says so; dev's end at the last of 512 places."""
+    words = FLUX_2.words(5, 20)
+    filling = torch.zeros(1, 507, words.shape[2])
+    mask = torch.zeros(1, 512)
+    text, options = words, {}
+    if filled != "nothing":
+        parts = [words, filling] if filled == "behind" else [filling, words]
+        text = torch.cat(parts, 1)
+        mask[:, first : first + 5] = 1
+        options = {"attention_mask": mask}
+    seen: list[torch.Tensor] = []
+
+    def note(values: dict[str, Any]) -> dict[str, Any]:
+        seen.append(values["txt_ids"])
+        return values
+
+    own = prompt_regions.PromptRegion(text, RegionMask(torch.ones(1, 64, 64)), options=options)
+    patched = chain.install(FLUX_2.model(), own)
+    patched.set_model_patch(note, "post_input")
+    sample(patched, FLUX_2, (4, 4), text_of(FLUX_2), steps=1)
+    assert torch.equal(seen[0][0, 512:, 3], torch.arange(first, first + 5.0))
+    assert torch.equal(seen[0][0, :512, 3], torch.arange(512.0))
+
+
+def test_cores_mask_of_the_picture_beside_references_is_refused_before_it_is_cut() -> None:
+    """It covers words and cells alone; an index beyond its edge ends a GPU's process."""
+    mask = torch.zeros(1, 1, 20, 20)
+    for given in (None, mask, torch.zeros(20), torch.zeros(1, 20), torch.zeros(1, 1, 1, 20)):
+        joint._check_mask({"mask": given}, 20, 20)
+    for given in (mask, torch.zeros(20), torch.zeros(1, 1, 20, 26), torch.zeros(20, 26)):
+        with pytest.raises(RuntimeError, match="strength_type multiply"):
+            joint._check_mask({"mask": given}, 26, 26)
+
+
+def test_one_frame_in_time_has_its_own_mask() -> None:
+    each = torch.zeros(6, 128, 128)
+    for frame in range(6):
+        each[frame, :, frame * 20 : frame * 20 + 40] = 1
+    mask = RegionMask(each)
+    row = chain.Row(0, 0, (0, 0, 16, 16), ((4,), 6))
+    _, cells = prompt_regions.place(mask, row, (16, 16), (1, 8, 8))
+    _, wanted = prompt_regions.place(mask, chain.Row(0, 4, (0, 0, 16, 16)), (16, 16), (1, 8, 8))
+    assert torch.equal(cells, wanted)
+    (found,), _ = joint_probe.over_frames([row], 1, torch.zeros(1, 64, 2))
+    assert found.image == 4

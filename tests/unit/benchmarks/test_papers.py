@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.papers import __main__ as papers
-from benchmarks.papers import data, make_folder, scoring
+from benchmarks.papers import data, make_folder, presets, scoring
 
 from ...support.score_models import clip_folder, dino_folder, inception_file
 
@@ -198,3 +198,11 @@ def test_a_vision_model_that_gives_no_vector_is_refused_in_words(kind: str, tmp_
     for wanted in (encoders.CLIP, encoders.DINO):
         with pytest.raises(ValueError, match=rf"'sigclip.safetensors' is another vision model \({kind}\), and a"):
             encoders.load(tmp_path / "sigclip.safetensors", wanted)
+
+
+def test_a_rate_of_0_is_the_usual_one_as_on_the_command_line() -> None:
+    from maskprompt.training.dreamcom.options import Options
+
+    assert presets._read(Options, "rate=0") == ("rate", None)
+    assert presets._read(Options, "rate=1e-4") == ("rate", 1e-4)
+    assert presets._read(Options, "steps=0") == ("steps", 0)

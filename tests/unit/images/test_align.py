@@ -108,7 +108,8 @@ def test_a_piece_that_was_left_alone_is_left_alone() -> None:
     pieces, (report,) = mend.mended(original[None], original[None], hole()[None], True, True, False)
     assert (report.found.right, report.found.down) == (pytest.approx(0, abs=1e-3), pytest.approx(0, abs=1e-3))
     assert report.sentence == "The surroundings came back where they were and in their colours."
-    assert not report.changed
+    assert not report.moved
+    assert not report.tinted
     torch.testing.assert_close(pieces[0], original, atol=2e-4, rtol=0)
 
 

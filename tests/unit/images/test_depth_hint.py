@@ -168,6 +168,7 @@ def test_empty_masks_are_defined_and_warned_of(caplog: pytest.LogCaptureFixture)
         result = made(image(ramp()), image(ramp()), torch.zeros(1, 64, 96))
         torch.testing.assert_close(result[..., 0], ramp(low=0.0, high=1.0), atol=1e-5, rtol=1e-5)
         assert "foreground_mask is empty" in caplog.text
+        assert torch.equal(made(image(ramp()), image(ramp()), torch.zeros(1, 64, 64)), result), "Load Image's, where nothing was painted"
         nothing = made(image(ramp()), image(ramp()), square(10, 30, 20, 40), reference_mask=torch.zeros(1, 40, 60), feather=0)
     assert "reference_mask is empty" in caplog.text
     assert (nothing[0, ..., 0][square(10, 30, 20, 40)[0] == 0] == 0).all()
@@ -185,8 +186,8 @@ def test_numbers_that_are_none_do_no_harm() -> None:
     ("changes", "message"),
     [
         ({"reference": torch.zeros(1, 40, 40, 3)}, "reference_depth is 40x40 but foreground_depth is 60x40: their shapes differ"),
-        ({"mask": torch.zeros(1, 40, 40)}, "foreground_mask is 40x40 but"),
-        ({"reference_mask": torch.zeros(1, 60, 40)}, "reference_mask is 40x60 but"),
+        ({"mask": torch.ones(1, 40, 40)}, "foreground_mask is 40x40 but"),
+        ({"reference_mask": torch.ones(1, 60, 40)}, "reference_mask is 40x60 but"),
         ({"foreground_far": 0.9, "foreground_near": 0.2}, r"foreground_far \(0.9\) is larger than foreground_near \(0.2\)"),
         ({"mask": torch.zeros(1, 8, 8, 3)}, "foreground_mask: a mask has the shape"),
     ],

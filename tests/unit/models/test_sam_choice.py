@@ -78,6 +78,13 @@ def test_one_piece_is_a_flood_fill_from_the_point_and_from_the_border(height: in
     assert torch.equal(choice.one_piece(mask, on=[(column + 0.5, row + 0.5)]), expected)
 
 
+def test_the_one_hole_of_a_mask_along_the_whole_border_is_filled() -> None:
+    ring = torch.ones(5, 5, dtype=torch.bool)
+    ring[2, 2] = False
+    assert choice.one_piece(ring).all()
+    assert not choice.one_piece(ring, off=[(2.5, 2.5)])[2, 2]
+
+
 def test_without_a_point_the_largest_piece_stays_and_with_a_part_those_of_that_size() -> None:
     mask = torch.zeros(20, 30, dtype=torch.bool)
     mask[1:11, 1:11] = True

@@ -143,3 +143,8 @@ def test_absurd_boxes_are_refused_briefly(value: Any, message: str) -> None:
         with pytest.raises(ValueError, match=message) as refused:
             checks.boxes(boxes, 1, "bboxes", "Node")
         assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("seed", [2**53 + 1, 2**64 - 1])
+def test_large_seeds_stay_what_they_are(seed: int) -> None:
+    assert checks.whole(seed, "seed", "Node", 0, 2**64 - 1) == seed

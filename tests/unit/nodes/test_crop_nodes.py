@@ -231,7 +231,8 @@ def test_undo_brings_the_surroundings_and_the_object_back(seed: int) -> None:
     for result in (before, after):
         assert torch.equal(result[0][outside], one.original[outside])
     wanted, (report,) = mend.mended(original, painted, outside[None], True, True, False)
-    assert report.changed
+    assert report.moved
+    assert report.tinted
     assert torch.equal(after[0][~outside], wanted[0][~outside])
     assert not torch.equal(before, after)
 
@@ -241,8 +242,11 @@ def test_the_node_says_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(paste_back, "say", lambda node, text: said.append(text))
     crop = crops.Crop(crops.whole(*one.mask.shape), one.mask.shape[0], one.mask.shape[1], one.mask[None])
-    for undo, end in (("off", "undo can take this back."), ("shift and zoom", "Shift and zoom are taken back."),
-                      ("shift, zoom and tint", "larger. Taken back.")):  # fmt: skip
+    for undo, end in (
+        ("off", "undo can take this back."),
+        ("shift and zoom", "Shift and zoom are taken back. shift, zoom and tint would take the colours back too."),
+        ("shift, zoom and tint", "larger. Taken back."),
+    ):
         output = PasteBack.execute(one.original[None], one.painted[None], crop, 4, undo=undo)
         assert output.ui is not None
         (text,) = output.ui.as_dict()["text"] if not isinstance(output.ui, dict) else output.ui["text"]
@@ -303,6 +307,8 @@ def test_crop_refuses_in_words(changes: dict[str, Any], message: str) -> None:
         ({"painted": {"samples": torch.zeros(1, 4, 8, 8)}}, "painted must be a picture, but this is a latent"),
         ({"crop": {"x": 0}}, "crop must come from Crop Around Box, got dict"),
         ({"feather": math.nan}, "feather must be from 0 to 4096, got nan"),
+        ({"painted": random(3, 64, 64, 3), "image": random(2, 64, 64, 3)}, "3 painted pieces for 2 pictures"),
+        ({"image": random(7, 64, 64, 3), "painted": random(5, 64, 64, 3)}, r"5 painted pieces for 7 pictures.*4n \+ 1 frames \(here 5\)"),
         ({"undo": "everything"}, "undo must be one of off, shift and zoom, shift, zoom and tint"),
     ],
 )
@@ -323,3 +329,37 @@ def test_other_kinds_of_pictures_go_through(kind: torch.dtype, channels: int) ->
     outside = GOOD["mask"][0] == 0
     assert torch.equal(result[0][outside], plain.expand(-1, -1, -1, 3)[0][outside])
     assert torch.isfinite(piece).all()
+
+
+def test_paste_back_says_that_it_took_back_only_what_it_did() -> None:
+    alignment = mend.measure(random(64, 64, 3), random(64, 64, 3), torch.ones(64, 64, dtype=torch.bool))
+    tinted, moved, neither = (mend.Report(alignment, "Found.", *seen) for seen in ((False, True), (True, False), (False, False)))
+    assert paste_back._done(tinted, "shift and zoom") == " shift, zoom and tint would take the colours back too."
+    assert paste_back._done(moved, "shift and zoom") == " Shift and zoom are taken back."
+    assert [paste_back._done(neither, undo) for undo in ("off", "shift and zoom", "shift, zoom and tint")] == ["", "", ""]
+
+
+def test_an_interrupt_ends_the_measuring_between_two_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfy.model_management import InterruptProcessingException
+
+    seen: list[int] = []
+
+    def measured(*given: Any) -> Any:
+        seen.append(1)
+        return found(*given)
+
+    def stop() -> None:
+        raise InterruptProcessingException
+
+    found = mend.measure
+    monkeypatch.setattr(mend, "measure", measured)
+    monkeypatch.setattr(paste_back, "throw_exception_if_processing_interrupted", stop)
+    piece, _, crop = cropped(**GOOD)
+    with pytest.raises(InterruptProcessingException):
+        PasteBack.execute(GOOD["image"].expand(4, -1, -1, -1), piece.expand(4, -1, -1, -1), crop, 2)
+    assert len(seen) == 1
+
+
+def test_a_box_outside_is_named_in_the_pictures_own_pixels() -> None:
+    with pytest.raises(ValueError, match="x=200"):
+        CropAroundBox.execute(**GOOD, box="200,10,20,20")

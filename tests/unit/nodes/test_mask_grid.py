@@ -98,6 +98,7 @@ def test_a_mask_of_another_size_is_shown_on_the_latents_grid(model: Any) -> None
 
 def test_an_empty_mask_has_no_white_cell(model: Any) -> None:
     assert not any(white(cells).any() for cells in panels(drawn(model, torch.zeros(1, 64, 64)), [(8, 8), (4, 4), (2, 2), (1, 1)]))
+    drawn(model, torch.zeros(1, 64, 64), (16, 24))  # Load Image's, whatever the picture
 
 
 def test_the_first_of_a_batch_is_shown_and_odd_forms_are_taken(model: Any) -> None:

@@ -151,6 +151,7 @@ def test_bad_input_is_refused_in_words() -> None:
     refused("pictures of 224 pixels in patches of 14, but has 37 positions", clip_vision=wrong)
     refused("3 masks for 2 images", image=pictures(2), mask=torch.ones(3, 84, 84))
     refused(r"the mask is 84x84 but the image is 200x84: their shapes differ", image=pictures(1, 84, 200))
+    patch_visibility.encode(clip(), pictures(1, 84, 200), torch.zeros(1, 84, 84))  # Load Image's, where nothing was painted
     refused("mask: a mask was expected, got nothing", mask=None)
     refused(r"threshold a part of a patch from 0 to 1; got hide, crop and 1\.5", threshold=1.5)
     refused("fit must be one of crop, letterbox, got 'center'", fit="center")

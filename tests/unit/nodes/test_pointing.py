@@ -153,6 +153,15 @@ def test_a_large_picture_is_shown_smaller_with_its_own_size_told(folders: Path) 
     assert answer["mask"] is None or mask_of(answer).shape == (17, 1024)
 
 
+def test_a_box_outside_of_a_large_picture_is_named_as_it_was_typed(folders: Path) -> None:
+    save(torch.rand(50, 3000, 3), folders / "input" / "cup.png")
+    ((status, answer, _),) = post(Server(), {**MARKS, "positive": "", "box": "3100,10,50,20"})
+    assert status != 200
+    assert "x=3100" in answer["error"]
+    assert "3000" in answer["error"]
+    assert "bboxes" not in answer["error"]
+
+
 def test_it_waits_while_comfyui_works(folders: Path) -> None:
     server = Server()
     server.prompt_queue.remaining = 1
@@ -169,6 +178,19 @@ def test_a_prompt_that_begins_while_the_file_is_read_has_the_device(folders: Pat
 
     monkeypatch.setattr(sam, "load", slow)
     monkeypatch.setattr(sam.LoadedSam, "embed", lambda *_: pytest.fail("the device was used"))
+    ((status, answer, _),) = post(server, MARKS)
+    assert (status, answer["error"]) == (503, pointing.BUSY)
+
+
+def test_a_prompt_that_begins_while_sam_looks_at_the_picture_has_the_device(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, embed = Server(), sam.LoadedSam.embed
+
+    def slow(self: sam.LoadedSam, pixels: torch.Tensor) -> torch.Tensor:
+        server.prompt_queue.remaining = 1
+        return embed(self, pixels)
+
+    monkeypatch.setattr(sam.LoadedSam, "embed", slow)
+    monkeypatch.setattr(pointer.sam_prompts, "segment_seen", lambda *_: pytest.fail("the device was used"))
     ((status, answer, _),) = post(server, MARKS)
     assert (status, answer["error"]) == (503, pointing.BUSY)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -301,3 +302,75 @@ def longer_positions(model: Any) -> Any:
     clone = model.clone()
     clone.set_model_patch(lambda values: {**values, "txt_ids": torch.cat([values["txt_ids"], values["txt_ids"][:, :1]], 1)}, "post_input")
     return clone
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_beside_negpip_which_halves_the_words(model: Any, share: float) -> None:
+    """Its text encoder gives each word and its weight in turn, and its patch takes keys from the one and values from the other."""
+
+    def doubled(seed: int) -> torch.Tensor:
+        return words(77, seed).repeat_interleave(2, dim=1)
+
+    def regions_of(text: Any, to: Any) -> Any:
+        for number, mask in enumerate(masks()):
+            (to,) = PromptRegionNode.execute(model=to, text=[[text(40 + number), {}]], mask=mask, own_pass=share).args
+        return to
+
+    halved = model.clone()
+    halved.set_model_attn2_patch(lambda q, k, v, extra_options: (q, k[:, 0::2], v[:, 1::2]))
+    result = run(regions_of(doubled, halved), doubled(7), doubled(8))
+    torch.testing.assert_close(
+        result, run(regions_of(lambda seed: words(77, seed), model), words(77, 7), words(77, 8)), atol=1e-4, rtol=1e-4
+    )
+    odd = model.clone()
+    odd.set_model_attn2_patch(lambda q, k, v, extra_options: (q, k[:, :70], v[:, :70]))
+    with pytest.raises(RuntimeError, match=r"leaves 70 of .* words"):
+        run(with_regions(odd), words(77, 7), words(77, 8))
+
+
+@pytest.mark.parametrize("kind", ["attention", "values"])
+def test_kept_apart_over_another_packs_self_attention(model: Any, kind: str) -> None:
+    """Perturbed-Attention Guidance answers with the values alone, one for each token."""
+
+    def theirs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
+        assert q.shape[1] == k.shape[1] == v.shape[1]
+        return v if kind == "values" else chain.attention(q, k, v, extra_options)
+
+    def add(to: Any) -> Any:
+        clone = to.clone()
+        for name, block, index in layers.layers_of(model.get_model_object("diffusion_model")):
+            clone.set_model_attn1_replace(theirs, name, block, index)
+        return clone
+
+    own, negative = words(77, 7), words(77, 8)
+    result = run(add(with_regions(model, apart=1.0)), own, negative)
+    wanted = run(add(with_regions(model)) if kind == "values" else with_regions(model, apart=1.0), own, negative)
+    torch.testing.assert_close(result, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_text_that_changes_on_the_way_does_so_in_its_region(model: Any) -> None:
+    """Set CLIP Hooks with `schedule_clip` gives an entry for each part of the sampling."""
+    own, negative = words(77, 7), words(77, 8)
+    mask = masks()[0]
+    parts: list[Any] = [
+        [words(77, 40), {"clip_start_percent": 0.0, "clip_end_percent": 0.4}],
+        [words(77, 41), {"clip_start_percent": 0.4, "clip_end_percent": 1.0}],
+    ]
+    (together,) = PromptRegionNode.execute(model=model, text=parts, mask=mask, own_pass=0.0).args
+    (one,) = PromptRegionNode.execute(model=model, text=[[words(77, 40), {}]], mask=mask, own_pass=0.0, end_percent=0.4).args
+    (each,) = PromptRegionNode.execute(model=one, text=[[words(77, 41), {}]], mask=mask, own_pass=0.0, start_percent=0.4).args
+    assert torch.equal(run(together, own, negative, steps=4), run(each, own, negative, steps=4))
+
+
+def test_apart_where_nothing_runs_together_is_told(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    text: list[Any] = [[words(77, 1), {}]]
+    PromptRegionNode.execute(model=model, text=text, mask=masks()[0], apart=0.5, own_pass=0.5)
+    assert "apart does nothing" not in caplog.text
+    PromptRegionNode.execute(model=model, text=text, mask=masks()[0], apart=0.5)
+    assert "apart does nothing" in caplog.text
+
+
+def test_a_unet_whose_self_attention_reads_the_text_is_refused() -> None:
+    block = SimpleNamespace(transformer_blocks=[SimpleNamespace(disable_self_attn=True)])
+    with pytest.raises(TypeError, match="self-attention reads the text"):
+        layers.layers_of(SimpleNamespace(input_blocks=[[block]], output_blocks=[]))

@@ -175,3 +175,21 @@ def test_models_live_as_long_as_their_node(models: Path) -> None:
     del node
     gc.collect()
     assert alive() is None
+
+
+def test_a_list_of_prompts_is_one_for_each_picture(models: Path) -> None:
+    """As a list of prompts and the list of pictures painted from it come; a line break in one of them begins no other."""
+    images = coarse(3)
+    together = score(images, clip="b32", prompt=["a cat\na dog\na hat"])[1]
+    assert score(*(one[None] for one in images), clip="b32", prompt=["a cat", "a dog", "a hat"])[1] == pytest.approx(together)
+    broken = score(*(one[None] for one in images), clip="b32", prompt=["a\ncat", "a dog", "a hat"])[1]
+    assert broken == pytest.approx(together)
+    with pytest.raises(ValueError, match="prompt holds 2 lines and images 3 pictures"):
+        score(images, clip="b32", prompt=["a cat", "a dog"])
+
+
+def test_a_mask_of_another_shape_is_refused(models: Path) -> None:
+    with pytest.raises(ValueError, match=r"picture 1 of images: the mask is 90x30 but the picture is 60x40: their shapes differ"):
+        score(coarse(1), dino="s16", references=[coarse(1)], masks=[torch.ones(1, 30, 90)])
+    with pytest.raises(ValueError, match="their shapes differ"):
+        against(coarse(1), references=[coarse(1, seed=1)], masks=[torch.ones(1, 30, 90)])

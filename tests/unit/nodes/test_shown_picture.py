@@ -23,7 +23,7 @@ def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def kept(origin: str, kind: str, wires: list[Any], pages: bool = True) -> dict[str, Any]:
     """What node 3 hands on whose `image` comes from the node `origin` of that class, where the artist's graph has these wires."""
-    prompt = {"3": {"inputs": {"image": [origin, 0]}}, origin: {"class_type": kind, "inputs": {}}}
+    prompt = {"3": {"inputs": {"image": [origin, 0]}}, origin: {"class_type": kind, "inputs": {"image": "cup.png"}}}
     workflow = {"workflow": {"links": [[number, *wire] for number, wire in enumerate(wires)]}}
     return received(PICTURE, SimpleNamespace(prompt=prompt, unique_id="3", extra_pnginfo=workflow if pages else None))
 
@@ -49,3 +49,15 @@ def test_every_other_is_kept(origin: str, kind: str, wires: list[Any], temp: Pat
     (told,) = kept(origin, kind, wires)[KEY]
     with Image.open(temp / told["filename"]) as picture:
         assert picture.size == (7, 5)
+
+
+def test_the_picture_of_a_loader_whose_name_comes_through_a_wire_is_kept(temp: Path) -> None:
+    prompt = {"3": {"inputs": {"image": ["8", 0]}}, "8": {"class_type": "LoadImage", "inputs": {"image": ["9", 0]}}}
+    page = {"workflow": {"links": [[0, 8, 0, 3, 1, "IMAGE"]]}}
+    assert received(PICTURE, SimpleNamespace(prompt=prompt, unique_id="3", extra_pnginfo=page))[KEY]
+
+
+@pytest.mark.parametrize("workflow", ["{}", [1, 2], {"links": "none"}, None])
+def test_what_a_service_sends_as_its_workflow_ends_no_run(workflow: Any, temp: Path) -> None:
+    prompt = {"3": {"inputs": {"image": ["8", 0]}}, "8": {"class_type": "LoadImage", "inputs": {"image": "cup.png"}}}
+    assert received(PICTURE, SimpleNamespace(prompt=prompt, unique_id="3", extra_pnginfo={"workflow": workflow}))[KEY]

@@ -305,6 +305,14 @@ def test_a_save_that_fails_loses_nothing(
     assert states(output) == []
 
 
+def test_a_save_that_fails_without_resume_says_how_to_keep_the_training(node: Node, folders: Path) -> None:
+    """The next run would begin anew."""
+    shutil.rmtree(folders / "models" / "loras", ignore_errors=True)
+    (folders / "models" / "loras").write_text("in the way", "utf-8")
+    with pytest.raises(ValueError, match="Free some space, switch resume on and press Run"):
+        node(resume=False)
+
+
 def test_without_mask_tokens_there_is_no_encoder_and_no_file_of_one(node: Node, folders: Path) -> None:
     """Break-A-Scene. Handles and LoRA are there; Pose by Masks says where none comes from."""
     ran = node(mask_tokens="off")

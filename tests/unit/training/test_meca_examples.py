@@ -363,3 +363,16 @@ def test_a_folder_of_captions_that_is_no_use(tmp_path: Path) -> None:
     draw_again.save(place / "2.png")
     with pytest.raises(ValueError, match=r"0\.png is 60 x 40 pixels but its mask 0\.mask\.png 10 x 10"):
         folder.captioned(place)[0]
+
+
+def test_pictures_that_are_of_no_use_are_named_before_the_training(tmp_path: Path) -> None:
+    place = draw(tmp_path / "pictures")
+    found = folder.captioned(place)
+    told: list[tuple[int, int]] = []
+    found.read_all(lambda done, of: told.append((done, of)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    whole = (place / "2.png").read_bytes()
+    (place / "2.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("L", (9, 9)).save(place / "0.mask.png")
+    with pytest.raises(ValueError, match=r"(?s)0\.png is .* pixels but its mask.*2\.png cannot be read"):
+        folder.captioned(place).read_all(lambda done, of: None)

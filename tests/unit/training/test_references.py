@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from maskprompt.training.data import references
 from maskprompt.training.dreamcom.checks import check, check_words
 from maskprompt.training.dreamcom.options import Options
-from maskprompt.training.engine.checks import check_inpainting, check_size
+from maskprompt.training.engine.checks import check_inpainting, check_size, check_unet
 
 from ...support.models import random_model
 from ...support.vaes import Flux
@@ -83,6 +84,15 @@ def test_only_inpainting_unets_are_taken(model: Any) -> None:
         check_inpainting(random_model(in_channels=4))
     with pytest.raises(ValueError, match=r"this one is no UNet \(Linear\)"):
         check_inpainting(Flux())
+
+
+@pytest.mark.parametrize("check", [check_unet, check_inpainting])
+def test_quantised_checkpoints_are_refused(check: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI notes so of fp8 with scales, NVFP4 and int8; their layers are none that learn."""
+    other = random_model(in_channels=9)
+    monkeypatch.setattr(other.model.model_config, "quant_config", {"format": "float8_e4m3fn"}, raising=False)
+    with pytest.raises(ValueError, match="quantised"):
+        check(other)
 
 
 @pytest.mark.parametrize(
