@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import torch
-from comfy.model_management import throw_exception_if_processing_interrupted
-from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 from typing_extensions import override
 
@@ -62,6 +60,9 @@ class PasteBack(io.ComfyNode):
     def execute(
         cls, image: torch.Tensor, painted: torch.Tensor, crop: crops.Crop, feather: int, undo: str = OFF, match_colour: bool = False
     ) -> io.NodeOutput:
+        from comfy.model_management import throw_exception_if_processing_interrupted
+        from comfy.utils import ProgressBar
+
         picture, piece = checks.image(image, "image", NAME), checks.image(painted, "painted", NAME)
         feather = checks.whole(feather, "feather", NAME, 0, MOST_PIXELS)
         checks.choice(undo, "undo", NAME, (OFF, PLACE, PLACE_AND_TINT))

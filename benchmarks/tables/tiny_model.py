@@ -22,7 +22,7 @@ from demo.painter import CFG, SAMPLER, STEPS, Painter
 
 from ..figures import FOLDER, Figure, machine, mean, rate, write
 
-SHEET = tiny_model.ROOT / "demo" / "samples.png"
+SHEET = tiny_model.ROOT / "demo" / "samples.jpg"
 HELD = [
     (shape, colour, ground)
     for shape in scenes.SHAPES for colour in scenes.COLOURS for ground in scenes.GROUNDS
@@ -212,7 +212,7 @@ def sheet(pictures: Tensor, columns: int = 16) -> None:
     """The first 64 pictures as one."""
     rows = [torch.cat(list(pictures[start : start + columns]), 1) for start in range(0, 64, columns)]
     image = Image.fromarray((torch.cat(rows, 0).numpy() * 255).round().astype(np.uint8))
-    image.save(SHEET, optimize=True)
+    image.save(SHEET, quality=88)
 
 
 def captions_and_sheet(painter: Painter, eye: judge.Judge) -> list[Figure]:

@@ -3,7 +3,7 @@
     python -m demo.tiny_edit.files FOLDER
 
 Load Diffusion Model, Load CLIP and Load VAE load them once `demo/registration` is there. Weights are in half precision; the transformer's
-large matrices in fp8 (E4M3), each of its rows' layers as ComfyUI keeps any fp8 file: under 35 MB in all.
+large matrices and the autoencoder's large kernels in fp8 (E4M3), as ComfyUI keeps any fp8 file: under 35 MB in all.
 """
 
 from __future__ import annotations
@@ -50,16 +50,17 @@ def text_state(average: dict[str, Tensor], ids: list[int]) -> dict[str, Tensor]:
     return {**packed_words(state), "text_projection.weight": torch.eye(width, dtype=torch.half)}
 
 
-def autoencoder_state(latents: Latents) -> dict[str, Tensor]:
-    """The autoencoder as a TAESD file, padded to its widths."""
-    from .. import tiny_model
+def autoencoder_state(latents: Latents, narrow: bool = False) -> dict[str, Tensor]:
+    """The autoencoder as a TAESD file, padded to its widths; its large kernels in fp8 if asked."""
+    from .. import fp8, tiny_model
     from ..autoencoder import padded
 
     tiny_model.comfyui_on_path()
     from comfy.taesd.taesd import TAESD
 
     state = padded(latents.autoencoder, 1.0, TAESD(latent_channels=CHANNELS).state_dict())
-    return {name: value.half().contiguous() for name, value in state.items()}
+    halves = {name: value.half().contiguous() for name, value in state.items()}
+    return fp8.in_fp8(halves) if narrow else halves
 
 
 def write(folder: Path, target: Path, fp8: bool = True) -> list[Path]:
@@ -74,7 +75,7 @@ def write(folder: Path, target: Path, fp8: bool = True) -> list[Path]:
     parts = {
         TRANSFORMER: transformer_state(state["average"], fp8),
         TEXT: text_state(state["average"], vocabulary.ids),
-        AUTOENCODER: autoencoder_state(Latents.load(folder)),
+        AUTOENCODER: autoencoder_state(Latents.load(folder), fp8),
     }
     for name, weights in parts.items():
         save_file(weights, target / name, metadata=about)

@@ -27,9 +27,12 @@ FINGERS = """([one, other]) => {
 
 @pytest.fixture
 def at_the_root(fresh: Page) -> Iterator[Page]:
-    """The page, which shows its whole graph again after the test."""
+    """The page, which shows its whole graph again after the test. The classic canvas keeps, unseen, what stood in a subgraph."""
     yield fresh
     fresh.evaluate("() => window.app.canvas.setGraph(window.app.rootGraph ?? window.app.graph)")
+    fresh.evaluate(
+        "() => { if (!LiteGraph.vueNodesMode) for (const left of document.querySelectorAll('.maskprompt-picture')) left.remove() }"
+    )
 
 
 def test_in_a_subgraph_the_picture_and_sam_outside_are_found(at_the_root: Page) -> None:

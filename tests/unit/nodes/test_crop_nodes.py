@@ -340,6 +340,7 @@ def test_paste_back_says_that_it_took_back_only_what_it_did() -> None:
 
 
 def test_an_interrupt_ends_the_measuring_between_two_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.model_management
     from comfy.model_management import InterruptProcessingException
 
     seen: list[int] = []
@@ -353,7 +354,7 @@ def test_an_interrupt_ends_the_measuring_between_two_frames(monkeypatch: pytest.
 
     found = mend.measure
     monkeypatch.setattr(mend, "measure", measured)
-    monkeypatch.setattr(paste_back, "throw_exception_if_processing_interrupted", stop)
+    monkeypatch.setattr(comfy.model_management, "throw_exception_if_processing_interrupted", stop)
     piece, _, crop = cropped(**GOOD)
     with pytest.raises(InterruptProcessingException):
         PasteBack.execute(GOOD["image"].expand(4, -1, -1, -1), piece.expand(4, -1, -1, -1), crop, 2)
