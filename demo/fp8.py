@@ -2,7 +2,8 @@
 
     python -m demo.fp8 FILE...
 
-E4M3, with no scale beside it, as ComfyUI and this pack load such files; whatever is small stays as it was.
+E4M3, with no scale beside it, as ComfyUI and this pack load such files; whatever is small stays as it was
+(ComfyUI's loader of control networks puts that into fp8 too).
 """
 
 from __future__ import annotations
