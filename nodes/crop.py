@@ -183,6 +183,16 @@ def _canvas(sides: crops.Sides, height: int, width: int) -> Box:
     return {"x": -left, "y": -top, "width": width + left + right, "height": height + top + bottom}
 
 
+def _check_place(box: Box, canvas: Box) -> None:
+    """ValueError in the numbers that were given, where the box lies outside of the extended picture."""
+    right, bottom = canvas["x"] + canvas["width"], canvas["y"] + canvas["height"]
+    if box["x"] >= right or box["y"] >= bottom or box["x"] + box["width"] <= canvas["x"] or box["y"] + box["height"] <= canvas["y"]:
+        raise ValueError(
+            f"{NAME}: {describe(box)} lies outside of the extended picture, which reaches from x={canvas['x']}, y={canvas['y']} to "
+            f"x={right}, y={bottom}."
+        )
+
+
 def _boxes(bboxes: Any, batch: int) -> list[Box]:
     """All wired boxes, whichever picture they are for."""
     return [box for boxes in checks.boxes(bboxes, batch, "bboxes", NAME) for box in boxes] if bboxes is not None else []
@@ -196,8 +206,8 @@ def _around(masks: torch.Tensor, boxes: list[Box], sides: crops.Sides) -> Box:
     if boxes:
         height = rows - top - bottom
         width = columns - left - right
-        if not any(sides):
-            boxes = [clip_box(box, height, width, NAME) for box in boxes]
+        for box in boxes if any(sides) else ():
+            _check_place(box, _canvas(sides, height, width))
         given: list[Box] = [{**box, "x": box["x"] + left, "y": box["y"] + top} for box in boxes]
         new = crops.extended_mask(torch.zeros(1, height, width), sides)
         around = torch.cat([new, *(box_mask(clip_box(box, rows, columns, NAME), rows, columns) for box in given)]).amax(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -131,43 +132,33 @@ def test_dual_cfg_guider_runs_the_negative_first_and_the_region_acts_on_the_posi
     close(result, sample(patched, FLUX, SIZE, text_of(FLUX), cfg=9.0 if nested else 3.0, negative=FLUX.words(7, 90), **area))
 
 
-def test_a_pass_of_the_negative_alone_is_the_negative() -> None:
-    """As Self-Attention Guidance makes it, after CFG."""
+def halves_after(conds_of: Callable[[dict[str, Any]], Any]) -> list[set[int]]:
+    """For each step, which half a pass after CFG is taken for that runs these conditionings, given what ComfyUI tells such a node."""
     import comfy.samplers
 
     listening = Listening()
     patched = chain.install(FLUX.model(), listening)
-    alone: list[list[int]] = []
+    alone: list[set[int]] = []
 
     def after(args: dict[str, Any]) -> torch.Tensor:
         listening.halves.clear()
-        comfy.samplers.calc_cond_batch(args["model"], [args["uncond"]], args["input"], args["sigma"], args["model_options"])
-        alone.append([*listening.halves])
+        comfy.samplers.calc_cond_batch(args["model"], [conds_of(args)], args["input"], args["sigma"], args["model_options"])
+        alone.append(set(listening.halves))
         return args["denoised"]
 
     patched.set_model_sampler_post_cfg_function(after, disable_cfg1_optimization=True)
     sample(patched, FLUX, SIZE, text_of(FLUX), cfg=3.0, steps=1)
-    assert [set(halves) for halves in alone] == [{1}]
+    return alone
+
+
+def test_a_pass_of_the_negative_alone_is_the_negative() -> None:
+    """As Self-Attention Guidance makes it, after CFG."""
+    assert halves_after(lambda args: args["uncond"]) == [{1}]
 
 
 def test_a_prompt_that_a_node_makes_of_its_own_is_not_the_positive_one() -> None:
     """As core's Perp-Neg node does with its empty prompt."""
-    import comfy.samplers
-
-    listening = Listening()
-    patched = chain.install(FLUX.model(), listening)
-    alone: list[list[int]] = []
-
-    def after(args: dict[str, Any]) -> torch.Tensor:
-        listening.halves.clear()
-        own = [{**cond, "uuid": uuid4()} for cond in args["cond"]]
-        comfy.samplers.calc_cond_batch(args["model"], [own], args["input"], args["sigma"], args["model_options"])
-        alone.append([*listening.halves])
-        return args["denoised"]
-
-    patched.set_model_sampler_post_cfg_function(after, disable_cfg1_optimization=True)
-    sample(patched, FLUX, SIZE, text_of(FLUX), cfg=3.0, steps=1)
-    assert [set(halves) for halves in alone] == [{1}]
+    assert halves_after(lambda args: [{**cond, "uuid": uuid4()} for cond in args["cond"]]) == [{1}]
 
 
 def test_layers_that_another_node_leaves_out_are_not_counted() -> None:

@@ -114,3 +114,9 @@ def test_the_folder_is_registered_beside_other_packs(folders: Path) -> None:
     assert blip_folder.folders() == {}
     assert folder_paths.get_filename_list("blip") == ["model_base_caption_capfilt_large.pth"]
     assert files.list_files("blip", frozenset({".pth"})) == ["model_base_caption_capfilt_large.pth"]
+
+
+def test_several_prefixes_are_refused() -> None:
+    """The captions of one run all begin alike; the second of a list was left out without a word."""
+    with pytest.raises(ValueError, match="prefix holds 2 different texts"):
+        CaptionImage.execute(image=[pictures(1)], blip_name=["tiny"], prefix=["a photo", "a drawing"])

@@ -364,3 +364,6 @@ def test_an_interrupt_ends_the_measuring_between_two_frames(monkeypatch: pytest.
 def test_a_box_outside_is_named_in_the_pictures_own_pixels() -> None:
     with pytest.raises(ValueError, match="x=200"):
         CropAroundBox.execute(**GOOD, box="200,10,20,20")
+    with pytest.raises(ValueError, match=r"x=200, .*from x=-32, y=0 to x=64, y=64"):
+        CropAroundBox.execute(**GOOD, box="200,10,20,20", extend_left=32)
+    assert CropAroundBox.execute(**GOOD, box="-30,10,20,20", extend_left=32).args[2].place["x"] == 0

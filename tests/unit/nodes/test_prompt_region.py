@@ -38,9 +38,16 @@ def with_regions(model: Any, **inputs: Any) -> Any:
     return model
 
 
+def replaced(model: Any, kind: str, theirs: Any) -> Any:
+    """The MODEL with another pack's replacement on every layer of a kind, attn1 or attn2."""
+    clone = model.clone()
+    for name, block, index in layers.layers_of(model.get_model_object("diffusion_model")):
+        getattr(clone, f"set_model_{kind}_replace")(theirs, name, block, index)
+    return clone
+
+
 def joined_by_hand(model: Any, areas_of: Any, own: int = 77) -> Any:
     """The UNet with a dense mask in each cross-attention, for a text of three times 77 words; other texts see as ever."""
-    clone = model.clone()
     text = listed(("words", own, 0), ("words", 77, 1), ("words", 77, 2))
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
@@ -55,9 +62,7 @@ def joined_by_hand(model: Any, areas_of: Any, own: int = 77) -> Any:
         ]
         return torch.stack(found).sum(0).transpose(1, 2).flatten(2)
 
-    for name, block, index in layers.layers_of(model.get_model_object("diffusion_model")):
-        clone.set_model_attn2_replace(attend, name, block, index)
-    return clone
+    return replaced(model, "attn2", attend)
 
 
 def areas(height: int, strength: float = 1.0, replaces: bool = False) -> list[Area]:
@@ -151,15 +156,9 @@ def test_another_packs_replacement_serves_beneath(model: Any) -> None:
         assert q.shape[1] == height * width
         return 0.5 * chain.attention(q, k, v, extra_options)
 
-    def add(to: Any) -> Any:
-        clone = to.clone()
-        for name, block, index in layers.layers_of(model.get_model_object("diffusion_model")):
-            clone.set_model_attn2_replace(theirs, name, block, index)
-        return clone
-
     own, negative = words(77, 7), words(77, 8)
-    result = run(with_regions(add(model)), own, negative)
-    assert torch.equal(run(add(with_regions(model)), own, negative), result)
+    result = run(with_regions(replaced(model, "attn2", theirs)), own, negative)
+    assert torch.equal(run(replaced(with_regions(model), "attn2", theirs), own, negative), result)
     assert not torch.allclose(result, run(with_regions(model), own, negative))
 
 
@@ -336,15 +335,9 @@ def test_kept_apart_over_another_packs_self_attention(model: Any, kind: str) -> 
         assert q.shape[1] == k.shape[1] == v.shape[1]
         return v if kind == "values" else chain.attention(q, k, v, extra_options)
 
-    def add(to: Any) -> Any:
-        clone = to.clone()
-        for name, block, index in layers.layers_of(model.get_model_object("diffusion_model")):
-            clone.set_model_attn1_replace(theirs, name, block, index)
-        return clone
-
     own, negative = words(77, 7), words(77, 8)
-    result = run(add(with_regions(model, apart=1.0)), own, negative)
-    wanted = run(add(with_regions(model)) if kind == "values" else with_regions(model, apart=1.0), own, negative)
+    result = run(replaced(with_regions(model, apart=1.0), "attn1", theirs), own, negative)
+    wanted = run(replaced(with_regions(model), "attn1", theirs) if kind == "values" else with_regions(model, apart=1.0), own, negative)
     torch.testing.assert_close(result, wanted, atol=1e-4, rtol=1e-4)
 
 
