@@ -84,11 +84,30 @@ def thumbnail(before: Picture, after: Picture, size: int = 512) -> Image.Image:
     page = ImageOps.fit(result, (size, size), Image.Resampling.LANCZOS, centering=_changed(_on_paper(before), result))
     inset = ImageOps.contain(_on_paper(before), (size // 3, size // 3), Image.Resampling.LANCZOS)
     framed = ImageOps.expand(inset, 4, PAPER)
-    top = size - framed.height - GAP
-    # In the lower corner where it hides less of what was painted.
-    corners = (GAP, size - framed.width - GAP)
-    hidden = [sum(ImageStat.Stat(page.crop((left, top, left + framed.width, top + framed.height))).stddev) for left in corners]
-    page.paste(framed, (corners[hidden[1] < hidden[0]], top))
+    # In the corner where it hides least of what was painted; below, where two hide as much.
+    sides = (GAP, size - framed.width - GAP)
+    corners = [(left, top) for top in (size - framed.height - GAP, GAP) for left in sides]
+    page.paste(
+        framed, min(corners, key=lambda at: sum(ImageStat.Stat(page.crop((*at, at[0] + framed.width, at[1] + framed.height))).stddev))
+    )
+    return page
+
+
+def before_and_after(pairs: Sequence[tuple[Picture, Picture]], height: int = 200) -> Image.Image:
+    """One row of pairs of pictures, an arrow from each first one to its second, all of one height."""
+    if not pairs:
+        raise ValueError("a row of before and after needs at least one pair")
+    tiles = [[_tile(picture, height) for picture in pair] for pair in pairs]
+    width = sum(first.width + second.width + 4 * GAP for first, second in tiles) - 2 * GAP
+    page = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(page)
+    left = 0
+    for first, second in tiles:
+        page.paste(first, (left, 0))
+        tip = left + first.width + GAP + GAP // 2
+        draw.polygon([(tip - GAP, height // 2 - GAP // 2), (tip - GAP, height // 2 + GAP // 2), (tip, height // 2)], INK)
+        page.paste(second, (left + first.width + 2 * GAP, 0))
+        left += first.width + second.width + 4 * GAP
     return page
 
 

@@ -15,14 +15,14 @@ import shutil
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
 
-from . import photos, setup, subject_pictures
-from .contact_sheet import Row, save_sheet, thumbnail
+from . import edit_pictures, photos, setup, subject_pictures
+from .contact_sheet import Picture, Row, before_and_after, save_sheet, thumbnail
 from .progress import Progress
 from .server import ROOT, Prompt, Result, Server, WorkflowError, has_accelerator
 from .stand_ins import MODEL_FILES, TINY_EDIT, changed, for_tiny_edit, of_transformer, tiny_edit_is_there
@@ -36,6 +36,14 @@ MADE_BY: dict[tuple[str, str], str] = {
     ("mcgm", "scene.safetensors"): "22 Learn the subjects of one picture",
 }
 """These files, by their folder and the name that they have in the workflows which load them: the workflow that makes each."""
+STRIP = ROOT / "docs" / "pictures" / "before-and-after.jpg"
+"""What the README shows first: what tiny-edit made of pictures in these workflows."""
+IN_STRIP: tuple[str, ...] = (
+    "04 Replace what is in the mask, FLUX 2 klein",
+    "10 Insert my product, FLUX 2 klein",
+    "12 New background, product untouched, FLUX 2 klein",
+    "13 Two references, two places, FLUX 2 klein",
+)
 LANES = 2
 """Servers that share the workflows where there is no GPU."""
 LONGEST = 1800
@@ -53,6 +61,15 @@ def add_photographs(server: Server, names: Iterable[str]) -> None:
         stem = Path(name).stem
         pixels = subject_pictures.load(stem) if stem in subject_pictures.names() else photos.load(stem)
         Image.fromarray(pixels).save(server.input / name)
+
+
+def add_pictures(server: Server, prompt: Prompt) -> None:
+    """Puts the pictures that a workflow loads into the server's input folder: for tiny-edit, things of the world that it knows."""
+    names = photographs(prompt)
+    if for_tiny_edit(prompt):
+        edit_pictures.add(server.input, names)
+    else:
+        add_photographs(server, names)
 
 
 def stage(folder: Path, *arguments: str, more: Mapping[str, Path] | None = None, threads: int = 0) -> Server:
@@ -166,7 +183,7 @@ def paint(server: Server, prompts: dict[str, Prompt]) -> list[Row]:
     """Runs the workflows one after the other; WorkflowError names the one that failed."""
     rows = []
     for name, prompt in prompts.items():
-        add_photographs(server, photographs(prompt))
+        add_pictures(server, prompt)
         try:
             result = server.run(changed(prompt), Progress(name), LONGEST)
         except WorkflowError as error:
@@ -228,14 +245,25 @@ def demo(names: Iterable[str], thumbnails: bool) -> None:
         if not tiny_edit_is_there():
             print("tiny-edit paints most of them once it is trained and `python -m demo.tiny_edit.files demo` has been run.")
     save_sheet(OUTPUT / "contact-sheet.png", rows)
-    for name, pictures in rows if thumbnails else ():
-        thumbnail(pictures[0][1], pictures[-1][1]).save(WORKFLOWS / f"{name}.jpg", quality=88)
+    if thumbnails:
+        renew_pictures(dict(rows))
+
+
+def renew_pictures(painted: Mapping[str, Sequence[tuple[str, Picture]]]) -> None:
+    """Saves the workflows' thumbnails, and the row of before and after if all that it shows were painted."""
+    ends = {name: (pictures[0][1], pictures[-1][1]) for name, pictures in painted.items()}
+    for name, (before, after) in ends.items():
+        thumbnail(before, after).save(WORKFLOWS / f"{name}.jpg", quality=88)
+    if ends.keys() >= set(IN_STRIP):
+        before_and_after([ends[name] for name in IN_STRIP]).save(STRIP, quality=88)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.run", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("workflows", nargs="*", help="numbers, or words of the titles, of bundled workflows; all of them if none is given")
-    parser.add_argument("--thumbnails", action="store_true", help="also renew workflows/<name>.jpg from what was painted")
+    parser.add_argument(
+        "--thumbnails", action="store_true", help="also renew workflows/<name>.jpg, and the README's row, from what was painted"
+    )
     options = parser.parse_args(arguments)
     try:
         demo(options.workflows, options.thumbnails)

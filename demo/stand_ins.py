@@ -93,13 +93,17 @@ CFG: dict[str, float] = {
 """And which CFG: that of the first of these nodes which the workflow has."""
 
 
+EDIT_SEED = 6
+"""Chosen by eye, of the nine seeds from 1 on."""
 # The same for tiny-edit, in a workflow of a transformer.
 EDIT_CHANGES: dict[tuple[str, str], Any] = {
     **{(name, field): TINY_EDIT[folder].name for name, fields in PUBLISHED.items() for field, folder in fields.items()},
     ("MaskPromptLoadSAM", "sam_name"): "mobile_sam.pt",
     ("MaskPromptReferenceRegion", "megapixels"): 0.0625,
+    ("RandomNoise", "noise_seed"): EDIT_SEED,
     ("Flux2Scheduler", "steps"): 20,
     ("CFGGuider", "cfg"): 3.5,
+    ("KSampler", "seed"): EDIT_SEED,
     ("KSampler", "steps"): 20,
     ("KSampler", "cfg"): 3.5,
     ("KSampler", "sampler_name"): "euler",
@@ -107,6 +111,8 @@ EDIT_CHANGES: dict[tuple[str, str], Any] = {
 }
 EDIT_SIDE = 256
 """The longer side, in pixels, of what tiny-edit paints."""
+EDIT_CONTEXT = 0.5
+"""The most surroundings of a box that it is shown: it has not learned to paint what is smaller than a quarter of its picture."""
 EDIT_SIZES: dict[str, tuple[str, str]] = {
     "EmptyFlux2LatentImage": ("width", "height"),
     "EmptySD3LatentImage": ("width", "height"),
@@ -118,14 +124,14 @@ EDIT_NODES: dict[str, str] = {"EmptyFlux2LatentImage": "EmptyLatentImage"}
 """Nodes that give way to another with the same inputs: FLUX.2's latents have a sixteenth of the picture's side, tiny-edit's an eighth."""
 MEADOW = "in a green meadow"
 EDIT_TEXTS: dict[str, str] = {
-    "a glass of orange juice stands on the wooden table, seen from above, photograph": "fill the box with a doughnut",
+    "a glass of orange juice stands on the wooden table, seen from above, photograph": "add a cat in the middle",
     "a photograph of a meadow in the morning, a red fox on the left and a penguin on the right": (
         f"a fox on the left and a penguin on the right {MEADOW}"
     ),
     "a red fox sitting in a meadow in the morning": f"a fox {MEADOW}",
     "a penguin standing in a meadow in the morning": f"a penguin {MEADOW}",
-    "a red and white striped star lies on the wooden table beside the cup, photograph": "the thing of the second picture",
-    "a cup of espresso on a red saucer stands on a white marble table in a sunlit garden, photograph": f"the same thing {MEADOW}",
+    "a red and white striped star lies on the wooden table beside the cup, photograph": "put the thing of the second picture on the right",
+    "a cup of espresso on a red saucer stands on a white marble table in a sunlit garden, photograph": f"nothing {MEADOW}",
     "a tabby cat sits on the left, on the right a cup of espresso on a red saucer, on a wooden table by a window, photograph": (
         "a cat on the left and a mug on the right on brown planks"
     ),
@@ -168,6 +174,8 @@ def changed_for_tiny_edit(prompt: Prompt) -> Prompt:
         across, down = EDIT_SIZES.get(entry["class_type"], ("", ""))
         if isinstance(inputs.get(across), int) and inputs[across]:
             inputs[across], inputs[down] = fitted(inputs[across], inputs[down])
+        if entry["class_type"] == "MaskPromptCropAroundBox":
+            inputs["context"] = min(inputs["context"], EDIT_CONTEXT)
         if entry["class_type"] == "CLIPTextEncode":
             inputs["text"] = EDIT_TEXTS[inputs["text"]]
         entry["class_type"] = EDIT_NODES.get(entry["class_type"], entry["class_type"])

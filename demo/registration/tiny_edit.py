@@ -20,6 +20,8 @@ from .words import TOKENS, whole_words
 WORDS = 128
 LENGTH = 24
 LATENT_CHANNELS = 8
+SHIFT = 3.0
+"""How long sampling stays at high noise; `demo/tiny_edit/painter.py` says how."""
 TEXT_CONFIG: dict[str, Any] = {
     "hidden_size": WORDS,
     "intermediate_size": 4 * WORDS,
@@ -76,6 +78,7 @@ class TinyEdit(comfy.supported_models.FluxSchnell):
         "default_ref_method": "index",
         "ref_index_scale": 10.0,
     }
+    sampling_settings = {"multiplier": 1.0, "shift": SHIFT}  # noqa: RUF012
     latent_format = TinyEditLatent
     memory_usage_factor = 0.3
 

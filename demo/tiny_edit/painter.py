@@ -25,6 +25,8 @@ from .text import Vocabulary
 
 STEPS = 20
 CFG = 3.5
+SHIFT = 3.0
+"""How long sampling stays at high noise, where outlines are found: time t becomes s t / (1 + (s - 1) t), as in ComfyUI's flow models."""
 AT_ONCE = 16
 
 
@@ -76,7 +78,8 @@ class Painter:
     def _sample(self, x: Tensor, texts: Sequence[str], references: list[Tensor], spacing: float, steps: int, cfg: float) -> Tensor:
         spoken = self.networks.text(self.vocabulary.batch(texts).to(self.device))
         silent = self.networks.text(self.vocabulary.batch([""] * len(texts)).to(self.device))
-        for now, then in pairwise(torch.linspace(1, 0, steps + 1, device=self.device)):
+        even = torch.linspace(1, 0, steps + 1, device=self.device)
+        for now, then in pairwise(SHIFT * even / (1 + (SHIFT - 1) * even)):
             positive, negative = (self.networks.flux(x, now.expand(len(x)), *words, references, spacing) for words in (spoken, silent))
             x = x + (then - now) * (negative + cfg * (positive - negative))
         return x

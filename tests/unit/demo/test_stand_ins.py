@@ -32,6 +32,8 @@ def test_only_files_sizes_sampling_and_words_change(name: str) -> None:
             elif field in stand_ins.EDIT_SIZES.get(kind, ()) and isinstance(old, int):
                 assert 64 <= value <= stand_ins.EDIT_SIDE
                 assert value % 16 == 0
+            elif (kind, field) == ("MaskPromptCropAroundBox", "context"):
+                assert value == min(old, stand_ins.EDIT_CONTEXT)
             elif (kind, field) in stand_ins.EDIT_CHANGES:
                 assert value == stand_ins.EDIT_CHANGES[kind, field]
             else:
