@@ -1,45 +1,88 @@
-"""What tiny-edit is given in place of the pictures that the transformers' workflows load: things of its own world.
+"""What tiny-edit is given in place of the pictures that the transformers' workflows load: things of its own world, painted by itself.
 
-It knows no real cup and no real cat. Each picture has the name and the size of the one that it stands in for, and its things are where
-the workflows click and where they leave room. The cut-outs are fetched by `demo.tiny_edit.world`; the grounds are drawn.
+    python -m demo.edit_pictures
+
+paints them anew, from words, when its weights have changed. It knows no real cup and no real cat. Each picture has the name and the size
+of the one that it stands in for, and its things are where the workflows click and where they leave room.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .tiny_edit import scenes, world
+from . import tiny_edit
+from .server import ROOT, Prompt
 
-MUG, CAT, PRESENT, BALL = "2615", "1f431", "1f381", "26bd"
-PLANKS = scenes.Ground("wood", seed=4)
-SCENES: dict[str, tuple[tuple[int, int], scenes.Scene]] = {
-    "coffee": ((600, 400), scenes.Scene((scenes.Placed(MUG, 0.5, 0.6, 0.4),), PLANKS)),
-    "chelsea": ((451, 300), scenes.Scene((scenes.Placed(CAT, 0.5, 0.52, 0.5),), scenes.Ground("yellow wall", seed=2))),
-    "two-products": (
-        (512, 512),
-        scenes.Scene((scenes.Placed(PRESENT, 0.27, 0.4, 0.4), scenes.Placed(BALL, 0.72, 0.6, 0.36)), scenes.Ground("snow", seed=3)),
-    ),
+FOLDER = ROOT / "demo" / "tiny-edit-pictures"
+QUALITY = 92
+
+
+@dataclass(frozen=True)
+class Painted:
+    """The sentence, the seed (chosen by eye among twelve), what is painted (width, height), what is kept of it (left, top, right, bottom in
+    0..1), and the size of the file that it stands in for."""
+
+    text: str
+    seed: int
+    size: tuple[int, int]
+    kept: tuple[float, float, float, float]
+    stands_for: tuple[int, int]
+
+
+PICTURES: dict[str, Painted] = {
+    "coffee": Painted("a mug on brown planks", 8, (256, 176), (0.0, 0.0, 1.0, 0.97), (600, 400)),
+    "chelsea": Painted("a cat before a yellow wall", 4, (256, 256), (0.0, 0.25, 1.0, 0.915), (451, 300)),
+    "two-products": Painted("a present on the left and a ball on the right on snow", 8, (256, 256), (0.0, 0.0, 1.0, 1.0), (512, 512)),
 }
-"""Of each picture, by the name of the file without its ending: its width and height, and the scene that its middle shows."""
+"""By the name of the file without its ending."""
 
 
-def picture(place: world.World, name: str) -> np.ndarray:
-    """Draws the picture that stands in for `name`, uint8 [H, W, 3]; KeyError if there is none."""
-    (width, height), scene = SCENES[name]
-    side = max(width, height)
-    top, left = (side - height) // 2, (side - width) // 2
-    return scenes.render(place, scene, side).image[top : top + height, left : left + width]
+def graph(painted: Painted) -> Prompt:
+    """The stock nodes that paint it."""
+    width, height = painted.size
+    sampling = {"seed": painted.seed, "steps": 20, "cfg": 3.5, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    links = {"model": ["model", 0], "positive": ["words", 0], "negative": ["silence", 0], "latent_image": ["empty", 0]}
+    return {
+        "model": {"class_type": "UNETLoader", "inputs": {"unet_name": tiny_edit.TRANSFORMER, "weight_dtype": "default"}},
+        "clip": {"class_type": "CLIPLoader", "inputs": {"clip_name": tiny_edit.TEXT, "type": "flux2"}},
+        "vae": {"class_type": "VAELoader", "inputs": {"vae_name": tiny_edit.AUTOENCODER}},
+        "words": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": painted.text}},
+        "silence": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": ""}},
+        "empty": {"class_type": "EmptyLatentImage", "inputs": {"width": width, "height": height, "batch_size": 1}},
+        "sample": {"class_type": "KSampler", "inputs": {**sampling, **links}},
+        "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["vae", 0]}},
+        "save": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": "tiny-edit"}},
+    }
 
 
-def add(folder: Path, names: Iterable[str]) -> None:
-    """Puts them into a server's input folder under the files' own names, fetching the cut-outs where they are missing."""
-    names = list(names)
-    if not names:
-        return
-    place = world.load(world.prepare(photographs=False))
-    for name in names:
-        Image.fromarray(picture(place, Path(name).stem)).save(folder / name)
+def fitted(picture: Image.Image, painted: Painted) -> Image.Image:
+    """What is kept of a painted picture, at the size of the file that it stands in for."""
+    left, top, right, bottom = painted.kept
+    box = (left * picture.width, top * picture.height, right * picture.width, bottom * picture.height)
+    return picture.convert("RGB").resize(painted.stands_for, Image.Resampling.LANCZOS, box)
+
+
+def load(name: str) -> np.ndarray:
+    """The picture that stands in for `name`, uint8 [H, W, 3]."""
+    with Image.open(FOLDER / f"{name}.webp") as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def main() -> None:
+    from . import run
+
+    FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="maskprompt-") as folder, run.stage(Path(folder)) as server:
+        for name, painted in PICTURES.items():
+            saved = server.run(graph(painted)).outputs["save"]["images"][0]
+            with Image.open(server.file_of(saved)) as picture:
+                fitted(picture, painted).save(FOLDER / f"{name}.webp", quality=QUALITY)
+
+
+if __name__ == "__main__":
+    main()

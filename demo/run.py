@@ -1,4 +1,4 @@
-"""Paints every bundled workflow that the tiny model can serve in a real ComfyUI, with real photographs.
+"""Paints every bundled workflow that the two tiny models can serve in a real ComfyUI.
 
 `python -m demo.run [workflow ...]` posts workflows/api/*.json to a headless server and leaves pictures
 in demo/output/<workflow>/ and one page of all of them in demo/output/contact-sheet.png. A workflow is
@@ -66,10 +66,11 @@ def add_photographs(server: Server, names: Iterable[str]) -> None:
 def add_pictures(server: Server, prompt: Prompt) -> None:
     """Puts the pictures that a workflow loads into the server's input folder: for tiny-edit, things of the world that it knows."""
     names = photographs(prompt)
-    if for_tiny_edit(prompt):
-        edit_pictures.add(server.input, names)
-    else:
+    if not for_tiny_edit(prompt):
         add_photographs(server, names)
+        return
+    for name in names:
+        Image.fromarray(edit_pictures.load(Path(name).stem)).save(server.input / name)
 
 
 def stage(folder: Path, *arguments: str, more: Mapping[str, Path] | None = None, threads: int = 0) -> Server:
