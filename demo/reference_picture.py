@@ -1,6 +1,7 @@
 """The picture on Reference Region's help page, by the pack's own code: `python -m demo.reference_picture`.
 
-It shows what goes into an edit model in the template *10 Insert my product*, not what comes out: the reference; the tokens of it that the model sees, as the node's preview has them; the region in which they act.
+It shows what goes into an edit model in the template *10 Insert my product*, not what comes out: the reference; the tokens of it that
+the model sees, as the node's preview has them; the region in which they act.
 """
 
 from __future__ import annotations
