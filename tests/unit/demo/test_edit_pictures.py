@@ -69,12 +69,12 @@ def test_the_box_of_the_inserted_product_is_free(mobile: sam.LoadedSam) -> None:
 
 def test_what_is_kept_of_a_painted_picture() -> None:
     """The lower right quarter, by hand; at its edges the filter sees a little of what lies beyond."""
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    pixels[4:, 4:] = 200
-    painted = edit_pictures.Painted("a fox", 1, (8, 8), (0.5, 0.5, 1.0, 1.0), (30, 20))
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[32:, 32:] = 200
+    painted = edit_pictures.Painted("a fox", 1, (64, 64), (0.5, 0.5, 1.0, 1.0), (30, 20))
     found = np.asarray(edit_pictures.fitted(Image.fromarray(pixels), painted))
     assert found.shape == (20, 30, 3)
-    assert (found[8:, 12:] == 200).all()
+    assert (found[6:, 6:] == 200).all()
     assert (found > 50).all()
 
 
