@@ -87,10 +87,14 @@ def thumbnail(before: Picture, after: Picture, size: int = 512) -> Image.Image:
     # In the corner where it hides least of what was painted; below, where two hide as much.
     sides = (GAP, size - framed.width - GAP)
     corners = [(left, top) for top in (size - framed.height - GAP, GAP) for left in sides]
-    page.paste(
-        framed, min(corners, key=lambda at: sum(ImageStat.Stat(page.crop((*at, at[0] + framed.width, at[1] + framed.height))).stddev))
-    )
+    hidden = [_detail(page.crop((left, top, left + framed.width, top + framed.height))) for left, top in corners]
+    page.paste(framed, corners[hidden.index(min(hidden))])
     return page
+
+
+def _detail(picture: Image.Image) -> float:
+    """How much there is to see in it: the sum of its colours' deviations."""
+    return sum(ImageStat.Stat(picture).stddev)
 
 
 def before_and_after(pairs: Sequence[tuple[Picture, Picture]], height: int = 200) -> Image.Image:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from . import tiny_edit
+from . import stand_ins, tiny_edit
 from .server import ROOT, Prompt
 
 FOLDER = ROOT / "demo" / "tiny-edit-pictures"
@@ -45,7 +45,8 @@ PICTURES: dict[str, Painted] = {
 def graph(painted: Painted) -> Prompt:
     """The stock nodes that paint it."""
     width, height = painted.size
-    sampling = {"seed": painted.seed, "steps": 20, "cfg": 3.5, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    liked = {field: value for (kind, field), value in stand_ins.EDIT_CHANGES.items() if kind == "KSampler"}
+    sampling = {**liked, "seed": painted.seed, "denoise": 1.0}
     links = {"model": ["model", 0], "positive": ["words", 0], "negative": ["silence", 0], "latent_image": ["empty", 0]}
     return {
         "model": {"class_type": "UNETLoader", "inputs": {"unet_name": tiny_edit.TRANSFORMER, "weight_dtype": "default"}},
