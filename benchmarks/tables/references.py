@@ -3,17 +3,16 @@
 nox -s tables -- references
 
 Things that no training showed, on photographs that none showed. Three questions: one thing of a portrait into one half of a photograph,
-with and without a region, with and without the rest of the portrait hidden (a task that tiny-edit learned); the same while words put
+with and without a region, with and without the rest of the portrait hidden, and with the portrait in the negative prompt too or not (a
+task that tiny-edit learned); the same while words put
 another thing into the other half; and two portraits, a half for each (a task that it did not learn). tiny-edit paints from the files that
 ComfyUI loads, in ComfyUI's own sampler. The figures of each question are kept as soon as they are there.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from ..cache import sha_of
 from ..figures import Figure, mean, rate, size_of, write
 from .halves import MIDDLES, half, other_side
 from .references_cases import Case, Two, cases, twos
-from .stock_painter import Painting, StockPainter, needs_a_training
+from .stock_painter import Painting, StockPainter
 
 SHEET = tiny_model.ROOT / "demo" / "output" / "references-table.png"
 
@@ -40,22 +39,43 @@ class Size(Painting):
     twos: int = 50
 
 
-WAYS: tuple[tuple[bool, bool], ...] = ((False, False), (False, True), (True, False), (True, True))
-"""Whether a reference has a region, and whether only its thing is shown."""
+@dataclass(frozen=True)
+class Way:
+    """Whether a reference has a region, whether only its thing is shown, and whether the negative prompt has it too."""
+
+    region: bool
+    show: bool = True
+    both: bool = True
+
+    @property
+    def name(self) -> str:
+        """How the way is called in the table."""
+        shown = "its thing alone shown" if self.show else "all of it shown"
+        return f"{'a region' if self.region else 'no region'}, {shown}{'' if self.both else ', not in the negative'}"
 
 
-def name_of(region: bool, show: bool) -> str:
-    """How a way is called in the table."""
-    return f"{'a region' if region else 'no region'}, {'its thing alone shown' if show else 'all of it shown'}"
+WAYS: tuple[Way, ...] = (Way(False, False), Way(False), Way(True, False), Way(True), Way(True, both=False))
+"""Region and `show` each with and without; in the last, guidance goes to the reference as it does to the words."""
+TWO_WAYS: tuple[Way, ...] = (Way(False), Way(True), Way(True, both=False))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A reference [1, S, S, 3], the region where it acts and what is shown of it [1, S, S], and whether the negative prompt has it too."""
+
+    image: Tensor
+    region: Tensor | None = None
+    show: Tensor | None = None
+    both: bool = True
 
 
 class Painter(StockPainter):
     """Paints the cases as graphs of the nodes do."""
 
-    def paint(self, case: Case, size: Size, region: bool, show: bool, seed: int) -> Tensor:
+    def paint(self, case: Case, size: Size, way: Way, seed: int) -> Tensor:
         """The thing of the portrait into the photograph, [3, S, S] in 0..1."""
-        how = {"given": _given(case), "side": case.side, "way": [region, show], "steps": size.steps, "seed": seed}
-        return self.once(size.size, lambda: self._paint(self.model, case, size, region, show, seed), **how)
+        how = {"given": _given(case), "side": case.side, "way": asdict(way), "steps": size.steps, "seed": seed}
+        return self.once(size.size, lambda: self._paint(self.model, case, size, way, seed), **how)
 
     def with_words(self, case: Case, size: Size, region: bool, seed: int) -> Tensor:
         """The same, its thing alone shown, while a Prompt Region in the other half says what is there."""
@@ -65,43 +85,44 @@ class Painter(StockPainter):
             text = self.words(things.with_article(things.words_of(case.named)))
             mask = half(other_side(case.side), size.size)
             (model,) = PromptRegionNode.execute(self.model, text, mask, 1.0, EVERYWHERE).args
-            return self._paint(model, case, size, region, True, seed)
+            return self._paint(model, case, size, Way(region), seed)
 
         how = {"given": _given(case), "side": case.side, "region": region, "beside": case.named, "steps": size.steps, "seed": seed}
         return self.once(size.size, painted, **how)
 
-    def two(self, case: Two, size: Size, region: bool, seed: int) -> Tensor:
+    def two(self, case: Two, size: Size, way: Way, seed: int) -> Tensor:
         """The things of two portraits, one in each half, each alone shown, [3, S, S] in 0..1."""
 
         def painted() -> Tensor:
             first, second = case.sides
             text = f"the thing of the first picture on the {first} and the thing of the second picture on the {second}"
             shown = [
-                (portrait, half(side, size.size) if region else None, mask)
+                Shown(portrait, half(side, size.size) if way.region else None, mask, way.both)
                 for portrait, side, mask in zip(case.portraits, case.sides, case.shown, strict=True)
             ]
             return self._shown(self.model, text, shown, size, seed)
 
         given = [sha_of(part) for part in (*case.portraits, *case.shown)]
-        how = {"given": given, "sides": case.sides, "region": region, "steps": size.steps, "seed": seed}
+        how = {"given": given, "sides": case.sides, "way": asdict(way), "steps": size.steps, "seed": seed}
         return self.once(size.size, painted, **how)
 
-    def _paint(self, model: Any, case: Case, size: Size, region: bool, show: bool, seed: int) -> Tensor:
+    def _paint(self, model: Any, case: Case, size: Size, way: Way, seed: int) -> Tensor:
         text = f"the thing of the first picture on the {case.side} in the second picture"
-        asked = (case.portrait, half(case.side, size.size) if region else None, case.shown if show else None)
-        return self._shown(model, text, [asked, (case.photograph, None, None)], size, seed)
+        asked = Shown(case.portrait, half(case.side, size.size) if way.region else None, case.shown if way.show else None, way.both)
+        return self._shown(model, text, [asked, Shown(case.photograph)], size, seed)
 
     @torch.no_grad()
-    def _shown(self, model: Any, text: str, shown: Sequence[tuple[Tensor, Tensor | None, Tensor | None]], size: Size, seed: int) -> Tensor:
-        """A picture from references, each with its region and what is shown of it."""
+    def _shown(self, model: Any, text: str, shown: Sequence[Shown], size: Size, seed: int) -> Tensor:
+        """A picture from references."""
         from maskprompt.nodes.reference_region import ReferenceRegionNode
 
-        line: tuple[Any, ...] = (model, self.words(text), self.words(""))
-        for image, region, show in shown:
-            line = ReferenceRegionNode.execute(
-                model=line[0], positive=line[1], negative=line[2], image=image, vae=self.vae, region=region, show=show
+        positive, negative = self.words(text), self.words("")
+        for one in shown:
+            model, positive, with_it, _ = ReferenceRegionNode.execute(
+                model, positive, negative=negative if one.both else None, image=one.image, vae=self.vae, region=one.region, show=one.show
             ).args  # fmt: skip
-        return self.sample(line[0], line[1], line[2], size.size, size.steps, seed)
+            negative = with_it if one.both else negative
+        return self.sample(model, positive, negative, size.size, size.steps, seed)
 
 
 def _given(case: Case) -> list[str]:
@@ -110,16 +131,16 @@ def _given(case: Case) -> list[str]:
 
 
 def measure(painter: Any, eye: judge.Judge, ground_eye: judge.GroundJudge, found: Sequence[Case], size: Size) -> list[Figure]:
-    """Each case four times from the same noise: its thing and its ground, and how far the other half is from the photograph."""
+    """Each case in all ways from the same noise: its thing and its ground, and how far the other half is from the photograph."""
     figures: list[Figure] = []
-    for region, show in WAYS:
+    for way in WAYS:
         there: list[bool] = []
         place: list[bool] = []
         stranger: list[bool] = []
         ground: list[bool] = []
         elsewhere: list[float] = []
         for number, case in enumerate(found):
-            picture = painter.paint(case, size, region, show, number)
+            picture = painter.paint(case, size, way, number)
             likest = eye.look(picture, things.HELD_OUT)[0]
             there.append(likest.code == case.code)
             place.append(there[-1] and abs(likest.centre - MIDDLES[case.side]) < 0.25)
@@ -127,7 +148,7 @@ def measure(painter: Any, eye: judge.Judge, ground_eye: judge.GroundJudge, found
             ground.append(ground_eye.name(picture) == case.ground)
             outside = half(other_side(case.side), size.size)[0] > 0.5
             elsewhere.append(float((picture - case.photograph[0].movedim(-1, 0)).abs().mean(0)[outside].mean()))
-        name = name_of(region, show)
+        name = way.name
         print(f"{name}: {sum(place) / len(place):.2f}", flush=True)
         figures.append(rate(f"{name}: the thing is there", there))
         figures.append(rate(f"{name}: the thing is there, in its place", place))
@@ -160,18 +181,18 @@ def measure_words(painter: Any, eye: judge.Judge, found: Sequence[Case], size: S
 def measure_twos(painter: Any, eye: judge.Judge, found: Sequence[Two], size: Size) -> list[Figure]:
     """Each half looked at alone: the thing of its own portrait, or that of the other's."""
     figures: list[Figure] = []
-    for region in (False, True):
+    for way in TWO_WAYS:
         own: list[bool] = []
         both: list[bool] = []
         changed: list[bool] = []
         for number, case in enumerate(found):
-            picture = painter.two(case, size, region, number)
+            picture = painter.two(case, size, way, number)
             halves = [torch.where(half(side, size.size) > 0.5, picture, 0.5) for side in case.sides]
             seen = tuple(eye.look(part, things.HELD_OUT)[0].code for part in halves)
             own += [one == code for one, code in zip(seen, case.codes, strict=True)]
             both.append(seen == case.codes)
             changed.append(seen == case.codes[::-1])
-        name = f"two references, {'a region each' if region else 'no regions'}"
+        name = f"two references, {'a region each' if way.region else 'no regions'}{'' if way.both else ', not in the negative'}"
         print(f"{name}: {sum(both) / len(both):.2f}", flush=True)
         figures.append(rate(f"{name}: a half has its own thing", own))
         figures.append(rate(f"{name}: both have", both))
@@ -187,7 +208,7 @@ def sheet(painter: Any, found: Sequence[Case], size: Size, count: int = 6) -> No
     for number, case in enumerate(found[:count]):
         alone = torch.where(case.shown[0][..., None] > 0.5, case.portrait[0], 0.5)
         given = (("the reference", case.portrait[0]), ("its thing alone", alone), ("the photograph", case.photograph[0]))
-        painted = [(name_of(*way), painter.paint(case, size, *way, number).movedim(0, -1)) for way in WAYS]
+        painted = [(way.name, painter.paint(case, size, way, number).movedim(0, -1)) for way in WAYS]
         title = f"the {things.words_of(case.code)} on the {case.side}"
         rows.append((title, [(name, picture_of(pixels)) for name, pixels in (*given, *painted)]))
     save_sheet(SHEET, rows, size.size)
@@ -195,18 +216,16 @@ def sheet(painter: Any, found: Sequence[Case], size: Size, count: int = 6) -> No
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     size = size_of(Size(), command, __doc__, arguments)
-    needs_a_training(command)
     place = world.load(folders.world(folders.DEFAULT))
     eye = judge.Judge(place)
     drawn = cases(place, max(size.cases, size.words), size.size)
     notes = {"settings": size.settings}
     whole = size == Size()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        painter = Painter(Path(folder))
-        figures = measure(painter, eye, judge.GroundJudge(place), drawn[: size.cases], size)
-        write("references", command, figures, notes, whole=whole)
-        sheet(painter, drawn, size)
-        figures = measure_words(painter, eye, drawn[: size.words], size)
-        write("references-words", command, figures, notes, whole=whole)
-        figures = measure_twos(painter, eye, twos(place, size.twos, size.size), size)
-        write("references-two", command, figures, notes, whole=whole)
+    painter = Painter()
+    figures = measure(painter, eye, judge.GroundJudge(place), drawn[: size.cases], size)
+    write("references", command, figures, notes, whole=whole)
+    sheet(painter, drawn, size)
+    figures = measure_words(painter, eye, drawn[: size.words], size)
+    write("references-words", command, figures, notes, whole=whole)
+    figures = measure_twos(painter, eye, twos(place, size.twos, size.size), size)
+    write("references-two", command, figures, notes, whole=whole)

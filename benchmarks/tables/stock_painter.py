@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from demo import tiny_model
-from demo.tiny_edit import files, folders, train
+from demo.tiny_edit import AUTOENCODER, TEXT, TRANSFORMER
 from demo.tiny_edit.latents import CHANNELS
-from demo.tiny_edit.latents import FILE as AUTOENCODER
 from demo.tiny_edit.painter import CFG, STEPS
-from demo.tiny_edit.text import FILE as VOCABULARY
 
 from ..cache import Kept, pictures_in, sha
 
+FILES = tiny_model.ROOT / "demo"
+"""Where the files of tiny-edit are that everyone gets."""
 WORK = tiny_model.ROOT / "demo" / "work" / "tiny-edit"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Painting:
     @property
     def settings(self) -> str:
         """Says how the pictures were painted."""
-        return f"{self.steps} steps of Euler, CFG {CFG}, {self.size} pixels, the same noise for all ways of a case"
+        return f"{self.steps} steps of Euler, CFG {CFG}, {self.size} pixels, in bfloat16, the same noise for all ways of a case"
 
 
 class StockPainter:
-    """Holds model, text encoder and autoencoder out of the files that `demo.tiny_edit.files` writes into a folder."""
+    """Holds model, text encoder and autoencoder out of a folder's files. The model computes in bfloat16, as ComfyUI lets it on a GPU."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path = FILES) -> None:
         import comfy.sd
         import comfy.utils
 
@@ -51,14 +51,13 @@ class StockPainter:
 
         registration.register()
         registration.tiny_edit.register()
-        transformer, text, autoencoder = files.write(folders.DEFAULT, folder)
+        transformer, text, autoencoder = parts = [folder / name for name in (TRANSFORMER, TEXT, AUTOENCODER)]
         self.model = comfy.sd.load_diffusion_model(str(transformer))
+        self.model.set_model_compute_dtype(torch.bfloat16)
         self.clip = comfy.sd.load_clip([str(text)], clip_type=comfy.sd.CLIPType.FLUX2)
         self.vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(autoencoder)))
         WORK.mkdir(parents=True, exist_ok=True)
-        # Not of the files that were just written: the order of their metadata, and so their content, is another in each process.
-        weights = [sha((folders.DEFAULT / name).read_bytes()) for name in (train.STATE, AUTOENCODER, VOCABULARY)]
-        self.kept = Kept(WORK, {"format": FORMAT, "weights": weights, "cfg": CFG})
+        self.kept = Kept(WORK, {"format": FORMAT, "weights": [sha(file.read_bytes()) for file in parts], "cfg": CFG})
 
     def once(self, size: int, paint: Callable[[], Tensor], **settings: Any) -> Tensor:
         """Gives the picture [3, size, size] that `paint` gives; with the same settings it is painted once and read after that."""
@@ -86,9 +85,3 @@ class StockPainter:
             model, noise, steps, CFG, "euler", "simple", positive, negative, torch.zeros_like(noise), seed=seed, disable_pbar=True
         )  # fmt: skip
         return self.vae.decode(painted)[0].movedim(-1, 0).clamp(0, 1).cpu()
-
-
-def needs_a_training(command: str) -> None:
-    """Raises SystemExit with the command that begins one, if there is no training of tiny-edit."""
-    if not (folders.DEFAULT / train.STATE).is_file():
-        raise SystemExit(f"{command}: no training of tiny-edit here ({train.STATE}); `nox -s train_tiny -- edit` begins one")

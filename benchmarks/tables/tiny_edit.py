@@ -1,7 +1,7 @@
 """tiny-edit's gates, by the judge of its world: sentences, boxes, and subjects that it never saw.
 
 Sentences whose thing and ground training never painted together; boxes and grounds on photographs that training never showed. It paints
-from the averaged weights of the training folder, 20 steps, at 256 pixels unless `--size` says 128 (a training in its first stage).
+from the files in `demo`, which everyone gets, 20 steps, at 256 pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from demo.tiny_edit import folders, grounds, judge, scenes, sentences, things, w
 from demo.tiny_edit.painter import CFG, STEPS, Painter, held_out_pairs, held_out_sentences
 
 from ..figures import Figure, rate, size_of, write
-from .stock_painter import needs_a_training
+from .stock_painter import FILES
 
 SHEET = Path(__file__).resolve().parent.parent.parent / "demo" / "output" / "tiny-edit-table.png"
 
@@ -101,7 +101,10 @@ def photographs(place: world.World, rng: np.random.Generator, count: int, size: 
 
 
 def boxes(place: world.World, painter: Painter, eye: judge.Judge, size: Size, seed: int = 3) -> list[Figure]:
-    """A thing painted into a grey box on a held-out photograph: whether it is inside, and the right one."""
+    """A thing painted into a grey box on a held-out photograph: whether it is inside, and the right one.
+
+    From the same noise with the picture in the positive prompt alone, and in both.
+    """
     rng = np.random.default_rng(seed)
     pictures = photographs(place, rng, size.boxes, size.size)
     cells = size.size // 8
@@ -114,15 +117,19 @@ def boxes(place: world.World, painter: Painter, eye: judge.Judge, size: Size, se
         picture[:, y * 8 : (y + height) * 8, x * 8 : (x + width) * 8] = 128 / 255
         asked.append((x / cells, y / cells, width / cells, height / cells))
     texts = [f"fill the box with {things.with_article(things.words_of(code))}" for code in chosen]
-    painted = painter.paint(texts, [pictures], seed=seed, size=size.size)
-    inside: list[bool] = []
-    right: list[bool] = []
-    for picture, code, box in zip(painted, chosen, asked, strict=True):
-        left, top, width, height = (round(part * size.size) for part in box)
-        cut = picture[:, top : top + height, left : left + width]
-        inside.append(judge.overlap(eye.likeness(picture, code).box, box) > 0.9)
-        right.append(eye.things(_squared(cut), 1, things.NAMED)[0].code == code)
-    return [rate("box: the thing inside it", inside, 0.95), rate("box: the right thing", right)]
+    figures: list[Figure] = []
+    for guided, where in ((1, "the picture not in the negative"), (0, "the picture in the negative too")):
+        painted = painter.paint(texts, [pictures], seed=seed, size=size.size, guided=guided)
+        inside: list[bool] = []
+        right: list[bool] = []
+        for picture, code, box in zip(painted, chosen, asked, strict=True):
+            left, top, width, height = (round(part * size.size) for part in box)
+            cut = picture[:, top : top + height, left : left + width]
+            inside.append(judge.overlap(eye.likeness(picture, code).box, box) > 0.9)
+            right.append(eye.things(_squared(cut), 1, things.NAMED)[0].code == code)
+        figures.append(rate(f"box: the thing inside it, {where}", inside, 0.95))
+        figures.append(rate(f"box: the right thing, {where}", right))
+    return figures
 
 
 def _squared(picture: Tensor) -> Tensor:
@@ -136,7 +143,10 @@ def _squared(picture: Tensor) -> Tensor:
 
 
 def subjects(place: world.World, painter: Painter, eye: judge.Judge, size: Size, seed: int = 4) -> list[Figure]:
-    """A thing that training never saw, from a portrait, on a held-out photograph: more like itself than like any other of the twelve."""
+    """A thing that training never saw, from a portrait, on a held-out photograph: more like itself than like any other of the twelve.
+
+    From the same noise with the portrait in the positive prompt alone, so that guidance goes to it as to the words, and in both.
+    """
     rng = np.random.default_rng(seed)
     backgrounds = photographs(place, rng, size.subjects, size.size)
     codes = [things.HELD_OUT[number % len(things.HELD_OUT)] for number in range(size.subjects)]
@@ -147,20 +157,22 @@ def subjects(place: world.World, painter: Painter, eye: judge.Judge, size: Size,
         portraits.append(scenes.render(place, scene, size.size).image)
     shown = torch.from_numpy(np.stack(portraits)).permute(0, 3, 1, 2).float() / 255
     texts = ["the thing of the first picture in the middle in the second picture"] * len(codes)
-    painted = painter.paint(texts, [shown, backgrounds], seed=seed, size=size.size)
-    first = [eye.look(picture, things.HELD_OUT)[0].code == code for picture, code in zip(painted, codes, strict=True)]
-    by_chance = [eye.look(picture, things.HELD_OUT)[0].code == code for picture, code in zip(backgrounds, codes, strict=True)]
+    painted, guided = (painter.paint(texts, [shown, backgrounds], seed=seed, size=size.size, guided=count) for count in (0, 1))
+
+    def right(pictures: Tensor) -> list[bool]:
+        return [eye.look(picture, things.HELD_OUT)[0].code == code for picture, code in zip(pictures, codes, strict=True)]
+
     return [
-        rate("subject never seen: most like itself", first, 0.85),
-        rate("subject never seen: the same of the photograph without it", by_chance),
+        rate("subject never seen: most like itself, its portrait not in the negative", right(guided), 0.85),
+        rate("subject never seen: most like itself, its portrait in the negative too", right(painted), 0.85),
+        rate("subject never seen: the same of the photograph without it", right(backgrounds)),
     ]
 
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     size = size_of(Size(), command, __doc__, arguments)
-    needs_a_training(command)
     place = world.load(folders.world(folders.DEFAULT))
-    painter = Painter.load(folders.DEFAULT)
+    painter = Painter.load(FILES)
     eye = judge.Judge(place)
     ground_eye = judge.GroundJudge(place)
     figures = judged(place, eye, ground_eye, size)

@@ -8,10 +8,8 @@ single things have wide intervals; what is read off them is which things belong 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from torch import Tensor
 from demo.tiny_edit import folders, grounds, judge, records, sentences, things, world
 
 from ..figures import Figure, rate, size_of, write
-from .stock_painter import Painting, StockPainter, needs_a_training
+from .stock_painter import Painting, StockPainter
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,7 @@ def measure(painter: Any, eye: judge.Judge, place: world.World, size: Size) -> l
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     size = size_of(Size(), command, __doc__, arguments)
-    needs_a_training(command)
     place = world.load(folders.world(folders.DEFAULT))
     eye = judge.Judge(place, things.NAMED)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        figures = measure(Painter(Path(folder)), eye, place, size)
+    figures = measure(Painter(), eye, place, size)
     write("tiny-things", command, figures, {"settings": size.settings}, whole=size == Size())

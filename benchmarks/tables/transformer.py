@@ -10,10 +10,8 @@ The pairs' figures are kept as soon as they are there (transformer-regions), the
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,7 @@ from demo.tiny_edit.painter import held_out_pairs
 from ..cache import image_of, sha_of
 from ..figures import Figure, mean, rate, size_of, write
 from .halves import MIDDLES, half
-from .stock_painter import Painting, StockPainter, needs_a_training
+from .stock_painter import Painting, StockPainter
 
 
 @dataclass(frozen=True)
@@ -237,13 +235,11 @@ def measure_boxes(painter: Any, eye: judge.Judge, found: Sequence[Box], size: Si
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     size = size_of(Size(), command, __doc__, arguments)
-    needs_a_training(command)
     place = world.load(folders.world(folders.DEFAULT))
     eye = judge.Judge(place, things.NAMED)
     notes = {"settings": size.settings}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        painter = Painter(Path(folder))
-        figures = measure_pairs(painter, eye, judge.GroundJudge(place), pairs(place, size.pairs), size)
-        write("transformer-regions", command, figures, notes, whole=size == Size())
-        figures = measure_boxes(painter, eye, boxes(place, size.boxes, size.size), size)
-        write("transformer-masks", command, figures, notes, whole=size == Size())
+    painter = Painter()
+    figures = measure_pairs(painter, eye, judge.GroundJudge(place), pairs(place, size.pairs), size)
+    write("transformer-regions", command, figures, notes, whole=size == Size())
+    figures = measure_boxes(painter, eye, boxes(place, size.boxes, size.size), size)
+    write("transformer-masks", command, figures, notes, whole=size == Size())

@@ -1,9 +1,11 @@
-"""Writes tiny-edit's three files: the transformer, the text encoder and the autoencoder, as the stock loaders take them.
+"""Writes tiny-edit's three files: the transformer, the text encoder and the autoencoder, as the stock loaders take them; and reads them.
 
     python -m demo.tiny_edit.files FOLDER
+    python -m demo.tiny_edit.files FOLDER --begin
 
 Load Diffusion Model, Load CLIP and Load VAE load them once `demo/registration` is there. Weights are in half precision; the transformer's
-large matrices and the autoencoder's large kernels in fp8 (E4M3), as ComfyUI keeps any fp8 file: under 35 MB in all.
+large matrices and the autoencoder's large kernels in fp8 (E4M3), as ComfyUI keeps any fp8 file: under 35 MB in all. `--begin` goes the
+other way: a training of which nothing but the files is left goes on from them.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from . import AUTOENCODER, TEXT, TRANSFORMER, folders, train
 from .latents import CHANNELS, Latents
+from .latents import FILE as AUTOENCODER_WEIGHTS
 from .text import TextEncoder, Vocabulary
 
 LIMIT = 35 * 10**6
@@ -86,12 +89,63 @@ def write(folder: Path, target: Path, fp8: bool = True) -> list[Path]:
     return files
 
 
+def read(folder: Path, vocabulary: Vocabulary) -> tuple[dict[str, Tensor], Latents, dict[str, str]]:
+    """Reads the files of a folder: the weights under `train.Networks`' names, the autoencoder, and what `write` said of the run.
+
+    The weights are float32, without the places' head, which no file has. A word of the vocabulary that the file does not know has a random
+    embedding.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    from ..autoencoder import narrowed
+    from ..registration.words import WORD_IDS, WORDS
+
+    networks = {f"flux.{name}": value.float() for name, value in load_file(folder / TRANSFORMER).items()}
+    text = load_file(folder / TEXT)
+    rows = {int(number): row for row, number in enumerate(text.pop(WORD_IDS))}
+    encoder = TextEncoder(vocabulary.ids)
+    table = encoder.token_table.detach().clone()
+    for row, number in enumerate(vocabulary.ids):
+        if number in rows:
+            table[row] = text[WORDS][rows[number]].float()
+    known = encoder.state_dict()
+    found = {name.removeprefix("text_model."): value.float() for name, value in text.items()} | {WORDS.removeprefix("text_model."): table}
+    networks |= {f"text.{name}": found[name] for name in known}
+    with safe_open(folder / TRANSFORMER, "pt") as opened:
+        about: dict[str, str] = opened.metadata() or {}
+    return networks, Latents(narrowed(load_file(folder / AUTOENCODER))), about
+
+
+def begin(source: Path, folder: Path) -> Path:
+    """Writes into a training folder what the files of `source` hold, as a light state (`train.Training.resume`), and the autoencoder.
+
+    FileExistsError if a training is there already.
+    """
+    target = folder / train.STATE
+    if target.exists():
+        raise FileExistsError(f"{target} is there already: that training goes on by itself")
+    torch.manual_seed(0)
+    vocabulary = Vocabulary.load(folder)
+    networks, latents, about = read(source, vocabulary)
+    whole = {**train.Networks(vocabulary).state_dict(), **networks}
+    run = {"step": int(about["step"]), "samples": int(about["samples"]), "spent": float(about["minutes"])}
+    folders.save(latents.autoencoder.state_dict(), folder / AUTOENCODER_WEIGHTS)
+    folders.save({"networks": whole, "average": whole, **run}, target)
+    return target
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     folders.arguments(parser)
-    parser.add_argument("target", type=Path, help="where the files go")
+    parser.add_argument("target", type=Path, help="where the files are")
     parser.add_argument("--fp16", action="store_true", help="no fp8: larger files")
+    parser.add_argument("--begin", action="store_true", help="read the files there, and begin a training folder with them")
     options = parser.parse_args()
+    if options.begin:
+        folders.begin(options)
+        print(begin(options.target, options.folder))
+        return
     for file in write(options.folder, options.target, fp8=not options.fp16):
         print(f"{file} {file.stat().st_size / 1e6:.1f} MB")
 

@@ -2,7 +2,8 @@
 
     python -m demo.tiny_edit.painter page.png
 
-paints 64 sentences whose thing and ground training never showed together, not chosen, from the training folder's averaged weights.
+paints 64 sentences whose thing and ground training never showed together, not chosen, from the files in `demo`; with `--folder`, from a
+training's averaged weights.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..trainer import device_of
-from . import folders, grounds, records, sentences, things, train, world
+from . import TRANSFORMER, files, folders, grounds, records, sentences, things, train, world
 from .latents import CHANNELS, Latents
-from .text import Vocabulary
+from .text import Vocabulary, tokenized
 
 STEPS = 20
 CFG = 3.5
@@ -32,7 +33,7 @@ AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Painter:
-    """The networks of a training folder."""
+    """The networks of a training folder, or of tiny-edit's files."""
 
     networks: train.Networks
     latents: Latents
@@ -41,13 +42,18 @@ class Painter:
 
     @classmethod
     def load(cls, folder: Path) -> Painter:
-        """Takes the averaged weights of the last saved state."""
+        """Takes the files, if the folder has them, else the averaged weights of a training's last saved state."""
         device = device_of()
-        vocabulary = Vocabulary.load(folder)
+        if (folder / TRANSFORMER).is_file():
+            vocabulary = Vocabulary(tokenized())
+            weights, latents, _ = files.read(folder, vocabulary)
+        else:
+            vocabulary = Vocabulary.load(folder)
+            weights = torch.load(folder / train.STATE, weights_only=True, map_location="cpu")["average"]
+            latents = Latents.load(folder)
         networks = train.Networks(vocabulary)
-        state = torch.load(folder / train.STATE, weights_only=True, map_location="cpu")
-        networks.load_state_dict({name: value.float() for name, value in state["average"].items()})
-        return cls(networks.to(device).eval(), Latents.load(folder, device), vocabulary, device)
+        networks.load_state_dict({**networks.state_dict(), **{name: value.float() for name, value in weights.items()}})
+        return cls(networks.to(device).eval(), Latents(latents.autoencoder, device), vocabulary, device)
 
     @torch.no_grad()
     def paint(
@@ -59,11 +65,13 @@ class Painter:
         steps: int = STEPS,
         cfg: float = CFG,
         spacing: float | None = None,
+        guided: int = 0,
     ) -> Tensor:
         """Pictures [B, 3, size, size] in 0..1 of sentences; each of the references is pictures [B, 3, H, W] in 0..1.
 
-        Euler's method on flow matching, with classifier-free guidance against no words (the references stay). Tokens stand so far apart
-        that a picture of any size covers the positions of 256 pixels, as in training, unless `spacing` says how far (ComfyUI: 1).
+        Euler's method on flow matching, with classifier-free guidance against no words and the same references, less the first `guided` of
+        them: guidance goes to those as it does to the words. Tokens stand so far apart that a picture of any size covers the positions of
+        256 pixels, as in training, unless `spacing` says how far (ComfyUI: 1).
         """
         painted = []
         for begin in range(0, len(texts), AT_ONCE):
@@ -72,15 +80,22 @@ class Painter:
                 self.device
             )
             held = [self.latents.encode(pictures[part].to(self.device)) for pictures in references]
-            painted.append(self.latents.decode(self._sample(noise, texts[part], held, spacing or 256 / size, steps, cfg)).cpu())
+            shown = (held, held[guided:])
+            painted.append(self.latents.decode(self._sample(noise, texts[part], shown, spacing or 256 / size, steps, cfg)).cpu())
         return torch.cat(painted)
 
-    def _sample(self, x: Tensor, texts: Sequence[str], references: list[Tensor], spacing: float, steps: int, cfg: float) -> Tensor:
+    def _sample(
+        self, x: Tensor, texts: Sequence[str], references: tuple[list[Tensor], list[Tensor]], spacing: float, steps: int, cfg: float
+    ) -> Tensor:
+        """Samples; the references are those beside the words and those beside none."""
         spoken = self.networks.text(self.vocabulary.batch(texts).to(self.device))
         silent = self.networks.text(self.vocabulary.batch([""] * len(texts)).to(self.device))
         even = torch.linspace(1, 0, steps + 1, device=self.device)
         for now, then in pairwise(SHIFT * even / (1 + (SHIFT - 1) * even)):
-            positive, negative = (self.networks.flux(x, now.expand(len(x)), *words, references, spacing) for words in (spoken, silent))
+            positive, negative = (
+                self.networks.flux(x, now.expand(len(x)), *words, held, spacing)
+                for words, held in zip((spoken, silent), references, strict=True)
+            )
             x = x + (then - now) * (negative + cfg * (positive - negative))
         return x
 
@@ -114,6 +129,7 @@ def page(pictures: Tensor, captions: Sequence[str], across: int = 8, cell: int =
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     folders.arguments(parser)
+    parser.set_defaults(folder=Path(__file__).resolve().parent.parent)
     parser.add_argument("file", type=Path, help="the page, a PNG")
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--size", type=int, default=256, help="pixels of a side; a training in its first stage knows 128")

@@ -52,6 +52,12 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "fill the box with the {the} of the second picture",
         "paint the {the} of picture 2 into the box",
     ),
+    "add from reference": (
+        "put the {the} of the second picture {place}",
+        "add the {the} of the second picture {place}",
+        "add the {the} of picture 2 {place}",
+        "add the {the} of the second picture",
+    ),
 }
 TO: dict[str, str] = {"on the left": "to the left", "in the middle": "to the middle", "on the right": "to the right"}
 

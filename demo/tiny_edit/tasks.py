@@ -55,6 +55,8 @@ TASKS: tuple[Task, ...] = (
     Task("compose", (PORTRAIT, GROUND), FULL, 0.4, count="one"),
     Task("exchange", (FULL, OTHER_PORTRAIT), REPLACED, 0.25),
     Task("fill from reference", (MASKED, PORTRAIT), FULL, 0.35),
+    Task("add from reference", (GROUND, PORTRAIT), FULL, 0.25, count="one"),
+    Task("add from reference to others", (CHANGED, PORTRAIT), FULL, 0.15, count="several"),
 )
 
 
@@ -105,7 +107,7 @@ def _painted(task: Task, about: dict[str, Any]) -> tuple[list[str], list[float],
 
 
 def _template(task: Task, about: dict[str, Any]) -> str:
-    for name in ("paint", "add", "remove", "subject"):
+    for name in ("paint", "add from reference", "add", "remove", "subject"):
         if task.name.startswith(name):
             return name
     if task.name == "new ground" and len(about["codes"]) > 1:

@@ -136,8 +136,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, turns: Turns) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-    """Attention over [B, heads, L, width]. Written out on a CPU, where the fused one's backward takes far longer."""
-    if q.is_cuda:
+    """Attention over [B, heads, L, width]. Written out where a CPU learns: there the fused one's backward takes far longer."""
+    if q.is_cuda or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     scores = (q @ k.transpose(2, 3)) * q.shape[-1] ** -0.5
     if causal:

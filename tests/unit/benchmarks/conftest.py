@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tables import stock_painter
-from demo.tiny_edit import folders, world
+from demo.tiny_edit import files, world
 
 from ...support import tiny_edit_world
 
 
 @pytest.fixture(scope="session")
 def tiny_edit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training folder with a made-up world and weights."""
+    """A folder with a made-up world and weights, and tiny-edit's files of them."""
     made = tmp_path_factory.mktemp("tiny-edit")
     tiny_edit_world.random_weights(made)
+    files.write(made, made)
     return made
 
 
@@ -27,7 +28,6 @@ def place(tiny_edit: Path) -> world.World:
 
 
 @pytest.fixture
-def painters_find_it(tiny_edit: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Painters take that training, and keep their pictures in the test's own folder."""
-    monkeypatch.setattr(folders, "DEFAULT", tiny_edit)
+def kept_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Painters keep their pictures in the test's own folder."""
     monkeypatch.setattr(stock_painter, "WORK", tmp_path / "kept")

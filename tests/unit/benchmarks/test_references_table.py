@@ -69,18 +69,18 @@ class MadeUp:
             picture[:, halves.half(side, 64)[0] > 0.5] = float(len(self.shown) - 1)
         return picture
 
-    def paint(self, case: references.Case, size: Any, region: bool, show: bool, seed: int) -> Tensor:
-        self.ground = "another" if region else case.ground
-        self.found = case.code if region else case.other
+    def paint(self, case: references.Case, size: Any, way: references.Way, seed: int) -> Tensor:
+        self.ground = "another" if way.region else case.ground
+        self.found = case.code if way.region else case.other
         self.centre = halves.MIDDLES[case.side]
-        return case.photograph[0].movedim(-1, 0) + (0 if show else 0.25)
+        return case.photograph[0].movedim(-1, 0) + (0 if way.show else 0.25)
 
     def with_words(self, case: references.Case, size: Any, region: bool, seed: int) -> Tensor:
         other = halves.other_side(case.side)
         return self._picture({case.side: case.code, other: case.named if region else "nothing"})
 
-    def two(self, case: references.Two, size: Any, region: bool, seed: int) -> Tensor:
-        codes = case.codes if region else case.codes[::-1]
+    def two(self, case: references.Two, size: Any, way: references.Way, seed: int) -> Tensor:
+        codes = case.codes if way.region else case.codes[::-1]
         return self._picture(dict(zip(case.sides, codes, strict=True)))
 
     def look(self, picture: Tensor, codes: Sequence[str] = ()) -> list[Any]:
@@ -96,16 +96,16 @@ class MadeUp:
 def test_figures_say_what_the_pictures_show(place: world.World) -> None:
     made: Any = MadeUp()
     figures = {one.name: one.value for one in references.measure(made, made, made, references_cases.cases(place, 2, 64), SMALL)}
-    for region, show in references.WAYS:
-        name = references.name_of(region, show)
+    for way in references.WAYS:
+        name = way.name
         found = [figures[f"{name}: {what}"] for what in ("the thing is there", "the thing is there, in its place")]
         bled = [
             figures[f"{name}: {what}"]
             for what in ("the other thing of the reference is there in its stead", "the reference's ground is named")
         ]
-        assert found == [region, region]
-        assert bled == [not region, not region]
-        assert figures[f"{name}: mean difference from the photograph in the other half"] == pytest.approx(0 if show else 0.25, abs=1e-6)
+        assert found == [way.region, way.region]
+        assert bled == [not way.region, not way.region]
+        assert figures[f"{name}: mean difference from the photograph in the other half"] == pytest.approx(0 if way.show else 0.25, abs=1e-6)
 
 
 def test_figures_of_words_and_of_two_say_what_the_pictures_show(place: world.World) -> None:
@@ -115,7 +115,10 @@ def test_figures_of_words_and_of_two_say_what_the_pictures_show(place: world.Wor
     assert figures["words beside it, a region: their thing is in the other half"] == 1
     assert figures["words beside it, no region: the reference's thing is in its own"] == 1
     figures = {one.name: one.value for one in references.measure_twos(made, made, references_cases.twos(place, 3, 64), SMALL)}
-    for region, name in ((False, "two references, no regions"), (True, "two references, a region each")):
+    for region, name in (
+        (False, "two references, no regions"), (True, "two references, a region each"),
+        (True, "two references, a region each, not in the negative"),
+    ):  # fmt: skip
         found = [figures[f"{name}: {what}"] for what in ("a half has its own thing", "both have", "they changed places")]
         assert found == [region, region, not region]
 
@@ -131,18 +134,18 @@ def test_the_sheet_has_a_row_for_each_case_and_a_picture_for_each_way(
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("painters_find_it")
-def test_it_paints_each_case_in_every_way(place: world.World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    painter = references.Painter(tmp_path)
+@pytest.mark.usefixtures("kept_apart")
+def test_it_paints_each_case_in_every_way(place: world.World, tiny_edit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    painter = references.Painter(tiny_edit)
     case = references_cases.cases(place, 1, 64)[0]
     two = references_cases.twos(place, 1, 64)[0]
-    painted = [painter.paint(case, SMALL, region, show, 1) for region, show in references.WAYS]
+    painted = [painter.paint(case, SMALL, way, 1) for way in references.WAYS]
     words = [painter.with_words(case, SMALL, region, 1) for region in (False, True)]
-    twos = [painter.two(two, SMALL, region, 1) for region in (False, True)]
+    twos = [painter.two(two, SMALL, way, 1) for way in references.TWO_WAYS]
     for found in (painted, [*painted, *words], twos):
         assert all(picture.shape == (3, 64, 64) and bool(picture.isfinite().all()) for picture in found)
         for number, one in enumerate(found):
             assert not any(torch.equal(one, other) for other in found[number + 1 :])
     monkeypatch.setattr(painter, "sample", lambda *_: pytest.fail("a picture that is kept was painted again"))
-    assert torch.equal(painter.two(two, SMALL, True, 1), twos[1])
+    assert torch.equal(painter.two(two, SMALL, references.TWO_WAYS[1], 1), twos[1])
     assert torch.equal(painter.with_words(case, SMALL, True, 1), words[1])

@@ -44,15 +44,15 @@ def test_each_thing_has_its_own_rate_and_the_least_known_come_first(place: world
     assert whole.value == pytest.approx(0.5 / len(things.NAMED))
 
 
-@pytest.mark.usefixtures("painters_find_it")
+@pytest.mark.usefixtures("kept_apart")
 def test_a_sentence_is_painted_once_by_all_painters_of_the_same_weights(
-    place: world.World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    place: world.World, tiny_edit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    painter = tiny_things.Painter(tmp_path)
+    painter = tiny_things.Painter(tiny_edit)
     ground = tiny_things.grounds_for(place, KNOWN, 1)[0]
     picture = painter.paint(KNOWN, ground, SMALL, 1)
     assert picture.shape == (3, 64, 64)
     assert not torch.equal(picture, painter.paint(KNOWN, ground, SMALL, 2))
-    for again in (painter, tiny_things.Painter(tmp_path), tiny_things.Painter(tmp_path)):
+    for again in (painter, tiny_things.Painter(tiny_edit), tiny_things.Painter(tiny_edit)):
         monkeypatch.setattr(again, "sample", lambda *_: pytest.fail("a picture that is kept was painted again"))
         assert torch.equal(again.paint(KNOWN, ground, SMALL, 1), picture)

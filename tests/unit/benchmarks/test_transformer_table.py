@@ -109,9 +109,9 @@ def test_figures_of_boxes_say_what_the_pictures_show(place: world.World) -> None
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("painters_find_it")
-def test_it_paints_each_case_in_every_way(place: world.World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    painter = transformer.Painter(tmp_path)
+@pytest.mark.usefixtures("kept_apart")
+def test_it_paints_each_case_in_every_way(place: world.World, tiny_edit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    painter = transformer.Painter(tiny_edit)
     case = transformer.pairs(place, 1)[0]
     box = transformer.boxes(place, 1, 64)[0]
     pairs = [painter.pair(case, way, SMALL, 1) for way in transformer.askings()]

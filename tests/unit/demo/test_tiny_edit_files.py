@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from demo import registration, tiny_model
-from demo.tiny_edit import files, latents, text
+from demo.tiny_edit import files, latents, painter, stages, text, train
 from demo.tiny_edit.transformer import Flux
 
 from ...support import tiny_edit_world
@@ -54,6 +54,42 @@ def test_the_files_are_small(folder: Path) -> None:
     assert [file.name for file in written] == sorted([files.TRANSFORMER, files.TEXT, files.AUTOENCODER])
     assert sum(file.stat().st_size for file in written) < files.LIMIT
     assert (folder / "fp8" / files.TEXT).stat().st_size < 2**21, "of the words those that it knows"
+
+
+def test_what_is_read_is_what_was_written(folder: Path) -> None:
+    """Out of the files without fp8: the weights, rounded to half precision, and an autoencoder that does the same."""
+    vocabulary = text.Vocabulary(text.tokenized())
+    average = torch.load(folder / train.STATE, weights_only=True)["average"]
+    found, autoencoder, _ = files.read(folder / "fp16", vocabulary)
+    assert {name for name in average if not name.startswith("places.")} == found.keys()
+    for name, value in found.items():
+        assert torch.equal(value, average[name].half().float()), name
+    assert files.read(folder / "fp8", vocabulary)[2]["samples"] == "0"
+    pictures = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    expected = latents.Latents.load(folder).encode(pictures)
+    torch.testing.assert_close(autoencoder.encode(pictures), expected, atol=2e-2, rtol=2e-2)
+
+
+def test_a_word_that_the_files_do_not_know_is_begun_anew(folder: Path) -> None:
+    words = text.tokenized()
+    found, _, _ = files.read(folder / "fp8", text.Vocabulary({**words, "zebra": [22548]}))
+    known, _, _ = files.read(folder / "fp8", text.Vocabulary(words))
+    name = "text.embeddings.token_embedding.weight"
+    row = text.Vocabulary({**words, "zebra": [22548]}).ids.index(22548)
+    assert torch.equal(torch.cat([found[name][:row], found[name][row + 1 :]]), known[name])
+    assert 0.1 < float(found[name][row].std()) < 0.3
+
+
+def test_a_training_begins_with_files(folder: Path, tmp_path: Path) -> None:
+    files.begin(folder / "fp8", tmp_path)
+    run = train.Training(tmp_path, stages.stages_of("64:2"), 1e-3, 0, 64, make=False)
+    assert run.resume()
+    weights, _, _ = files.read(folder / "fp8", run.vocabulary)
+    state = run.networks.state_dict()
+    assert all(torch.equal(state[name], value) and torch.equal(run.average[name], value) for name, value in weights.items())
+    latents.Latents.load(tmp_path)
+    with pytest.raises(FileExistsError, match="goes on by itself"):
+        files.begin(folder / "fp8", tmp_path)
 
 
 def test_load_clip_reads_the_words_as_the_training_does(folder: Path) -> None:
@@ -131,6 +167,27 @@ def test_comfyuis_sampler_paints_what_ours_does(folder: Path, count: int, precis
         expected = euler(tiny_edit_world.flux_of(file), noise, own, 3.0, sigmas)
     assert expected.std() > 0.1
     torch.testing.assert_close(found.float().cpu(), expected, atol=2e-3 * float(expected.std()), rtol=1e-2)
+
+
+@pytest.mark.parametrize("guided", [0, 1, 2])
+def test_our_painter_leaves_guided_references_out_of_the_negative(folder: Path, guided: int) -> None:
+    """From the files, against the steps written plainly: the references beside no words are those that are not guided to."""
+    import comfy.samplers
+
+    held = painter.Painter.load(folder / "fp8")
+    pictures = torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    found = held.paint(["a fox on a beach"], list(pictures), seed=7, size=64, steps=2, cfg=3, spacing=1, guided=guided)
+    references = [held.latents.encode(picture) for picture in pictures]
+    noise = torch.randn(1, latents.CHANNELS, 8, 8, generator=torch.Generator().manual_seed(7))
+    sampling = load_model(folder / "fp8" / files.TRANSFORMER).get_model_object("model_sampling")
+    with torch.no_grad():
+        words, silence = (held.networks.text(held.vocabulary.batch([said])) for said in ("a fox on a beach", ""))
+        conditions = [(*words, references), (*silence, references[guided:])]
+        latent = euler(
+            tiny_edit_world.flux_of(folder / "fp8" / files.TRANSFORMER), noise, conditions, 3.0,
+            comfy.samplers.calculate_sigmas(sampling, "simple", 2),
+        )  # fmt: skip
+    torch.testing.assert_close(found, held.latents.decode(latent), atol=2e-3, rtol=1e-2)
 
 
 def test_an_empty_latent_of_four_channels_serves(folder: Path) -> None:

@@ -169,7 +169,8 @@ def test_sentences_are_true_and_fit() -> None:
     assert "remove the mug" in said["remove from others"]
     assert "replace the mug with a crown" in said["replace"]
     assert any(sentence.startswith("replace the mug of the first picture with the") for sentence in said["exchange"])
-    assert not {"move", "subject", "compose"} & {*said}, "those are for one thing"
+    assert "add the thing of picture 2 on the right" in said["add from reference to others"]
+    assert not {"move", "subject", "compose", "add from reference"} & {*said}, "those are for one thing"
     for sentence in {one for group in said.values() for one in group}:
         assert {*sentence.split()} <= known
     alone = {**about, "codes": [mug], "x": [0.8], "focus": 0}
@@ -187,7 +188,7 @@ def test_the_loss_counts_what_is_painted_and_what_must_go() -> None:
     assert counted["paint portrait"] == (portrait,)
     assert counted["replace"] == (full, replaced)
     assert counted["remove"] == (full,)
-    assert counted["compose"] == counted["subject"] == (full,), "nothing of a portrait must go"
+    assert counted["compose"] == counted["subject"] == counted["add from reference"] == (full,), "nothing of a portrait must go"
 
 
 def test_token_ids_are_those_of_comfyuis_tokenizer() -> None:

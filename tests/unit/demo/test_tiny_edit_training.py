@@ -68,7 +68,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(folder: Pat
 def test_it_learns(folder: Path, tmp_path: Path) -> None:
     run = train.Training(copy(folder, tmp_path / "learns"), stages.stages_of("32:8"), 2e-3, 0, shards.SHARD, make=True)
     before = np.mean(advance(run, 6))
-    advance(run, 24)
+    advance(run, 48)
     after = np.mean(advance(run, 6))
     assert after < 0.9 * before
 
