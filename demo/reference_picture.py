@@ -1,22 +1,29 @@
-"""The picture on Reference Region's help page, by the pack's own code: `python -m demo.reference_picture`.
+"""The pictures on Reference Region's help page, by the pack's own code: `python -m demo.reference_picture`.
 
-It shows what goes into an edit model in the template *10 Insert my product*, not what comes out: the reference; the tokens of it that
-the model sees, as the node's preview has them; the region in which they act.
+The first shows what goes into an edit model in the template *10 Insert my product*: the reference; the tokens of it that the model sees, as
+the node's preview has them; the region in which they act. The second shows what comes out: the same template painted by tiny-edit.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from . import run, setup
+from . import edit_pictures, run, setup, stand_ins
 from .contact_sheet import HEIGHT, picture_of
 from .pack import ROOT, load_pack
+from .server import Prompt, Server
 
 PAGE = ROOT / "web" / "docs" / "reference-region.jpg"
+PAINTED = ROOT / "web" / "docs" / "reference-region-painted.jpg"
+SEEDS: tuple[int, ...] = (1, 2, 3)
+"""Not chosen."""
 WORKFLOW = "10"
 DOWNSCALE, PATCH = 8, 2
 """Of FLUX.2's references: a token is 16 x 16 pixels."""
@@ -67,6 +74,49 @@ def beside(pictures: list[Image.Image]) -> Image.Image:
     return page
 
 
+def ways(prompt: Prompt) -> list[Prompt]:
+    """The template with all of the product's reference seen everywhere; as it is; and with that reference in the positive prompt alone."""
+    product = next(node for node, entry in prompt.items() if "show" in entry["inputs"])
+    guider = next(entry["inputs"] for entry in prompt.values() if entry["class_type"] == "CFGGuider")
+    if guider["negative"] != [product, 2]:
+        raise ValueError(
+            f"the guider of {WORKFLOW} takes its negative from {guider['negative']}: bring demo/reference_picture.py up to date"
+        )
+    everywhere, alone = (json.loads(json.dumps(prompt)) for _ in range(2))
+    for name in ("show", "region"):
+        del everywhere[product]["inputs"][name]
+    negative = alone[product]["inputs"].pop("negative")
+    next(entry for entry in alone.values() if entry["class_type"] == "CFGGuider")["inputs"]["negative"] = negative
+    return [everywhere, prompt, alone]
+
+
+def painted(server: Server, prompt: Prompt, seed: int) -> Image.Image:
+    """What tiny-edit paints of the template."""
+    for entry in prompt.values():
+        if entry["class_type"] == "RandomNoise":
+            entry["inputs"]["noise_seed"] = seed
+    (saved,) = (node for node, entry in prompt.items() if entry["class_type"] == "SaveImage")
+    with Image.open(server.file_of(server.run(prompt).outputs[saved]["images"][0])) as picture:
+        return picture.convert("RGB")
+
+
+def paint(page: Path = PAINTED) -> None:
+    """Paints each way with each seed, and puts them into rows below each other, the product's reference before them."""
+    template = run.workflow(WORKFLOW)
+    _, product = run.photographs(template)
+    reference = Image.fromarray(edit_pictures.load(Path(product).stem))
+    rows: list[Image.Image] = []
+    with tempfile.TemporaryDirectory(prefix="maskprompt-") as folder, run.stage(Path(folder)) as server:
+        run.add_pictures(server, template)
+        for seed in SEEDS:
+            found = [reference, *(painted(server, stand_ins.changed(way), seed) for way in ways(template))]
+            rows.append(beside([one.resize((round(one.width * HEIGHT / one.height), HEIGHT), Image.Resampling.LANCZOS) for one in found]))
+    whole = Image.new("RGB", (rows[0].width, len(rows) * (HEIGHT + GAP) - GAP), "white")
+    for number, row in enumerate(rows):
+        whole.paste(row, (0, number * (HEIGHT + GAP)))
+    whole.save(page, quality=QUALITY)
+
+
 def main() -> None:
     sys.path.insert(0, str(setup.get_comfyui()))
     load_pack()
@@ -91,6 +141,7 @@ def main() -> None:
         drawn_region(photograph, (left, top, left + width, top + height)),
     ]
     beside(pictures).save(PAGE, quality=QUALITY)
+    paint()
 
 
 if __name__ == "__main__":

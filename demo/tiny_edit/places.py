@@ -26,8 +26,13 @@ WAVES: tuple[int, ...] = (1, 2, 4)
 BITS = 8
 FEATURES = 1 + 4 * len(WAVES) + BITS
 
-NUMBERS: dict[str, int] = {code: number - 2 ** (BITS - 1) + 1 for number, code in enumerate((*things.TRAINING, *things.HELD_OUT))}
-"""A thing's number, which fits eight bits and is never `NOTHING`."""
+SHARED = 2**BITS - 1 - len(things.NAMED)
+"""How many numbers there are for the things without a name, some of which share one."""
+NUMBERS: dict[str, int] = {
+    code: (number if number < len(things.NAMED) else len(things.NAMED) + (number - len(things.NAMED)) % SHARED) - 2 ** (BITS - 1) + 1
+    for number, code in enumerate((*things.TRAINING, *things.HELD_OUT))
+}
+"""A thing's number, which fits eight bits, is never `NOTHING`, and is a named thing's own."""
 
 
 def places_of(world: World, shown: Sequence[Placed], tokens: int, box: Sequence[float] | None = None) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from demo.tiny_edit import places, records, scenes
+from demo.tiny_edit import places, records, scenes, things
 from demo.tiny_edit.places import NOTHING
 from demo.tiny_edit.scenes import Ground, Placed, Scene
 from demo.tiny_edit.world import World
@@ -102,8 +102,17 @@ def test_features_tell_places_apart_and_are_zero_where_nothing_is() -> None:
     angles = torch.tensor([part * math.pi * wave for part in (-0.5, 0.25) for wave in places.WAVES])
     five = torch.tensor([1, -1, 1, -1, -1, -1, -1, -1])
     torch.testing.assert_close(found[0, 1], torch.cat([torch.ones(1), angles.cos(), angles.sin(), five]))
-    every = torch.tensor([[[0, 0, number] for number in places.NUMBERS.values()]], dtype=torch.int8)
-    assert len(places.features_of(every)[0].unique(dim=0)) == len(places.NUMBERS)
+    numbers = {*places.NUMBERS.values()}
+    every = torch.tensor([[[0, 0, number] for number in numbers]], dtype=torch.int8)
+    assert len(places.features_of(every)[0].unique(dim=0)) == len(numbers) == 2**places.BITS - 1
+
+
+def test_a_named_things_number_is_its_own() -> None:
+    named = [places.NUMBERS[code] for code in things.NAMED]
+    assert len({*named}) == len(things.NAMED)
+    assert not {*named} & {places.NUMBERS[code] for code in (*things.UNNAMED, *things.HELD_OUT)}
+    assert NOTHING not in places.NUMBERS.values()
+    assert len({*things.TRAINING, *things.HELD_OUT}) == len(things.TRAINING) + len(things.HELD_OUT)
 
 
 def test_a_record_tells_the_places_of_all_its_pictures(tmp_path: Path) -> None:
