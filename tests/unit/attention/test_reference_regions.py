@@ -277,6 +277,23 @@ def test_a_batch_with_cfg_and_a_region_and_a_shown_part_for_each_picture(tiny: T
 
 
 @takers
+@pytest.mark.parametrize("lacks", [1, 2], ids=["one", "both"])
+def test_a_reference_that_the_negative_lacks_is_guided_to(tiny: Tiny, lacks: int) -> None:
+    """The positive prompt has two, each with its region and its shown part, the negative fewer: one step is the two halves' own answers,
+    joined by the CFG."""
+    model, pictures = tiny.model(), latents(tiny)
+    given, _ = said_of(tiny, pictures, "both")
+    patched = reference_regions.install(model)
+    negative: list[Any] = [[tiny.words(TEXTS[0], 90), {**tiny.options}]]
+    for picture in pictures[lacks:]:
+        negative = reference_regions.with_reference(negative, picture, None)
+    positive = sample(patched, tiny, prompt(tiny, pictures, given), steps=1)
+    other = sample(model, tiny, negative, steps=1)
+    assert not torch.allclose(positive, other, rtol=1e-3)
+    close(sample(patched, tiny, prompt(tiny, pictures, given), cfg=3.0, negative=negative, steps=1), other + 3 * (positive - other))
+
+
+@takers
 def test_where_all_is_seen_the_model_is_untouched_to_the_bit(tiny: Tiny) -> None:
     """Nothing said, all tokens shown, a region that is the whole picture."""
     model, pictures = tiny.model(), latents(tiny)
