@@ -56,7 +56,7 @@ class Way:
 
 WAYS: tuple[Way, ...] = (Way(False, False), Way(False), Way(True, False), Way(True), Way(True, both=False))
 """Region and `show` each with and without; in the last, guidance goes to the reference as it does to the words."""
-TWO_WAYS: tuple[Way, ...] = (Way(False), Way(True), Way(True, both=False))
+TWO_WAYS: tuple[Way, ...] = (Way(False), Way(True), Way(False, both=False), Way(True, both=False))
 
 
 @dataclass(frozen=True)
