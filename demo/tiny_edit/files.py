@@ -98,7 +98,10 @@ def read(folder: Path, vocabulary: Vocabulary) -> tuple[dict[str, Tensor], Laten
     from safetensors import safe_open
     from safetensors.torch import load_file
 
+    from .. import tiny_model
     from ..autoencoder import narrowed
+
+    tiny_model.comfyui_on_path()
     from ..registration.words import WORD_IDS, WORDS
 
     networks = {f"flux.{name}": value.float() for name, value in load_file(folder / TRANSFORMER).items()}
