@@ -51,7 +51,12 @@ class Way:
     def name(self) -> str:
         """How the way is called in the table."""
         shown = "its thing alone shown" if self.show else "all of it shown"
-        return f"{'a region' if self.region else 'no region'}, {shown}{'' if self.both else ', not in the negative'}"
+        return f"{'a region' if self.region else 'no region'}, {shown}{self.prompts}"
+
+    @property
+    def prompts(self) -> str:
+        """What a name ends with where the negative prompt lacks the reference."""
+        return "" if self.both else ", not in the negative"
 
 
 WAYS: tuple[Way, ...] = (Way(False, False), Way(False), Way(True, False), Way(True), Way(True, both=False))
@@ -192,7 +197,7 @@ def measure_twos(painter: Any, eye: judge.Judge, found: Sequence[Two], size: Siz
             own += [one == code for one, code in zip(seen, case.codes, strict=True)]
             both.append(seen == case.codes)
             changed.append(seen == case.codes[::-1])
-        name = f"two references, {'a region each' if way.region else 'no regions'}{'' if way.both else ', not in the negative'}"
+        name = f"two references, {'a region each' if way.region else 'no regions'}{way.prompts}"
         print(f"{name}: {sum(both) / len(both):.2f}", flush=True)
         figures.append(rate(f"{name}: a half has its own thing", own))
         figures.append(rate(f"{name}: both have", both))

@@ -90,10 +90,9 @@ def write(folder: Path, target: Path, fp8: bool = True) -> list[Path]:
 
 
 def read(folder: Path, vocabulary: Vocabulary) -> tuple[dict[str, Tensor], Latents, dict[str, str]]:
-    """Reads the files of a folder: the weights under `train.Networks`' names, the autoencoder, and what `write` said of the run.
+    """Reads the files of a folder: all weights of `train.Networks` in float32, the autoencoder, and what `write` said of the run.
 
-    The weights are float32, without the places' head, which no file has. A word of the vocabulary that the file does not know has a random
-    embedding.
+    What no file has is begun anew: the head that tells places, and the embedding of a word that the file does not know.
     """
     from safetensors import safe_open
     from safetensors.torch import load_file
@@ -107,14 +106,14 @@ def read(folder: Path, vocabulary: Vocabulary) -> tuple[dict[str, Tensor], Laten
     networks = {f"flux.{name}": value.float() for name, value in load_file(folder / TRANSFORMER).items()}
     text = load_file(folder / TEXT)
     rows = {int(number): row for row, number in enumerate(text.pop(WORD_IDS))}
-    encoder = TextEncoder(vocabulary.ids)
-    table = encoder.token_table.detach().clone()
+    fresh = train.Networks(vocabulary).state_dict()
+    table = fresh[f"text.{WORDS.removeprefix('text_model.')}"].clone()
     for row, number in enumerate(vocabulary.ids):
         if number in rows:
             table[row] = text[WORDS][rows[number]].float()
-    known = encoder.state_dict()
-    found = {name.removeprefix("text_model."): value.float() for name, value in text.items()} | {WORDS.removeprefix("text_model."): table}
-    networks |= {f"text.{name}": found[name] for name in known}
+    text[WORDS] = table
+    networks |= {name.replace("text_model.", "text."): value.float() for name, value in text.items() if name.startswith("text_model.")}
+    networks |= {name: value for name, value in fresh.items() if name.startswith("places.")}
     with safe_open(folder / TRANSFORMER, "pt") as opened:
         about: dict[str, str] = opened.metadata() or {}
     return networks, Latents(narrowed(load_file(folder / AUTOENCODER))), about
@@ -131,10 +130,9 @@ def begin(source: Path, folder: Path) -> Path:
     torch.manual_seed(0)
     vocabulary = Vocabulary.load(folder)
     networks, latents, about = read(source, vocabulary)
-    whole = {**train.Networks(vocabulary).state_dict(), **networks}
     run = {"step": int(about["step"]), "samples": int(about["samples"]), "spent": float(about["minutes"])}
     folders.save(latents.autoencoder.state_dict(), folder / AUTOENCODER_WEIGHTS)
-    folders.save({"networks": whole, "average": whole, **run}, target)
+    folders.save({"networks": networks, "average": networks, **run}, target)
     return target
 
 

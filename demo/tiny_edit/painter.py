@@ -52,7 +52,7 @@ class Painter:
             weights = torch.load(folder / train.STATE, weights_only=True, map_location="cpu")["average"]
             latents = Latents.load(folder)
         networks = train.Networks(vocabulary)
-        networks.load_state_dict({**networks.state_dict(), **{name: value.float() for name, value in weights.items()}})
+        networks.load_state_dict({name: value.float() for name, value in weights.items()})
         return cls(networks.to(device).eval(), Latents(latents.autoencoder, device), vocabulary, device)
 
     @torch.no_grad()

@@ -61,9 +61,9 @@ def test_what_is_read_is_what_was_written(folder: Path) -> None:
     vocabulary = text.Vocabulary(text.tokenized())
     average = torch.load(folder / train.STATE, weights_only=True)["average"]
     found, autoencoder, _ = files.read(folder / "fp16", vocabulary)
-    assert {name for name in average if not name.startswith("places.")} == found.keys()
+    assert average.keys() == found.keys()
     for name, value in found.items():
-        assert torch.equal(value, average[name].half().float()), name
+        assert name.startswith("places.") or torch.equal(value, average[name].half().float()), name
     assert files.read(folder / "fp8", vocabulary)[2]["samples"] == "0"
     pictures = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     expected = latents.Latents.load(folder).encode(pictures)
@@ -77,6 +77,7 @@ def test_a_word_that_the_files_do_not_know_is_begun_anew(folder: Path) -> None:
     name = "text.embeddings.token_embedding.weight"
     row = text.Vocabulary({**words, "zebra": [22548]}).ids.index(22548)
     assert torch.equal(torch.cat([found[name][:row], found[name][row + 1 :]]), known[name])
+    assert found["places.1.weight"].std() > 0
     assert 0.1 < float(found[name][row].std()) < 0.3
 
 
@@ -86,7 +87,8 @@ def test_a_training_begins_with_files(folder: Path, tmp_path: Path) -> None:
     assert run.resume()
     weights, _, _ = files.read(folder / "fp8", run.vocabulary)
     state = run.networks.state_dict()
-    assert all(torch.equal(state[name], value) and torch.equal(run.average[name], value) for name, value in weights.items())
+    trained = {name: value for name, value in weights.items() if not name.startswith("places.")}
+    assert all(torch.equal(state[name], value) and torch.equal(run.average[name], value) for name, value in trained.items())
     latents.Latents.load(tmp_path)
     with pytest.raises(FileExistsError, match="goes on by itself"):
         files.begin(folder / "fp8", tmp_path)

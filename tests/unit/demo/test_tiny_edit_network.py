@@ -181,3 +181,13 @@ def test_the_text_encoder_answers_as_comfyui_does() -> None:
         words, together = ours(rows)
     torch.testing.assert_close(words, expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(together, pooled, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_the_same_where_it_learns(causal: bool) -> None:
+    """Written out while gradients are recorded on a CPU, fused while they are not."""
+    q, k, v = torch.randn(3, 2, 4, 9, 16, generator=torch.Generator().manual_seed(0))
+    written = transformer.attention(q, k, v, causal)
+    with torch.no_grad():
+        fused = transformer.attention(q, k, v, causal)
+    torch.testing.assert_close(written, fused, atol=1e-6, rtol=1e-5)
