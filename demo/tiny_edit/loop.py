@@ -82,11 +82,11 @@ def run(training: Training, minutes: float, steps: int | None, cool: float, log:
                 means = losses.told(training.step)
                 now = time.monotonic()
                 pace = (now - told[0]) / (training.step - told[1])
-                placed = f"{training.placed.item():.4f}" if training.placed is not None else "-"
+                beside = [f"{value.item():.4f}" if value is not None else "-" for value in (training.placed, training.matched)]
                 held = training.bank.shards if training.bank else 0
                 log(
                     f"step {training.step} samples {training.samples} minute {training.spent:.1f} size {training.stage().size} "
-                    f"loss {means} places {placed} rate {rate:.2e} s/step {pace:.3f} records {held * shards.SHARD}"
+                    f"loss {means} places {beside[0]} matches {beside[1]} rate {rate:.2e} s/step {pace:.3f} records {held * shards.SHARD}"
                 )
                 told = (now, training.step)
             if training.spent - saved > save_minutes:

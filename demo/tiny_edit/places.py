@@ -2,7 +2,8 @@
 
 A thing is painted by many tokens that have to agree what and where it is, how it is turned, and which of them is its ear. What they
 should agree on is known, as every picture is drawn; so the training asks them for it half-way through the blocks, beside the picture (as
-Yu et al., 2024, "Representation alignment", ask for what a vision encoder sees). Painting needs none of this.
+Yu et al., 2024, "Representation alignment", ask for what a vision encoder sees). Where a reference shows the thing, some heads are told
+which of its tokens to look at, too: those of the same place. Painting needs none of this.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ UNIT = 100
 WAVES: tuple[int, ...] = (1, 2, 4)
 BITS = 8
 FEATURES = 1 + 4 * len(WAVES) + BITS
+
+NEARLY = 8
+"""How far apart, in the same hundredths, two tokens may lie that show the same piece of a thing: about the width of a portrait's token."""
 
 SHARED = 2**BITS - 1 - len(things.NAMED)
 """How many numbers there are for the things without a name, some of which share one."""
@@ -88,3 +92,21 @@ def features_of(places: Tensor) -> Tensor:
     angles = (places[..., :2].float()[..., None] * waves).flatten(2)
     bits = places[..., 2:].int().bitwise_right_shift(torch.arange(BITS, device=places.device)) % 2 * 2 - 1
     return torch.cat([shown, angles.cos() * shown, angles.sin() * shown, bits * shown], -1)
+
+
+def matches(painted: Tensor, shown: Tensor) -> Tensor:
+    """Gives where a token of the painted picture finds its own piece in the references: [B, P, R], from places [B, P, 3] and [B, R, 3].
+
+    Rows sum to one over the tokens that show the same thing at nearly the same place (a normal distribution of `NEARLY` hundredths, cut at
+    three times that), and are zero where a token shows nothing, or what no reference shows.
+    """
+    same = (painted[:, :, None, 2] == shown[:, None, :, 2]) & (painted[:, :, None, 2] != NOTHING)
+    apart = (painted[:, :, None, :2].float() - shown[:, None, :, :2].float()).square().sum(-1)
+    near = torch.exp(-apart / (2 * NEARLY**2)) * (same & (apart < (3 * NEARLY) ** 2))
+    return near / near.sum(-1, keepdim=True).clamp(min=1e-9)
+
+
+def looking_error(looks: Tensor, wanted: Tensor) -> Tensor:
+    """Gives the cross-entropy of attention's logits [B, P, R] against `matches`, in nats, over tokens that have one; zero if none has."""
+    found = -(wanted * looks.float().log_softmax(-1)).sum()
+    return found / (wanted.sum(-1) > 0).sum().clamp(min=1)

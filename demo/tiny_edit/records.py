@@ -52,7 +52,7 @@ def fitting_ground(rng: np.random.Generator, place: world.World, codes: Iterable
 
 def plan(rng: np.random.Generator, place: world.World) -> tuple[scenes.Scene, int, dict[str, Any]]:
     """The record's main scene, which of its things is in focus, and whether its things are named."""
-    named = rng.random() < 0.65
+    named = rng.random() < 0.5
     count = int(rng.choice(3, p=(0.5, 0.42, 0.08))) + 1 if named else 1
     pool = things.NAMED if named else things.TRAINING
     codes = [pool[index] for index in rng.choice(len(pool), count, replace=False)]

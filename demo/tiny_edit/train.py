@@ -19,7 +19,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ STATE = "transformer-state.pt"
 AVERAGE_EVERY = 4
 PLACES_COUNT = 6.0
 """How much the error of the tokens' places counts beside the error of the picture."""
+MATCHES_COUNT = 0.1
+"""How much the error of the heads that look for a token's own piece in the references counts."""
 
 
 class Networks(nn.Module):
@@ -50,13 +52,21 @@ class Networks(nn.Module):
         hidden = self.flux.shape.hidden
         self.places = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, places.FEATURES))
 
-    def forward(self, noisy: Tensor, times: Tensor, batch: Batch, spacing: float) -> tuple[Tensor, Tensor]:
-        """Answers what `Flux` answers, and the features of the tokens' places [B, L, 21]."""
+    def forward(self, noisy: Tensor, times: Tensor, batch: Batch, spacing: float) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Answers what `Flux` answers, the features of the tokens' places [B, L, 21], and how the matching heads look at references."""
         words, pooled = self.text(batch.words)
         speaks = (~batch.silent).to(words.dtype)
         heard = (words * speaks[:, None, None], pooled * speaks[:, None])
-        answer, half_way = self.flux.answers(noisy, times, *heard, batch.references, spacing)
-        return answer, self.places(half_way)
+        answer, half_way, looks = self.flux.answers(noisy, times, *heard, batch.references, spacing, looking=True)
+        return answer, self.places(half_way), looks
+
+
+class Errors(NamedTuple):
+    """A step's errors: of the picture, of the tokens' places, and of where heads look in the references (None without references)."""
+
+    painted: Tensor
+    placed: Tensor
+    matched: Tensor | None
 
 
 def times_of(count: int, spacing: float, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -70,19 +80,24 @@ def times_of(count: int, spacing: float, generator: torch.Generator, device: tor
     return torch.where(torch.rand(count, generator=generator, device=device) < 0.9, favoured, even)
 
 
-def losses_of(networks: nn.Module, batch: Batch, spacing: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def losses_of(networks: nn.Module, batch: Batch, spacing: float, generator: torch.Generator) -> Errors:
     """Flow matching's weighted squared error (Lipman et al., 2022): the network answers noise less picture at a point between them.
 
-    And that of the tokens' places.
+    And those of the tokens' places and of where heads look.
     """
     target = batch.target
     times = times_of(len(target), spacing, generator, target.device)
     noise = torch.randn(target.shape, generator=generator, device=target.device)
     mixed = times[:, None, None, None]
     noisy = mixed * noise + (1 - mixed) * target
-    answer, told = networks(noisy, times, batch, spacing)
+    answer, told, looks = networks(noisy, times, batch, spacing)
     painted = ((answer.float() - (noise - target)) ** 2 * batch.weights).mean()
-    return painted, ((told.float() - places.features_of(batch.places)) ** 2).mean()
+    placed = ((told.float() - places.features_of(batch.places)) ** 2).mean()
+    if not looks:
+        return Errors(painted, placed, None)
+    tokens = looks[0].shape[1]
+    wanted = places.matches(batch.places[:, :tokens], batch.places[:, tokens:])
+    return Errors(painted, placed, torch.stack([places.looking_error(one, wanted) for one in looks]).mean())
 
 
 class Training:
@@ -110,6 +125,7 @@ class Training:
         self.spent = 0.0
         self.samples = 0
         self.placed: Tensor | None = None
+        self.matched: Tensor | None = None
         self.bank: Bank | None = None
         self.maker: Iterator[int] | None = None
 
@@ -153,13 +169,17 @@ class Training:
         return kind, loss.detach()
 
     def _learned(self, batch: Batch, spacing: float, generator: torch.Generator) -> Tensor:
-        """Gives the picture's loss of a batch and leaves the gradients of it and of the places' in the networks."""
+        """Gives the picture's loss of a batch and leaves the gradients of it, of the places' and of the matches' in the networks."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=learns_in_bfloat16(self.device)):
-            loss, placed = losses_of(self.networks, batch, spacing, generator)
+            errors = losses_of(self.networks, batch, spacing, generator)
+        together = errors.painted + PLACES_COUNT * errors.placed
+        self.placed = errors.placed.detach()
+        if errors.matched is not None:
+            together = together + MATCHES_COUNT * errors.matched
+            self.matched = errors.matched.detach()
         self.optimizer.zero_grad(set_to_none=True)
-        (loss + PLACES_COUNT * placed).backward()
-        self.placed = placed.detach()
-        return loss
+        together.backward()
+        return errors.painted
 
     def compile(self, minutes: float) -> None:
         """Compiles the blocks, which are nearly all of the time, for every kind of step, the largest pictures first.

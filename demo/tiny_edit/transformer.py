@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ TEXT_WIDTH = 128
 @dataclass(frozen=True)
 class Shape:
     """The transformer's sizes. `axes` are the parts of a head that the rotary embedding gives to (reference, row, column), `told_after` the
-    single blocks after which tokens are asked where they lie."""
+    single blocks after which tokens are asked where they lie, `matching` the single blocks and heads that are shown where to look."""
 
     channels: int = 8
     hidden: int = 256
@@ -34,6 +35,7 @@ class Shape:
     theta: int = 10_000
     reference_step: float = 10.0
     told_after: int = 2
+    matching: tuple[tuple[int, int], ...] = ((2, 1), (3, 0))
 
 
 class Embedder(nn.Module):
@@ -191,6 +193,22 @@ class SingleBlock(nn.Module):
         attended = attend(*_split(qkv, self.heads, self.norm), turns)
         return x + gate * self.linear2(torch.cat([attended, F.gelu(wide, approximate="tanh")], -1))
 
+    def looks(self, x: Tensor, vector: Tensor, turns: Turns, head: int, painted: slice) -> Tensor:
+        """Gives how a head of this block looks from the painted picture's tokens at those behind them: logits [B, painted, behind]."""
+        shift, scale, _ = self.modulation(vector)
+        normed = _norm(x) * (1 + scale) + shift
+        width = self.hidden // self.heads
+        sides = []
+        for begin, tokens, norm in (
+            (0, painted, self.norm.query_norm),
+            (self.hidden, slice(painted.stop, None), self.norm.key_norm),
+        ):
+            rows = slice(begin + head * width, begin + (head + 1) * width)
+            one = norm(F.linear(normed[:, tokens], self.linear1.weight[rows], self.linear1.bias[rows]))
+            cosine, sine, swap = turns
+            sides.append(rotate(one, (cosine[tokens], sine[tokens], swap)))
+        return sides[0] @ sides[1].transpose(1, 2) * width**-0.5
+
 
 class LastLayer(nn.Module):
     """Modulated norm and the projection to patches."""
@@ -235,6 +253,15 @@ def positions(height: int, width: int, index: float, spacing: float = 1.0) -> Te
     columns = (torch.arange(width) + 0.5) * spacing - 0.5
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
     return torch.cat([torch.full((len(grid), 1), float(index)), grid], 1)
+
+
+class Answers(NamedTuple):
+    """What the transformer says: noise less picture [B, C, H, W]; the tokens of all pictures half-way through [B, L, hidden]; and how the
+    matching heads look from the painted picture's tokens at the references', logits [B, painted, references] each."""
+
+    picture: Tensor
+    half_way: Tensor
+    looks: list[Tensor]
 
 
 class Flux(nn.Module):
@@ -285,12 +312,19 @@ class Flux(nn.Module):
 
         `words` [B, L, 128] and `pooled` [B, 128] are the text encoder's, `references` latents [B, C, h, w] of any even sizes.
         """
-        return self.answers(noisy, times, words, pooled, references, spacing)[0]
+        return self.answers(noisy, times, words, pooled, references, spacing).picture
 
     def answers(
-        self, noisy: Tensor, times: Tensor, words: Tensor, pooled: Tensor, references: Sequence[Tensor] = (), spacing: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """Gives what `forward` gives, and the tokens of all pictures [B, L, hidden] as they are half-way through the blocks."""
+        self,
+        noisy: Tensor,
+        times: Tensor,
+        words: Tensor,
+        pooled: Tensor,
+        references: Sequence[Tensor] = (),
+        spacing: float = 1.0,
+        looking: bool = False,
+    ) -> Answers:
+        """Gives what `forward` gives, and what its tokens are asked in training; how heads look only if `looking`, and at references."""
         height, width = noisy.shape[2:]
         pictures = [noisy, *references]
         image = self.img_in(torch.cat([patches_of(picture) for picture in pictures], 1))
@@ -302,9 +336,13 @@ class Flux(nn.Module):
             image, text = block(image, text, vector, turns)
         both = torch.cat([text, image], 1)
         half_way = both
+        painted = slice(text.shape[1], text.shape[1] + height * width // 4)
+        matching = self.shape.matching if looking and references else ()
+        looks = []
         for number, block in enumerate(self.single_blocks):
+            looks += [block.looks(both, vector, turns, head, painted) for place, head in matching if place == number]
             both = block(both, vector, turns)
             if number + 1 == self.shape.told_after:
                 half_way = both
-        painted = both[:, text.shape[1] : text.shape[1] + height * width // 4]
-        return latents_of(self.final_layer(painted, vector), height, width), half_way[:, text.shape[1] :]
+        picture = latents_of(self.final_layer(both[:, painted], vector), height, width)
+        return Answers(picture, half_way[:, text.shape[1] :], looks)

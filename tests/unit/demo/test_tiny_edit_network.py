@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -191,3 +192,29 @@ def test_attention_is_the_same_where_it_learns(causal: bool) -> None:
     with torch.no_grad():
         fused = transformer.attention(q, k, v, causal)
     torch.testing.assert_close(written, fused, atol=1e-6, rtol=1e-5)
+
+
+def test_a_head_looks_at_the_references_as_its_block_attends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits are those of the block's own attention, from the painted picture's tokens to the references', for every block and head."""
+    matching = tuple((block, head) for block in range(SHAPE.single) for head in range(SHAPE.heads))
+    network = shaken(transformer.Flux(replace(SHAPE, matching=matching)))
+    noisy, times, words, pooled, references = inputs([(12, 16), (8, 10)])
+    scores: list[Tensor] = []
+    own = transformer.attention
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+        scores.append(q @ k.transpose(2, 3) * q.shape[-1] ** -0.5)
+        return own(q, k, v, causal)
+
+    monkeypatch.setattr(transformer, "attention", watched)
+    said = network.answers(noisy, times, words, pooled, references, looking=True)
+    painted, behind = 6 * 8, 6 * 8 + 4 * 5
+    length = words.shape[1]
+    assert len(said.looks) == len(matching)
+    for look, (block, head) in zip(said.looks, matching, strict=True):
+        assert look.shape == (2, painted, behind)
+        expected = scores[SHAPE.double + block][:, head, length : length + painted, length + painted :]
+        torch.testing.assert_close(look, expected)
+    assert torch.equal(said.picture, network(noisy, times, words, pooled, references))
+    assert not network.answers(noisy, times, words, pooled, references).looks
+    assert not network.answers(noisy, times, words, pooled, looking=True).looks

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from demo.tiny_edit import places, records, scenes, things
@@ -131,3 +132,37 @@ def test_a_record_tells_the_places_of_all_its_pictures(tmp_path: Path) -> None:
         assert (one.places[records.MASKED][:, whole] == NOTHING).all()
         if len(one.about["codes"]) == 1:
             assert (one.places[records.MASKED] == NOTHING).all()
+
+
+def test_a_token_finds_its_own_piece_in_a_reference() -> None:
+    """Of a thing turned, flipped, smaller: what the renderer paints there is what it paints here; other things are not looked at."""
+    painted = Placed(WIDE, 0.55, 0.45, 0.7, tilt=-15.0, flip=True)
+    shown = [Placed(WIDE, 0.3, 0.3, 0.55, tilt=10.0), Placed(THING, 0.75, 0.7, 0.5)]
+    here = torch.from_numpy(places.places_of(WORLD, [painted], TOKENS)).flatten(1).T[None]
+    there = torch.from_numpy(places.places_of(WORLD, shown, TOKENS)).flatten(1).T[None]
+    wanted = places.matches(here, there)[0]
+    sums = wanted.sum(-1)
+    is_shown = here[0, :, 0] != NOTHING
+    assert not sums[~is_shown].any()
+    found = sums > 0
+    assert found[is_shown].float().mean() > 0.95
+    torch.testing.assert_close(sums[found], torch.ones(int(found.sum())))
+    assert not wanted[:, there[0, :, 2] != places.NUMBERS[WIDE]].any()
+    wall = Ground("white wall", seed=1)
+    here_seen = seen(scenes.render(WORLD, Scene((painted,), wall), SIZE).image, WIDE).reshape(2, -1)
+    there_seen = seen(scenes.render(WORLD, Scene((shown[0],), wall), SIZE).image, WIDE).reshape(2, -1)
+    brought = there_seen @ wanted.numpy().T
+    assert np.median(np.abs(brought - here_seen)[:, found.numpy()]) < 3
+
+
+def test_looking_error_is_the_cross_entropy_of_tokens_that_have_a_match() -> None:
+    """Written out for one token; as small as the wanted distribution's entropy if attention is that; zero without a match."""
+    wanted = torch.tensor([[[0.75, 0.25, 0.0], [0.0, 0.0, 0.0]]])
+    looks = torch.tensor([[[1.0, 2.0, 3.0], [9.0, 0.0, 0.0]]])
+    shares = torch.tensor([1.0, 2.0, 3.0]).exp()
+    expected = -(0.75 * math.log(shares[0] / shares.sum()) + 0.25 * math.log(shares[1] / shares.sum()))
+    assert float(places.looking_error(looks, wanted)) == pytest.approx(expected, rel=1e-5)
+    right = torch.tensor([[[math.log(0.75), math.log(0.25), -99.0], [0.0, 0.0, 0.0]]])
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert float(places.looking_error(right, wanted)) == pytest.approx(entropy, rel=1e-5)
+    assert float(places.looking_error(looks, torch.zeros_like(wanted))) == 0

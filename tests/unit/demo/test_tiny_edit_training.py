@@ -202,7 +202,7 @@ def test_places_are_asked_of_the_blocks_before_and_of_no_other(folder: Path, tmp
     advance(run, 2)
     batch = run.records(run.stage()).batch(np.random.default_rng(0), 1, 2, run.vocabulary)
     generator = torch.Generator().manual_seed(0)
-    _, placed = train.losses_of(run.networks, batch, 1.0, generator)
+    placed = train.losses_of(run.networks, batch, 1.0, generator).placed
     run.optimizer.zero_grad()
     placed.backward()
     flux = run.networks.flux
@@ -212,10 +212,34 @@ def test_places_are_asked_of_the_blocks_before_and_of_no_other(folder: Path, tmp
     told = places.features_of(batch.places)
 
     class Right(torch.nn.Module):
-        def forward(self, noisy: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
-            return torch.zeros_like(noisy), told
+        def forward(self, noisy: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+            return torch.zeros_like(noisy), told, []
 
-    assert train.losses_of(Right(), batch, 1.0, generator)[1] == 0
+    assert train.losses_of(Right(), batch, 1.0, generator).placed == 0
+
+
+def test_heads_learn_where_to_look(folder: Path, tmp_path: Path) -> None:
+    """Only the matching blocks and what comes before them are asked, only where there is a reference; steps make the error smaller."""
+    run = training(copy(folder, tmp_path / "matches"))
+    advance(run, 2)
+    flux = run.networks.flux
+    generator = torch.Generator().manual_seed(0)
+    alone = run.records(run.stage()).batch(np.random.default_rng(0), 0, 2, run.vocabulary)
+    assert train.losses_of(run.networks, alone, 1.0, generator).matched is None
+    batch = run.records(run.stage()).batch(np.random.default_rng(0), 2, 4, run.vocabulary)
+    errors: list[float] = []
+    for step in range(30):
+        matched = train.losses_of(run.networks, batch, 1.0, generator.manual_seed(0)).matched
+        assert matched is not None
+        errors.append(float(matched.detach()))
+        run.optimizer.zero_grad()
+        matched.backward()
+        if not step:
+            asked = [any(value.grad is not None and value.grad.any() for value in block.parameters()) for block in flux.single_blocks]
+            last = max(block for block, _ in flux.shape.matching)
+            assert asked == [number <= last for number in range(len(asked))]
+        run.optimizer.step()
+    assert errors[-1] < 0.8 * errors[0]
 
 
 def test_times_move_to_more_noise_as_tokens_stand_closer() -> None:
