@@ -45,7 +45,7 @@ class Way:
 
     region: bool
     show: bool = True
-    both: bool = True
+    in_negative: bool = True
 
     @property
     def name(self) -> str:
@@ -56,12 +56,12 @@ class Way:
     @property
     def prompts(self) -> str:
         """What a name ends with where the negative prompt lacks the reference."""
-        return "" if self.both else ", not in the negative"
+        return "" if self.in_negative else ", not in the negative"
 
 
-WAYS: tuple[Way, ...] = (Way(False, False), Way(False), Way(True, False), Way(True), Way(True, both=False))
+WAYS: tuple[Way, ...] = (Way(False, False), Way(False), Way(True, False), Way(True), Way(True, in_negative=False))
 """Region and `show` each with and without; in the last, guidance goes to the reference as it does to the words."""
-TWO_WAYS: tuple[Way, ...] = (Way(False), Way(True), Way(False, both=False), Way(True, both=False))
+TWO_WAYS: tuple[Way, ...] = (Way(False), Way(True), Way(False, in_negative=False), Way(True, in_negative=False))
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Shown:
     image: Tensor
     region: Tensor | None = None
     show: Tensor | None = None
-    both: bool = True
+    in_negative: bool = True
 
 
 class Painter(StockPainter):
@@ -102,7 +102,7 @@ class Painter(StockPainter):
             first, second = case.sides
             text = f"the thing of the first picture on the {first} and the thing of the second picture on the {second}"
             shown = [
-                Shown(portrait, half(side, size.size) if way.region else None, mask, way.both)
+                Shown(portrait, half(side, size.size) if way.region else None, mask, way.in_negative)
                 for portrait, side, mask in zip(case.portraits, case.sides, case.shown, strict=True)
             ]
             return self._shown(self.model, text, shown, size, seed)
@@ -113,7 +113,7 @@ class Painter(StockPainter):
 
     def _paint(self, model: Any, case: Case, size: Size, way: Way, seed: int) -> Tensor:
         text = f"the thing of the first picture on the {case.side} in the second picture"
-        asked = Shown(case.portrait, half(case.side, size.size) if way.region else None, case.shown if way.show else None, way.both)
+        asked = Shown(case.portrait, half(case.side, size.size) if way.region else None, case.shown if way.show else None, way.in_negative)
         return self._shown(model, text, [asked, Shown(case.photograph)], size, seed)
 
     @torch.no_grad()
@@ -123,10 +123,11 @@ class Painter(StockPainter):
 
         positive, negative = self.words(text), self.words("")
         for one in shown:
+            beside = negative if one.in_negative else None
             model, positive, with_it, _ = ReferenceRegionNode.execute(
-                model, positive, negative=negative if one.both else None, image=one.image, vae=self.vae, region=one.region, show=one.show
-            ).args  # fmt: skip
-            negative = with_it if one.both else negative
+                model, positive, negative=beside, image=one.image, vae=self.vae, region=one.region, show=one.show
+            ).args
+            negative = with_it if one.in_negative else negative
         return self.sample(model, positive, negative, size.size, size.steps, seed)
 
 

@@ -125,7 +125,7 @@ def boxes(place: world.World, painter: Painter, eye: judge.Judge, size: Size, se
         for picture, code, box in zip(painted, chosen, asked, strict=True):
             left, top, width, height = (round(part * size.size) for part in box)
             cut = picture[:, top : top + height, left : left + width]
-            inside.append(judge.overlap(eye.likeness(picture, code).box, box) > 0.9)
+            inside.append(judge.inside(eye.likeness(picture, code).box, box) > 0.9)
             right.append(eye.things(_squared(cut), 1, things.NAMED)[0].code == code)
         figures.append(rate(f"box: the thing inside it, {where}", inside, 0.95))
         figures.append(rate(f"box: the right thing, {where}", right))

@@ -151,9 +151,14 @@ class Judge:
 
 def overlap(one: Sequence[float], other: Sequence[float]) -> float:
     """The part of the smaller box that the other covers."""
+    return max(inside(one, other), inside(other, one))
+
+
+def inside(one: Sequence[float], other: Sequence[float]) -> float:
+    """The part of the first box (x, y, width, height) that lies in the other."""
     width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
     height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
-    return max(0.0, width) * max(0.0, height) / min(one[2] * one[3], other[2] * other[3])
+    return max(0.0, width) * max(0.0, height) / (one[2] * one[3])
 
 
 def random_picture(rng: np.random.Generator, place: world.World, codes: Sequence[str], size: int = 128) -> tuple[scenes.Scene, Tensor]:

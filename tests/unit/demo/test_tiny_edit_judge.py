@@ -64,6 +64,13 @@ def test_a_thing_that_is_not_there_is_less_like_it(place: world.World, eye: judg
 def test_overlap_is_of_the_smaller_box() -> None:
     assert judge.overlap((0, 0, 0.5, 0.5), (0.25, 0, 0.25, 0.25)) == pytest.approx(1)
     assert judge.overlap((0, 0, 0.5, 0.5), (0.5, 0, 0.25, 0.25)) == 0
+    assert judge.overlap((0, 0, 0.5, 0.4), (0.25, 0.3, 0.5, 0.5)) == pytest.approx(0.025 / 0.2)
+
+
+def test_what_lies_inside_is_a_part_of_the_first_box() -> None:
+    assert judge.inside((0.25, 0, 0.25, 0.25), (0, 0, 0.5, 0.5)) == pytest.approx(1)
+    assert judge.inside((0, 0, 0.5, 0.5), (0.25, 0, 0.25, 0.25)) == pytest.approx(0.25)
+    assert judge.inside((0, 0, 0.5, 0.5), (0.5, 0, 0.25, 0.25)) == 0
 
 
 def test_it_names_grounds(place: world.World) -> None:
