@@ -38,7 +38,7 @@ STATE = "transformer-state.pt"
 AVERAGE_EVERY = 4
 PLACES_COUNT = 6.0
 """How much the error of the tokens' places counts beside the error of the picture."""
-MATCHES_COUNT = 0.1
+MATCHES_COUNT = 0.2
 """How much the error of the heads that look for a token's own piece in the references counts."""
 
 
