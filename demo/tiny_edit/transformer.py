@@ -340,6 +340,7 @@ class Flux(nn.Module):
         matching = self.shape.matching if looking and references else ()
         looks = []
         for number, block in enumerate(self.single_blocks):
+            assert isinstance(block, SingleBlock)
             looks += [block.looks(both, vector, turns, head, painted) for place, head in matching if place == number]
             both = block(both, vector, turns)
             if number + 1 == self.shape.told_after:
