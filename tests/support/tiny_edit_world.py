@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from demo import autoencoder
 from demo.registration.words import whole_words
 from demo.server import Server
-from demo.tiny_edit import files, folders, grounds, latents, sentences, stages, text, things, train, world
+from demo.tiny_edit import files, folders, grounds, latents, sentences, shards, stages, text, things, train, world
 from demo.tiny_edit.transformer import Flux
 
 
@@ -50,6 +50,22 @@ def prepare(folder: Path) -> None:
     network = autoencoder.NarrowAutoencoder(latents.CHANNELS)
     folders.save(network.state_dict(), folder / latents.FILE)
     (folder / text.FILE).write_text(json.dumps(words), "utf-8")
+
+
+def with_records(folder: Path) -> Path:
+    """Prepares the folder, and records of 32 and 64 pixels in it."""
+    prepare(folder)
+    for size in (32, 64):
+        list(shards.make(folder, size, shards.SHARD, device=torch.device("cpu")))
+    return folder
+
+
+def training_beside(folder: Path, target: Path) -> Path:
+    """Makes a training folder with the world, records, vocabulary and autoencoder of another one."""
+    target.mkdir()
+    for name in ("world", "shards", text.FILE, latents.FILE):
+        (target / name).symlink_to(folder / name)
+    return target
 
 
 def random_weights(folder: Path, seed: int = 3) -> train.Training:

@@ -14,9 +14,10 @@ import torch
 
 from demo.autoencoder import NarrowAutoencoder
 from demo.pack import ROOT
-from demo.tiny_edit import bank, folders, latents, loop, pack, places, records, shards, stages, tasks, text, train
+from demo.tiny_edit import bank, folders, latents, loop, pack, places, shards, stages, text, train
 
 from ...support import tiny_edit_world
+from ...support.tiny_edit_world import training_beside as beside
 
 STAGES = "32:2:4,64:1"
 
@@ -24,22 +25,11 @@ STAGES = "32:2:4,64:1"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training folder with records of 32 and 64 pixels."""
-    folder = tmp_path_factory.mktemp("training")
-    tiny_edit_world.prepare(folder)
-    for size in (32, 64):
-        list(shards.make(folder, size, shards.SHARD, device=torch.device("cpu")))
-    return folder
+    return tiny_edit_world.with_records(tmp_path_factory.mktemp("training"))
 
 
 def training(folder: Path, seed: int = 0) -> train.Training:
     return train.Training(folder, stages.stages_of(STAGES), 1e-3, seed, shards.SHARD, make=True)
-
-
-def copy(folder: Path, target: Path) -> Path:
-    target.mkdir()
-    for name in ("world", "shards", text.FILE, latents.FILE):
-        (target / name).symlink_to(folder / name)
-    return target
 
 
 def advance(run: train.Training, steps: int) -> list[float]:
@@ -48,9 +38,9 @@ def advance(run: train.Training, steps: int) -> list[float]:
 
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
     """Across a change of stage, too: the last two steps are of the second."""
-    whole = training(copy(folder, tmp_path / "whole"))
+    whole = training(beside(folder, tmp_path / "whole"))
     losses = advance(whole, 6)
-    place = copy(folder, tmp_path / "parts")
+    place = beside(folder, tmp_path / "parts")
     first = training(place)
     begun = advance(first, 3)
     first.save()
@@ -66,7 +56,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(folder: Pat
 
 @pytest.mark.thorough
 def test_it_learns(folder: Path, tmp_path: Path) -> None:
-    run = train.Training(copy(folder, tmp_path / "learns"), stages.stages_of("32:8"), 2e-3, 0, shards.SHARD, make=True)
+    run = train.Training(beside(folder, tmp_path / "learns"), stages.stages_of("32:8"), 2e-3, 0, shards.SHARD, make=True)
     before = np.mean(advance(run, 6))
     advance(run, 48)
     after = np.mean(advance(run, 6))
@@ -74,13 +64,13 @@ def test_it_learns(folder: Path, tmp_path: Path) -> None:
 
 
 def test_another_seed_is_another_run(folder: Path, tmp_path: Path) -> None:
-    one = advance(training(copy(folder, tmp_path / "one")), 2)
-    other = advance(training(copy(folder, tmp_path / "other"), seed=1), 2)
+    one = advance(training(beside(folder, tmp_path / "one")), 2)
+    other = advance(training(beside(folder, tmp_path / "other"), seed=1), 2)
     assert one != other
 
 
 def test_run_stops_at_its_step_and_saves(folder: Path, tmp_path: Path) -> None:
-    place = copy(folder, tmp_path / "run")
+    place = beside(folder, tmp_path / "run")
     lines: list[str] = []
     run = training(place)
     loop.run(run, 1e9, 3, 0, lines.append)  # pyright: ignore[reportArgumentType]
@@ -91,7 +81,7 @@ def test_run_stops_at_its_step_and_saves(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_rate_rises_and_cools(folder: Path, tmp_path: Path) -> None:
-    run = training(copy(folder, tmp_path / "rate"))
+    run = training(beside(folder, tmp_path / "rate"))
     assert loop.rate_of(run, 100, 0) == pytest.approx(1e-3 / 300)
     run.step = 5000
     assert loop.rate_of(run, 100, 10) == pytest.approx(1e-3)
@@ -103,7 +93,7 @@ def test_the_rate_rises_and_cools(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_stage_may_end_after_minutes(folder: Path, tmp_path: Path) -> None:
-    run = train.Training(copy(folder, tmp_path / "minutes"), stages.stages_of("32:2:1.5m,64:2"), 1e-3, 0, shards.SHARD, make=True)
+    run = train.Training(beside(folder, tmp_path / "minutes"), stages.stages_of("32:2:1.5m,64:2"), 1e-3, 0, shards.SHARD, make=True)
     run.spent = 1.4
     assert run.stage().size == 32
     run.step, run.spent = 5000, 1.5
@@ -119,7 +109,7 @@ def test_shards_are_due_at_the_asked_pace() -> None:
 
 
 def test_a_training_takes_shards_at_its_pace(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = copy(folder, tmp_path / "pace")
+    place = beside(folder, tmp_path / "pace")
     run = train.Training(place, stages.stages_of("32:2"), 1e-3, 0, 4 * shards.SHARD, make=True, shard_steps=3)
     monkeypatch.setattr(train, "FIRST_SHARDS", 1)
     monkeypatch.setattr(shards, "make", lambda *given: iter(range(1, 5)))
@@ -132,7 +122,7 @@ def test_a_training_takes_shards_at_its_pace(folder: Path, tmp_path: Path, monke
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = copy(folder, tmp_path / "nan")
+    place = beside(folder, tmp_path / "nan")
     run = training(place)
     run.step = 1
     monkeypatch.setattr(run, "advance", lambda rate: (1, torch.tensor(float("nan"))))
@@ -147,9 +137,9 @@ def test_compiling_first_changes_nothing_of_a_run(folder: Path, tmp_path: Path, 
     """Its steps for every kind and stage leave weights, numbers and gradients as they were; `block.compile` itself is PyTorch's."""
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, dynamic: None)
     monkeypatch.setattr(torch.compiler, "set_stance", lambda stance: None)
-    plain = training(copy(folder, tmp_path / "plain"))
+    plain = training(beside(folder, tmp_path / "plain"))
     losses = advance(plain, 3)
-    compiled = training(copy(folder, tmp_path / "compiled"))
+    compiled = training(beside(folder, tmp_path / "compiled"))
     with torch._dynamo.config.patch(suppress_errors=False, recompile_limit=8):  # puts back what compiling sets
         compiled.compile(60)
     assert all(parameter.grad is None for parameter in compiled.networks.parameters())
@@ -159,9 +149,9 @@ def test_compiling_first_changes_nothing_of_a_run(folder: Path, tmp_path: Path, 
 
 
 def test_steps_under_the_profiler_are_steps_and_it_tells_what_they_took(folder: Path, tmp_path: Path) -> None:
-    plain = training(copy(folder, tmp_path / "plain"))
+    plain = training(beside(folder, tmp_path / "plain"))
     advance(plain, 3)
-    watched = training(copy(folder, tmp_path / "watched"))
+    watched = training(beside(folder, tmp_path / "watched"))
     told = loop.profiled(watched, 3, 1e9, 0)
     assert told.startswith("3 steps under the profiler took ")
     assert "aten::addmm" in told
@@ -171,34 +161,9 @@ def test_steps_under_the_profiler_are_steps_and_it_tells_what_they_took(folder: 
         assert torch.equal(value, watched.networks.state_dict()[name]), name
 
 
-def test_a_batch_shows_the_pictures_that_its_tasks_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one task of two references allowed, target and references are the record's very latents."""
-    monkeypatch.setattr(bank, "WORDLESS", 0)
-    held = bank.Bank(folder, 64, shards.SHARD, torch.device("cpu"))
-    held.fill(1)
-    compose = next(task for task in tasks.TASKS if task.name == "compose")
-    number = next(one for one in held.suiting["compose"] if 0 < held.cells[one, 0].sum() < 16)
-    held.suiting = {task.name: [] for task in tasks.TASKS} | {"compose": [number]}
-    vocabulary = text.Vocabulary.load(folder)
-    batch = held.batch(np.random.default_rng(0), 2, 3, vocabulary)
-    assert len(held.about[number]["codes"]) == 1
-    own = held.words[number, tasks.TASKS.index(compose)].tolist()
-    assert all(words in own for words in batch.words.tolist())
-    for sample in range(3):
-        assert torch.equal(batch.target[sample], held.latents[number, compose.target].float())
-        for place, slot in enumerate(compose.references):
-            assert torch.equal(batch.references[place][sample], held.latents[number, slot].float())
-        own_places = [held.places[number, slot].flatten(1).T for slot in (compose.target, *compose.references)]
-        assert torch.equal(batch.places[sample], torch.cat(own_places))
-    weights = batch.weights[0, 0]
-    cells = held.cells[number, records.WEIGHTS[records.FULL]].bool()
-    assert weights[cells].min() > 3 * weights.min()
-    torch.testing.assert_close(batch.weights.mean((1, 2, 3)), torch.ones(3))
-
-
 def test_places_are_asked_of_the_blocks_before_and_of_no_other(folder: Path, tmp_path: Path) -> None:
     """And a network that tells them rightly has no error."""
-    run = training(copy(folder, tmp_path / "places"))
+    run = training(beside(folder, tmp_path / "places"))
     advance(run, 2)
     batch = run.records(run.stage()).batch(np.random.default_rng(0), 1, 2, run.vocabulary)
     generator = torch.Generator().manual_seed(0)
@@ -220,7 +185,7 @@ def test_places_are_asked_of_the_blocks_before_and_of_no_other(folder: Path, tmp
 
 def test_heads_learn_where_to_look(folder: Path, tmp_path: Path) -> None:
     """Only the matching blocks and what comes before them are asked, only where there is a reference; steps make the error smaller."""
-    run = training(copy(folder, tmp_path / "matches"))
+    run = training(beside(folder, tmp_path / "matches"))
     advance(run, 2)
     flux = run.networks.flux
     generator = torch.Generator().manual_seed(0)
@@ -255,44 +220,6 @@ def test_times_move_to_more_noise_as_tokens_stand_closer() -> None:
     assert odds[1] / odds[0] == pytest.approx(2, rel=0.12)
 
 
-def test_a_record_has_sentences_for_the_tasks_that_it_suits(folder: Path) -> None:
-    """Each as it is said of that record for that task: with the same numbers drawn, the same words."""
-    vocabulary = text.Vocabulary.load(folder)
-    about = records.numbered(folder, 64, 0, 5).about
-    words = shards.sentences_for(np.random.default_rng(3), about, vocabulary)
-    again = np.random.default_rng(3)
-    for task, rows in zip(tasks.TASKS, words.tolist(), strict=True):
-        if not task.suits(about):
-            assert rows == np.zeros_like(rows).tolist()
-            continue
-        assert rows == [vocabulary.rows(tasks.sentence(again, task, about)) for _ in range(shards.SENTENCES)]
-    held = bank.Bank(folder, 64, shards.SHARD, torch.device("cpu"))
-    held.fill(1)
-    assert np.array_equal(held.words[5], shards.numbered(folder, 64, 0, False, 5).words)
-
-
-def test_samples_are_drawn_by_the_chances_of_their_tasks(folder: Path) -> None:
-    """By the latents that they paint: two of the tasks without references, at 0.55 to 0.05, over 64 records."""
-    held = bank.Bank(folder, 64, shards.SHARD, torch.device("cpu"))
-    held.fill(1)
-    kept = ("paint", "ground")
-    held.suiting = {name: numbers if name in kept else [] for name, numbers in held.suiting.items()}
-    batch = held.batch(np.random.default_rng(0), 0, 2000, text.Vocabulary.load(folder))
-    grounds = held.latents[:, records.GROUND].float().flatten(1)
-    painted = batch.target.flatten(1)
-    of_ground = sum(bool((grounds == one).all(1).any()) for one in painted)
-    assert of_ground / 2000 == pytest.approx(0.05 / 0.6, abs=0.02)
-
-
-def test_cells_come_back_from_their_bits(folder: Path) -> None:
-    held = bank.Bank(folder, 64, shards.SHARD, torch.device("cpu"))
-    held.fill(1)
-    for number in (0, 17, 63):
-        one = records.numbered(folder, 64, 0, number)
-        assert np.array_equal(held.cells[number].numpy().astype(bool), one.cells)
-        assert held.about[number] == one.about
-
-
 def test_latents_are_normalised_in_the_weights() -> None:
     """The encoder exactly; the decoder's first layer nearly, away from the edge, for latents that its soft bound leaves alone."""
     torch.manual_seed(0)
@@ -317,32 +244,8 @@ def test_stages_that_cannot_be_are_refused() -> None:
         stages.stages_of("100:4")
 
 
-def test_a_tenth_of_a_batch_has_no_words(folder: Path) -> None:
-    """Half of it as an empty prompt, half with words that are not heard."""
-    held = bank.Bank(folder, 64, shards.SHARD, torch.device("cpu"))
-    held.fill(1)
-    vocabulary = text.Vocabulary.load(folder)
-    batch = held.batch(np.random.default_rng(0), 0, 3000, vocabulary)
-    empty = (batch.words == torch.tensor(vocabulary.rows(""))).all(1)
-    assert float(empty.float().mean()) == pytest.approx(0.1, abs=0.02)
-    assert float(batch.silent.float().mean()) == pytest.approx(0.05, abs=0.015)
-    assert bool(empty[batch.silent].all())
-
-
-@pytest.mark.parametrize("lacking", ["words", "places"])
-def test_shards_of_an_earlier_version_are_refused(folder: Path, tmp_path: Path, lacking: str) -> None:
-    place = copy(folder, tmp_path / "earlier")
-    (place / "shards").unlink()
-    (place / "shards").mkdir()
-    shard = torch.load(shards.file_of(folder, 32, 0), weights_only=True)
-    del shard[lacking]
-    folders.save(shard, shards.file_of(place, 32, 0))
-    with pytest.raises(ValueError, match="delete that folder"):
-        bank.Bank(place, 32, shards.SHARD, torch.device("cpu")).fill(1)
-
-
 def test_it_says_which_records_are_missing(folder: Path, tmp_path: Path) -> None:
-    place = copy(folder, tmp_path / "none")
+    place = beside(folder, tmp_path / "none")
     (place / "shards").unlink()
     run = train.Training(place, stages.stages_of("32:4"), 1e-3, 0, shards.SHARD, make=False)
     with pytest.raises(FileNotFoundError, match=r"demo\.tiny_edit\.shards --size 32"):
@@ -351,7 +254,7 @@ def test_it_says_which_records_are_missing(folder: Path, tmp_path: Path) -> None
 
 @pytest.mark.thorough
 def test_a_training_that_waits_for_records_can_be_ended(folder: Path, tmp_path: Path) -> None:
-    place = copy(folder, tmp_path / "waits")
+    place = beside(folder, tmp_path / "waits")
     (place / "shards").unlink()
     options = ["--folder", str(place), "--threads", "1", "--stages", "32:2", "--no-make", "--wait"]
     waiting = subprocess.Popen([sys.executable, "-m", "demo.tiny_edit.train", *options], cwd=ROOT)
@@ -396,7 +299,7 @@ def test_what_travels_comes_back_whole(folder: Path, tmp_path: Path) -> None:
     assert joined["step"] == trained["step"] == 3
     for name, value in trained["average"].items():
         torch.testing.assert_close(joined["average"][name].float(), value, atol=1e-3, rtol=1e-3)
-    copy_of = copy(folder, tmp_path / "goes-on")
+    copy_of = beside(folder, tmp_path / "goes-on")
     folders.save(joined, copy_of / train.STATE)
     again = training(copy_of)
     assert again.resume()
