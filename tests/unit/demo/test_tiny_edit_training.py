@@ -14,7 +14,7 @@ import torch
 
 from demo.autoencoder import NarrowAutoencoder
 from demo.pack import ROOT
-from demo.tiny_edit import bank, folders, latents, loop, pack, places, shards, stages, text, train
+from demo.tiny_edit import bank, folders, latents, loop, pack, places, shards, stages, tasks, text, train
 
 from ...support import tiny_edit_world
 from ...support.tiny_edit_world import training_beside as beside
@@ -205,6 +205,22 @@ def test_heads_learn_where_to_look(folder: Path, tmp_path: Path) -> None:
             assert asked == [number <= last for number in range(len(asked))]
         run.optimizer.step()
     assert errors[-1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize("count", [0.0, train.MATCHES_COUNT])
+def test_where_heads_look_counts_in_a_step(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: float) -> None:
+    """Of a fresh network no block reaches the picture yet, so its first step moves a matching block's queries by that error alone."""
+    monkeypatch.setattr(train, "MATCHES_COUNT", count)
+    monkeypatch.setattr(tasks, "KINDS", (0, 0, 1))
+    run = train.Training(beside(folder, tmp_path / "counts"), stages.stages_of("64:12"), 1e-3, 0, shards.SHARD, make=True)
+    advance(run, 1)
+    block, head = run.networks.flux.shape.matching[0]
+    gradient = run.networks.flux.single_blocks[block].get_parameter("linear1.weight").grad
+    assert gradient is not None
+    queries = gradient[: run.networks.flux.shape.hidden].unflatten(0, (run.networks.flux.shape.heads, -1)).abs().amax((1, 2))
+    assert [bool(value > 0) for value in queries] == [bool(count) and number == head for number in range(len(queries))]
+    assert run.matched is not None
+    assert run.matched > 0
 
 
 def test_times_move_to_more_noise_as_tokens_stand_closer() -> None:
