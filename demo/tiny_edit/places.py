@@ -98,7 +98,8 @@ def matches(painted: Tensor, shown: Tensor) -> Tensor:
     """Gives where a token of the painted picture finds its own piece in the references: [B, P, R], from places [B, P, 3] and [B, R, 3].
 
     Rows sum to one over the tokens that show the same thing at nearly the same place (a normal distribution of `NEARLY` hundredths, cut at
-    three times that), and are zero where a token shows nothing, or what no reference shows.
+    three times that), and are zero where a token shows nothing, or what no reference shows. Things without a name that share a number
+    are taken for one.
     """
     same = (painted[:, :, None, 2] == shown[:, None, :, 2]) & (painted[:, :, None, 2] != NOTHING)
     apart = (painted[:, :, None, :2].float() - shown[:, None, :, :2].float()).square().sum(-1)

@@ -197,17 +197,18 @@ class SingleBlock(nn.Module):
         """Gives how a head of this block looks from the painted picture's tokens at those behind them: logits [B, painted, behind]."""
         shift, scale, _ = self.modulation(vector)
         normed = _norm(x) * (1 + scale) + shift
+        cosine, sine, swap = turns
         width = self.hidden // self.heads
-        sides = []
-        for begin, tokens, norm in (
-            (0, painted, self.norm.query_norm),
-            (self.hidden, slice(painted.stop, None), self.norm.key_norm),
-        ):
-            rows = slice(begin + head * width, begin + (head + 1) * width)
-            one = norm(F.linear(normed[:, tokens], self.linear1.weight[rows], self.linear1.bias[rows]))
-            cosine, sine, swap = turns
-            sides.append(rotate(one, (cosine[tokens], sine[tokens], swap)))
-        return sides[0] @ sides[1].transpose(1, 2) * width**-0.5
+
+        def side(tokens: slice, part: int, norm: Scale) -> Tensor:
+            begin = part * self.hidden + head * width
+            rows = slice(begin, begin + width)
+            asked = norm(F.linear(normed[:, tokens], self.linear1.weight[rows], self.linear1.bias[rows]))
+            return rotate(asked, (cosine[tokens], sine[tokens], swap))
+
+        queries = side(painted, 0, self.norm.query_norm)
+        keys = side(slice(painted.stop, None), 1, self.norm.key_norm)
+        return queries @ keys.transpose(1, 2) * width**-0.5
 
 
 class LastLayer(nn.Module):

@@ -60,7 +60,7 @@ def with_records(folder: Path) -> Path:
     return folder
 
 
-def training_beside(folder: Path, target: Path) -> Path:
+def beside(folder: Path, target: Path) -> Path:
     """Makes a training folder with the world, records, vocabulary and autoencoder of another one."""
     target.mkdir()
     for name in ("world", "shards", text.FILE, latents.FILE):

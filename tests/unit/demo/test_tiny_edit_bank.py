@@ -11,7 +11,7 @@ import torch
 from demo.tiny_edit import bank, folders, records, shards, tasks, text
 
 from ...support import tiny_edit_world
-from ...support.tiny_edit_world import training_beside as beside
+from ...support.tiny_edit_world import beside
 
 
 @pytest.fixture(scope="module")

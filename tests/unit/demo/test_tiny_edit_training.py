@@ -17,7 +17,7 @@ from demo.pack import ROOT
 from demo.tiny_edit import bank, folders, latents, loop, pack, places, shards, stages, tasks, text, train
 
 from ...support import tiny_edit_world
-from ...support.tiny_edit_world import training_beside as beside
+from ...support.tiny_edit_world import beside
 
 STAGES = "32:2:4,64:1"
 
