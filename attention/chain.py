@@ -17,7 +17,8 @@ from torch import Tensor
 from .arguments import Arguments
 from .grid import Size
 from .layers import Layer, is_unet, layers_of
-from .rows import KEY, Row, remember_halves, remember_view, rows_of
+from .moment import Moment, Schedule
+from .rows import KEY, Row, moment_of, remember_halves, remember_view, rows_of
 
 Kind = Literal["self", "cross"]
 Half = Literal["both", "positive", "negative"]
@@ -28,15 +29,19 @@ SLOTS: dict[Kind, str] = {"self": "attn1", "cross": "attn2"}
 
 @dataclass(frozen=True)
 class Scope:
-    """Where a patch works: which layers (None is all), from which noise level down to which, which half of CFG."""
+    """Where a patch works: which layers (None is all), from which share of the sampling, 0..1, to which, which half of CFG."""
 
     layers: frozenset[Layer] | None = None
-    sigma_start: float = float("inf")
-    sigma_end: float = 0.0
+    start: float = 0.0
+    end: float = 1.0
     half: Half = "both"
 
-    def covers(self, layer: Layer, sigma: float) -> bool:
-        return (self.layers is None or layer in self.layers) and self.sigma_end <= sigma <= self.sigma_start
+    def covers(self, layer: Layer, moment: Moment) -> bool:
+        return (self.layers is None or layer in self.layers) and self.now(moment)
+
+    def now(self, moment: Moment) -> bool:
+        """Says whether it is this part of the sampling."""
+        return moment.within(self.start, self.end)
 
 
 EVERYWHERE = Scope()
@@ -58,7 +63,7 @@ class Call:
     grid: Size
     latent: Size
     rows: tuple[Row, ...]
-    sigma: float
+    moment: Moment
     plain: bool
     options: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
 
@@ -87,9 +92,13 @@ class Patch(Protocol):
 
 @dataclass(frozen=True)
 class Chain:
-    """The patches on a MODEL, in graph order: a wrapper of the diffusion model (`WrappersMP.DIFFUSION_MODEL`)."""
+    """The patches on a MODEL, in graph order: a wrapper of the diffusion model (`WrappersMP.DIFFUSION_MODEL`).
+
+    `schedule` is what the MODEL had when the last of them was put on it: for calls that tell of none.
+    """
 
     patches: tuple[Any, ...]
+    schedule: Schedule | None = field(default=None, compare=False, repr=False)
     _plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     came: set[type] = field(default_factory=set[type], compare=False, repr=False)
     """The classes of transformers whose attention came by."""
@@ -111,6 +120,10 @@ class Chain:
         model = getattr(model, "_orig_mod", model)
         return region_passes.run(self, executor, model, Arguments.of(executor.original, args, kwargs))
 
+    def moment(self, options: Mapping[str, Any]) -> Moment:
+        """Gives the point of the sampling at which a call is, by its transformer options."""
+        return moment_of(options, self.schedule)
+
     def once(self, executor: Any, model: Any, arguments: Arguments) -> Any:
         """One pass of a diffusion `model` under the patches; `executor` takes the arguments."""
         from . import joint, unet_regions
@@ -119,24 +132,25 @@ class Chain:
             return joint.run(self, executor, model, arguments, self._plans)
         patches = self.patches
         if any(patch.kind == "region" for patch in patches):
-            arguments, patches = unet_regions.joined(patches, model, arguments, self._plans)
+            moment = self.moment(arguments.get("transformer_options", {}))
+            arguments, patches = unet_regions.joined(patches, model, arguments, moment, self._plans)
         options = arguments.get("transformer_options", {})
         options = replace(self, patches=patches).composed(model, arguments.get("x"), options)
         return arguments.having(transformer_options=options).call(executor)
 
     def composed(self, unet: Any, x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
         """A copy of the transformer options in which every layer that a patch acts on runs through the chain."""
-        sigma = float(options["sigmas"].max()) if "sigmas" in options else float("inf")
+        moment = self.moment(options)
         active: dict[Kind, tuple[Patch, ...]] = {kind: tuple(patch for patch in self.patches if patch.kind == kind) for kind in SLOTS}
         blocks_of = {slot: dict(blocks) for slot, blocks in options.get("patches_replace", {}).items()}
         for layer in layers_of(unet):
             for kind, slot in SLOTS.items():
-                patches = tuple(patch for patch in active[kind] if patch.scope.covers(layer, sigma))
+                patches = tuple(patch for patch in active[kind] if patch.scope.covers(layer, moment))
                 if not patches:
                     continue
                 blocks = blocks_of.setdefault(slot, {})
                 beneath = blocks.get(layer, blocks.get(layer[:2]))
-                blocks[layer] = _Replacement(patches, kind, layer, sigma, beneath, x.shape[0], (x.shape[2], x.shape[3]))
+                blocks[layer] = _Replacement(patches, kind, layer, moment, beneath, x.shape[0], (x.shape[2], x.shape[3]))
         return {**options, "patches_replace": blocks_of}
 
 
@@ -147,7 +161,7 @@ class _Replacement:
     patches: tuple[Patch, ...]
     kind: Kind
     layer: Layer
-    sigma: float
+    moment: Moment
     beneath: Callable[..., Tensor] | None
     batch: int
     size: Size
@@ -162,7 +176,7 @@ class _Replacement:
         latent, rows = rows_of(extra_options, self.batch, self.size)
         heads = extra_options["n_heads"]
         plain = self.beneath is None
-        call = Call(self.kind, self.layer, heads, (height, width), latent, rows, self.sigma, plain, extra_options)
+        call = Call(self.kind, self.layer, heads, (height, width), latent, rows, self.moment, plain, extra_options)
 
         def bottom(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if self.beneath is not None:
@@ -215,7 +229,7 @@ def install(model: Any, *patches: Scoped) -> Any:
     check_model(model, patches)
     clone = model.clone()
     before = tuple(patch for chain in clone.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY) for patch in chain.patches)
-    whole = Chain((*before, *patches))
+    whole = Chain((*before, *patches), model.get_model_object("model_sampling").percent_to_sigma)
     clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
     clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, whole)
     family = families.find(model.get_model_object("diffusion_model"))
@@ -245,16 +259,12 @@ def with_patches(wrappers: dict[str, dict[str, list[Any]]], *patches: Scoped) ->
     from comfy.patcher_extension import WrappersMP
 
     chains = wrappers.get(WrappersMP.DIFFUSION_MODEL, {})
-    before = tuple(patch for chain in chains.get(KEY, []) for patch in chain.patches)
+    there: list[Chain] = chains.get(KEY, [])
+    before = tuple(patch for chain in there for patch in chain.patches)
+    schedule = there[-1].schedule if there else None
     views = wrappers.get(WrappersMP.CALC_COND_BATCH, {})
     return {
         **wrappers,
-        WrappersMP.DIFFUSION_MODEL: {**chains, KEY: [Chain((*before, *patches))]},
+        WrappersMP.DIFFUSION_MODEL: {**chains, KEY: [Chain((*before, *patches), schedule)]},
         WrappersMP.CALC_COND_BATCH: {**views, KEY: [remember_view]},
     }
-
-
-def percent_range(model: Any, start: float, end: float) -> tuple[float, float]:
-    """Noise levels (from, to) for a start and an end in 0..1 of the sampling, as ComfyUI's own nodes reckon them."""
-    sampling = model.get_model_object("model_sampling")
-    return float(sampling.percent_to_sigma(start)), float(sampling.percent_to_sigma(end))

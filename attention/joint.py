@@ -24,6 +24,7 @@ from .joint_probe import JointProbe
 from .layers import layers_of
 from .layout import Layout, Lengths, with_texts
 from .maps import Reading
+from .moment import Moment
 from .prompt_regions import PromptRegion
 from .rows import VIEW, Row, rows_of
 from .visibility import Rule
@@ -60,7 +61,7 @@ class Run:
     family: Family
     scene: Scene
     latent: Size
-    sigma: float
+    moment: Moment
     rows: tuple[Row, ...]
     prompt: tuple[int, ...]
     parts: tuple[Part, ...]
@@ -84,7 +85,7 @@ class Run:
         if seen is None:
             return untouched(*args, **kwargs)
         cuts = [self._plan(part, seen, q.device) for part in self.parts]
-        probes = [patch for patch in self.patches if isinstance(patch, JointProbe) and patch.scope.covers(seen.layer, self.sigma)]
+        probes = [patch for patch in self.patches if isinstance(patch, JointProbe) and patch.scope.covers(seen.layer, self.moment)]
         free = all(cut is None or cut.free for cut in cuts)
         if free and not probes:
             return untouched(*args, **kwargs)
@@ -144,12 +145,12 @@ class Run:
             found.append(prompt_regions.rule(self.regions, part.row, self.latent, grid, seen.number, seen.layers))
         for patch in self.patches:
             if patch.kind == "rule":
-                rule = patch.rule(part.row, self.latent, grid, seen.layer, self.sigma)
+                rule = patch.rule(part.row, self.latent, grid, seen.layer, self.moment)
                 found += [] if rule is None else [rule]
         if any(part.row.references):
             if any(span.kind == "cells" for span in seen.layout.keys):
                 reference_regions.check(part.row.references, seen.layout.keys)
-            rule = reference_regions.rule(part.row, self.latent, grid, self.sigma)
+            rule = reference_regions.rule(part.row, self.latent, grid, self.moment)
             found += [] if rule is None else [rule]
         return tuple(found)
 
@@ -209,8 +210,8 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
     if any(patch.kind in SLOTS for patch in chain.patches):
         layers_of(model)
     options = arguments.get("transformer_options", {})
-    sigma = float(options["sigmas"].max()) if "sigmas" in options else float("inf")
-    patches = tuple(patch for patch in chain.patches if patch.scope.sigma_end <= sigma <= patch.scope.sigma_start)
+    moment = chain.moment(options)
+    patches = tuple(patch for patch in chain.patches if patch.scope.now(moment))
     if not patches:
         return arguments.call(executor)
     family = families.of(model)
@@ -221,7 +222,7 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
             "Bypass that node, or Reference Region."
         )
     latent, rows = rows_of(options, x.shape[0], (x.shape[-2], x.shape[-1]))
-    regions = tuple(region for region in prompt_regions.active(patches, sigma) if any(prompt_regions.acts_on(region, row) for row in rows))
+    regions = tuple(region for region in prompt_regions.active(patches, moment) if any(prompt_regions.acts_on(region, row) for row in rows))
     with_regions = [any(prompt_regions.acts_on(region, row) for region in regions) for row in rows]
     if family.counts_words and any(with_regions) and not all(with_regions):
         return _by_halves(chain, executor, model, arguments, plans, with_regions)
@@ -237,7 +238,7 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
     parts = _parts(rows, patches, regions, counts, prompt)
     options = arguments.get("transformer_options", {})
     beneath = options.get("optimized_attention_override")
-    state = Run(model, family, family.scene(model, arguments), latent, sigma, rows, prompt, parts, regions, patches, beneath, plans)
+    state = Run(model, family, family.scene(model, arguments), latent, moment, rows, prompt, parts, regions, patches, beneath, plans)
     options = {**family.announced(model, options), "optimized_attention_override": state}
     arguments = arguments.having(transformer_options=options)
     result = arguments.call(executor)

@@ -16,6 +16,7 @@ from .grid import RegionMask, Size
 from .layers import Layer
 from .layout import Grid
 from .masked_attention import SelfMode
+from .moment import Moment
 from .visibility import Masked
 
 
@@ -30,7 +31,7 @@ class MaskedJointAttention:
     scope: Scope = EVERYWHERE
     kind: Literal["rule"] = "rule"
 
-    def rule(self, row: Row, latent: Size, grid: Grid, layer: Layer, sigma: float) -> Masked | None:
+    def rule(self, row: Row, latent: Size, grid: Grid, layer: Layer, moment: Moment) -> Masked | None:
         """Who sees whom in a row; None where nothing is masked."""
         if self.scope.half != "both" and (min(row.half, 1) == 0) != (self.scope.half == "positive"):
             return None

@@ -20,6 +20,7 @@ from .chain import Row, Scope
 from .families.reader import Words
 from .grid import RegionMask, Size
 from .layout import UNUSED, Grid, Lengths
+from .moment import Moment
 from .visibility import MOST_REGIONS, RegionOfText, TextsByRegion
 
 BESIDE_PROMPT = Scope(half="positive")
@@ -31,7 +32,7 @@ class PromptRegion:
 
     `strength` 1 is a prompt like the other, 0 is off, up to 2 is more. `replaces` takes the prompt out of the cells. `apart` in 0..1 is the
     share of the layers, evenly spread, in which they and the cells of other regions do not see each other. It stands beside
-    the prompt of its `scope.half`. Above the noise level `own_until` it has a pass of its own (`region_passes`).
+    the prompt of its `scope.half`. For the share `own_pass` of the sampling, 0..1, it has a pass of its own (`region_passes`).
     """
 
     text: Tensor
@@ -41,7 +42,7 @@ class PromptRegion:
     apart: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
     scope: Scope = BESIDE_PROMPT
-    own_until: float = math.inf
+    own_pass: float = 0.0
     kind: Literal["region"] = "region"
     _ready: dict[Any, Words] = field(default_factory=dict, compare=False, repr=False)
 
@@ -63,7 +64,7 @@ class PromptRegion:
     def everywhere(self) -> PromptRegion:
         """The same text alone in the whole picture, for a pass of its own."""
         mask = RegionMask(torch.ones_like(self.mask.masks[:1]))
-        return replace(self, mask=mask, strength=1.0, replaces=True, apart=0.0, own_until=math.inf)
+        return replace(self, mask=mask, strength=1.0, replaces=True, apart=0.0, own_pass=0.0)
 
     def release(self, *_: Any) -> None:
         """Drops what was made ready for a device, after each sampling."""
@@ -93,10 +94,10 @@ def install(model: Any, *regions: PromptRegion) -> Any:
     return clone
 
 
-def active(patches: Sequence[Any], sigma: float) -> tuple[PromptRegion, ...]:
-    """The regions of a chain that act at a noise level, in the graph's order."""
+def active(patches: Sequence[Any], moment: Moment) -> tuple[PromptRegion, ...]:
+    """The regions of a chain that act at a point of the sampling, in the graph's order."""
     regions = (patch for patch in patches if isinstance(patch, PromptRegion))
-    return tuple(region for region in regions if region.scope.sigma_end <= sigma <= region.scope.sigma_start and region.strength != 0)
+    return tuple(region for region in regions if region.scope.now(moment) and region.strength != 0)
 
 
 def acts_on(region: PromptRegion, row: Row) -> bool:

@@ -20,6 +20,7 @@ from .visibility import Look, Seen
 
 if TYPE_CHECKING:
     from .chain import Scope
+    from .moment import Moment
     from .rows import Row
 
 REFERENCES = "reference_latents"
@@ -36,16 +37,16 @@ class ReferenceRegion:
     """Who sees the reference `latent`, which is the very tensor in the CONDITIONING.
 
     `tokens` are those that may be seen, bool [M, tokens] on the CPU, for the pictures of a batch in turn. `mask` is where in the picture it
-    acts, None everywhere. `strength` 1 is as the model does it, 0 is not there, up to 2 is more. It is there from noise level `sigma_start`
-    to `sigma_end`.
+    acts, None everywhere. `strength` 1 is as the model does it, 0 is not there, up to 2 is more. It is there from the share `start` of the
+    sampling, 0..1, to `end`.
     """
 
     latent: Tensor
     tokens: Tensor
     mask: RegionMask | None = None
     strength: float = 1.0
-    sigma_start: float = float("inf")
-    sigma_end: float = 0.0
+    start: float = 0.0
+    end: float = 1.0
     number: int = field(default_factory=_NUMBERS.__next__, repr=False)
     """Which no other has, also after this one is gone: what is kept of it is kept by its number."""
 
@@ -181,19 +182,19 @@ class ReferencesByRegion:
         return sees
 
 
-def rule(row: Row, latent: Size, grid: Grid, sigma: float) -> ReferencesByRegion | None:
+def rule(row: Row, latent: Size, grid: Grid, moment: Moment) -> ReferencesByRegion | None:
     """Who sees the references of a row; None where all see all of them. One whose part of the sampling it is not is hidden."""
-    found = tuple(None if region is None else _placed(region, row, latent, grid, sigma) for region in row.references)
+    found = tuple(None if region is None else _placed(region, row, latent, grid, moment) for region in row.references)
     return ReferencesByRegion(found) if any(found) else None
 
 
-def _placed(region: ReferenceRegion, row: Row, latent: Size, grid: Grid, sigma: float) -> PlacedReference | None:
+def _placed(region: ReferenceRegion, row: Row, latent: Size, grid: Grid, moment: Moment) -> PlacedReference | None:
     """A reference in a row; None if it is seen as if nothing had been said of it."""
     from .prompt_regions import place
 
     part, _ = region.index(row.image)
     tokens = region.tokens[part]
-    if region.strength == 0 or not region.sigma_end <= sigma <= region.sigma_start:
+    if region.strength == 0 or not moment.within(region.start, region.end):
         return PlacedReference(torch.zeros_like(tokens), None, "off")
     cells, cells_key = None, None
     if region.mask is not None:

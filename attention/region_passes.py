@@ -7,7 +7,6 @@ ComfyUI's Conditioning (Set Mask). Only the rows of the batch on which a region 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,21 +25,21 @@ ABOUT_SIZE = (0, 1280, 1536)
 
 
 def run(chain: Any, executor: Any, model: Any, arguments: Arguments) -> Tensor:
-    """One call of a diffusion model under a chain, with further passes for the regions that have their own at this noise level.
+    """One call of a diffusion model under a chain, with further passes for the regions that have their own at this point of the sampling.
 
     What the passes predict is averaged cell by cell: a region's counts by its strength, the prompt's 1, or in a region that replaces it
     what that leaves of 1.
     """
-    if not any(isinstance(patch, PromptRegion) and patch.own_until < math.inf for patch in chain.patches):
+    if not any(isinstance(patch, PromptRegion) and patch.own_pass > 0 for patch in chain.patches):
         return chain.once(executor, model, arguments)
     options = arguments.get("transformer_options", {})
-    sigma = float(options["sigmas"].max()) if "sigmas" in options else math.inf
+    moment = chain.moment(options)
     x: Tensor = arguments.get("x")
     latent, rows = rows_of(options, x.shape[0], (x.shape[-2], x.shape[-1]))
     regions: list[tuple[PromptRegion, list[int], Arguments]] = []
-    for region in prompt_regions.active(chain.patches, sigma):
+    for region in prompt_regions.active(chain.patches, moment):
         chunks = arguments.chunks(lambda row, region=region: prompt_regions.acts_on(region, rows[row]))
-        if sigma > region.own_until and chunks:
+        if moment.before(region.own_pass) and chunks:
             # Before any pass: models write into their options and take a ControlNet's parts out of its lists.
             here = arguments.rows_of_chunks(chunks)
             regions.append((region, here, with_pooled(region, arguments.of_chunks(chunks), [rows[row] for row in here])))

@@ -5,6 +5,8 @@ ComfyUI crops areas, tiles and context windows away before the model runs. `reme
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from . import compiled, context_window
 from .grid import Size, Window
+from .moment import Moment, Schedule
 from .reference_regions import ReferenceRegion, of_conditioning
 
 KEY = "maskprompt"
@@ -49,7 +52,7 @@ class View:
     without one (all, or a context window's rows or columns).
 
     By uuid too: how many words a text has, who sees a prompt's references, and the frames of an area in time. `frames` are those of a
-    context window.
+    context window. `schedule` is the running model's.
     """
 
     latent: Size
@@ -59,6 +62,15 @@ class View:
     frames: Frames | None = None
     references: dict[Any, tuple[ReferenceRegion | None, ...]] = field(default_factory=dict[Any, tuple[ReferenceRegion | None, ...]])
     times: dict[Any, Frames] = field(default_factory=dict[Any, Frames])
+    schedule: Schedule | None = None
+
+
+def moment_of(options: Mapping[str, Any], schedule: Schedule | None = None) -> Moment:
+    """Gives the point of the sampling of a call, by the schedule of the model that runs, or the given one where nothing tells that."""
+    sigma = float(options["sigmas"].max()) if "sigmas" in options else math.inf
+    view: View | None = options.get(VIEW)
+    told = None if view is None else view.schedule
+    return Moment(sigma, told or schedule)
 
 
 def rows_of(options: dict[str, Any], batch: int, size: Size) -> tuple[Size, tuple[Row, ...]]:
@@ -161,6 +173,7 @@ def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Te
     latent, seen = context_window.place(options, (height, width), x.ndim)
     if areas and latent != (height, width):
         raise RuntimeError(f"a prompt's area and {context_window.SIDEWAYS} meet: where a mask lies is not known. Bypass one of the nodes.")
-    options = {**innermost(options), VIEW: View(latent, areas, seen, texts, frames, references, times)}
+    schedule = getattr(getattr(model, "model_sampling", None), "percent_to_sigma", None)
+    options = {**innermost(options), VIEW: View(latent, areas, seen, texts, frames, references, times, schedule)}
     with compiled.as_it_must_run(model_options):
         return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})

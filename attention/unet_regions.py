@@ -18,6 +18,7 @@ from .chain import EVERYWHERE, Call, Inner, Kind, Patch, Scope
 from .groups import Where
 from .layers import Layer, layers_of
 from .layout import Layout, Lengths, Span, spans_of, with_texts
+from .moment import Moment
 from .prompt_regions import PromptRegion
 from .rows import PROMPT, VIEW, rows_of
 
@@ -120,14 +121,15 @@ def _with_all_tokens(q: Tensor, k: Tensor, v: Tensor, cut: groups.Plan, inner: I
     return result
 
 
-def joined(patches: Sequence[Any], unet: Any, arguments: Arguments, plans: dict[Any, Any]) -> tuple[Arguments, tuple[Patch, ...]]:
+def joined(
+    patches: Sequence[Any], unet: Any, arguments: Arguments, moment: Moment, plans: dict[Any, Any]
+) -> tuple[Arguments, tuple[Patch, ...]]:
     """The call with the words of all regions that act now, and the chain's patches with the regions' own beneath all others."""
     others = tuple(patch for patch in patches if not isinstance(patch, PromptRegion))
     options: Mapping[str, Any] = arguments.get("transformer_options", {})
-    sigma = float(options["sigmas"].max()) if "sigmas" in options else float("inf")
     x: Tensor = arguments.get("x")
     _, rows = rows_of(dict(options), x.shape[0], (x.shape[-2], x.shape[-1]))
-    regions = tuple(region for region in prompt_regions.active(patches, sigma) if any(prompt_regions.acts_on(region, row) for row in rows))
+    regions = tuple(region for region in prompt_regions.active(patches, moment) if any(prompt_regions.acts_on(region, row) for row in rows))
     if not regions:
         return arguments, others
     context: Tensor = arguments.get("context")

@@ -108,16 +108,16 @@ class MaskedAttention(io.ComfyNode):
         region = RegionMask(_filled(masks))
         if bool((masks < 0.5).all()):
             return io.NodeOutput(model)
-        start, end = inputs.noise_levels(model, start_percent, end_percent, "mask")
+        inputs.check_part(start_percent, end_percent, "mask")
         if not inputs.is_unet(model):
             divided: SelfMode | None = None if self_attention == "off" else "renormalised" if self_attention == "renormalised" else "paper"
-            scope = chain.Scope(None, start, end, apply_to)
+            scope = chain.Scope(None, start_percent, end_percent, apply_to)
             return io.NodeOutput(chain.install(model, MaskedJointAttention(region, cross_attention, divided, chosen, scope)))
         patches: list[chain.Patch] = []
         if cross_attention:
-            patches.append(MaskedCrossAttention(region, chain.Scope(None, start, end, apply_to)))
+            patches.append(MaskedCrossAttention(region, chain.Scope(None, start_percent, end_percent, apply_to)))
         if self_attention == "paper" or self_attention == "renormalised":
-            patches.append(MaskedSelfAttention(region, self_attention, chain.Scope(chosen, start, end, apply_to)))
+            patches.append(MaskedSelfAttention(region, self_attention, chain.Scope(chosen, start_percent, end_percent, apply_to)))
         return io.NodeOutput(chain.install(model, *patches))
 
 

@@ -56,11 +56,10 @@ def region_masks(mask: Tensor, empty: str, some_empty: str) -> Tensor:
     return masks
 
 
-def noise_levels(model: Any, start: float, end: float, what: str) -> tuple[float, float]:
-    """Noise levels (from, to) of that part of the sampling. ValueError if it ends before it starts."""
+def check_part(start: float, end: float, what: str) -> None:
+    """Raises ValueError if that part of the sampling ends before it starts."""
     if start > end:
         raise ValueError(f"start_percent ({start:g}) is after end_percent ({end:g}), so the {what} would never act.")
-    return chain.percent_range(model, start, end)
 
 
 def there(find: Callable[[str], Any], *names: str | None) -> bool | str:

@@ -161,7 +161,8 @@ class ApplyMECA(io.ComfyNode):
     ) -> io.NodeOutput:
         known = layers_of(model)
         numbers = fitted(adapter, model)
-        scope = chain.Scope(chosen_layers(layers, layer_list, known), *inputs.noise_levels(model, start_percent, end_percent, "image"))
+        inputs.check_part(start_percent, end_percent, "image")
+        scope = chain.Scope(chosen_layers(layers, layer_list, known), start_percent, end_percent)
         place = _region(region)
         if weight == 0 or (place is not None and bool((place.masks < 0.5).all())):
             return io.NodeOutput(model)

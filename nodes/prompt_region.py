@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import torch
@@ -119,7 +118,7 @@ class PromptRegionNode(io.ComfyNode):
         if apart > 0 and share >= 1:
             log.warning("Prompt Region: apart does nothing while regions have passes of their own; set own_pass below 1")
         patches: list[PromptRegion] = []
-        inputs.noise_levels(model, start_percent, end_percent, "region")
+        inputs.check_part(start_percent, end_percent, "region")
         for words, options in entries(text):
             # A text that acts in a part of the sampling only (Conditioning Set Timestep Range) does so here too.
             # And so does each part of a text whose words change on the way (Set CLIP Hooks with `schedule_clip`).
@@ -127,9 +126,8 @@ class PromptRegionNode(io.ComfyNode):
             end = min(end_percent, *(options.get(name, 1.0) for name in ("end_percent", "clip_end_percent")))
             if start > end:
                 continue
-            scope = chain.Scope(None, *inputs.noise_levels(model, start, end, "region"), apply_to)
-            own_until = inputs.noise_levels(model, 0.0, share, "region")[1] if share else math.inf
-            patches.append(PromptRegion(words, region, strength, base == OUTSIDE, apart, options, scope, own_until))
+            scope = chain.Scope(None, start, end, apply_to)
+            patches.append(PromptRegion(words, region, strength, base == OUTSIDE, apart, options, scope, share))
         if not patches:
             raise ValueError(
                 f"none of the region's texts acts between start_percent ({start_percent:g}) and end_percent ({end_percent:g}): their own "

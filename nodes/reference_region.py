@@ -132,7 +132,7 @@ class ReferenceRegionNode(io.ComfyNode):
         check_wired(cls.hidden, negative is not None)
         family = families.of(model.get_model_object("diffusion_model"))
         patch = family.patch_of(model.get_model_object("diffusion_model"))
-        noise_levels = inputs.noise_levels(model, start_percent, end_percent, "reference")
+        inputs.check_part(start_percent, end_percent, "reference")
         place = None if region is None else RegionMask(inputs.region_masks(region, EMPTY, SOME_EMPTY))
         found = encoded_reference.encode(image, vae, latent, show, invert, megapixels, margin, patch, *latents_of(model), takes.whole)
         if strength == 0:
@@ -140,7 +140,7 @@ class ReferenceRegionNode(io.ComfyNode):
         restricted = place is not None or strength != 1 or not bool(found.tokens.all()) or (start_percent, end_percent) != (0.0, 1.0)
         # A latent of its own, so that the same one given twice is two references.
         samples = found.latent.clone()
-        one = ReferenceRegion(samples, found.tokens.flatten(1), place, strength, *noise_levels) if restricted else None
+        one = ReferenceRegion(samples, found.tokens.flatten(1), place, strength, start_percent, end_percent) if restricted else None
         prompts = [None if prompt is None else reference_regions.with_reference(prompt, samples, one) for prompt in (positive, negative)]
         warn(takes, max(len(options[REFERENCES]) for _, options in prompts[0] or ()))
         return io.NodeOutput(reference_regions.install(model) if restricted else model, *prompts, found.preview)

@@ -1,12 +1,13 @@
 """Families with the words before the picture, and references behind it: Flux.1 and 2, Chroma, Qwen-Image, Krea 2.
 
-All of them tell their block in the options, and how many tokens each reference has.
+All of them tell their block in the options, and how many tokens each reference has. Under core's Flux KV Cache the references run in the
+first step alone; from then on their keys and values of that step are still there, and they ask nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..arguments import Arguments
@@ -57,14 +58,15 @@ class WordsFirst(OneStream):
     def seen(self, model: Any, scene: Scene, options: Mapping[str, Any], count: int, queries: int, keys: int) -> Seen | None:
         layers = self.layers(model)
         layer: Layer = (str(options.get("block_type")), int(options.get("block_index", -1)), 0)
-        if queries != keys or layer not in layers:
+        lengths: Sequence[int] = options.get("reference_image_num_tokens", ())
+        if layer not in layers or queries not in (keys, keys - sum(lengths)):
             reader.refuse("a layer", queries, keys, "those of one of its blocks")
-        references: list[Counted] = [
-            ("reference", length, number) for number, length in enumerate(options.get("reference_image_num_tokens", ()))
-        ]
+        references: list[Counted] = [("reference", length, number) for number, length in enumerate(lengths)]
         cells = reader.cells_in(scene.grid)
         what = f"layer {layer[0]} {layer[1]}"
         layout = reader.layout_of(scene.grid, keys, what, ("words", scene.words), ("cells", cells), *references)
+        if queries < keys:
+            layout = replace(layout, queries=tuple(span for span in layout.queries if span.kind != "reference"))
         return Seen(layer, layers.index(layer), len(layers), layout)
 
 

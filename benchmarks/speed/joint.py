@@ -168,7 +168,7 @@ def unet(rounds: int = 7) -> list[Figure]:
     masks = quarters(2, 32)
     regions = [prompt_regions.PromptRegion(text, grid.RegionMask(mask)) for text, mask in zip(texts[2:], masks, strict=True)]
     patched = prompt_regions.install(plain, *regions)
-    by_passes = prompt_regions.install(plain, *(replace(region, own_until=0.0) for region in regions))
+    by_passes = prompt_regions.install(plain, *(replace(region, own_pass=1.0) for region in regions))
     noise = torch.randn(1, 4, 64, 64)
     masked = [
         [text, {"mask": mask, "set_area_to_bounds": False, "mask_strength": 1.0}] for text, mask in zip(texts[2:], masks, strict=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from maskprompt.attention.chain import Call, Row
+from maskprompt.attention.moment import Moment
 
 
 def split(x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -28,4 +29,4 @@ def plain(heads: int) -> Any:
 
 def call_of(kind: Any, height: int, width: int, heads: int, batch: int, images: int, is_plain: bool = True) -> Call:
     rows = tuple(Row(index // images, index % images, (0, 0, height, width)) for index in range(batch))
-    return Call(kind, ("input", 1, 0), heads, (height, width), (height, width), rows, 1.0, is_plain)
+    return Call(kind, ("input", 1, 0), heads, (height, width), (height, width), rows, Moment(1.0), is_plain)

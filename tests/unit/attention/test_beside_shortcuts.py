@@ -13,6 +13,7 @@ from maskprompt.attention.arguments import Arguments
 from maskprompt.attention.grid import RegionMask, Size
 from maskprompt.attention.layers import Layer
 from maskprompt.attention.layout import Grid
+from maskprompt.attention.moment import Moment
 from maskprompt.attention.reference_regions import ReferenceRegion
 from maskprompt.attention.rows import Row
 from maskprompt.nodes.prompt_region import PromptRegionNode
@@ -37,7 +38,7 @@ class Listening:
         self.layers: list[Layer] = []
         self.halves: list[int] = []
 
-    def rule(self, row: Row, latent: Size, grid: Grid, layer: Layer, sigma: float) -> None:
+    def rule(self, row: Row, latent: Size, grid: Grid, layer: Layer, moment: Moment) -> None:
         self.layers.append(layer)
         self.halves.append(row.half)
 
@@ -212,7 +213,7 @@ def test_a_reference_of_the_same_address_is_another_reference() -> None:
     keys: set[Any] = set()
     for _ in range(50):
         region = ReferenceRegion(torch.zeros(1, 4, 4, 2), torch.tensor([[True, False]]))
-        rule = reference_regions.rule(Row(0, 0, (0, 0, 2, 2), references=(region,)), (2, 2), (1, 1, 1), 1.0)
+        rule = reference_regions.rule(Row(0, 0, (0, 0, 2, 2), references=(region,)), (2, 2), (1, 1, 1), Moment(1.0))
         assert rule is not None
         keys.add(rule.key)
         del region, rule

@@ -9,6 +9,7 @@ import pytest
 import torch
 from maskprompt.attention import chain, grid, layers
 from maskprompt.attention.masked_attention import MaskedCrossAttention, MaskedSelfAttention
+from maskprompt.attention.moment import Moment
 
 from ...support.models import Sample, random_model
 
@@ -111,12 +112,12 @@ def test_our_patches_run_in_the_graphs_order(model: Any, sample: Sample) -> None
 
 def test_a_scope_keeps_to_its_layers_steps_and_half(model: Any, sample: Sample) -> None:
     calls: list[Any] = []
-    sigmas = chain.percent_range(model, 0.5, 1.0)
-    scope = chain.Scope(frozenset({("output", 3, 0)}), *sigmas, half="negative")
+    scope = chain.Scope(frozenset({("output", 3, 0)}), 0.5, 1.0, half="negative")
     sample(chain.install(model, Spy("self", scope, calls)), steps=4)
     assert {call.layer for call, _ in calls} == {("output", 3, 0)}
     assert 0 < len(calls) < 4
-    assert all(call.sigma <= sigmas[0] for call, _ in calls)
+    latest = model.get_model_object("model_sampling").percent_to_sigma(0.5)
+    assert all(call.moment.sigma <= latest for call, _ in calls)
 
 
 def test_one_half_of_cfg_alone_is_changed(model: Any) -> None:
@@ -294,7 +295,7 @@ def test_animate_diffs_windows_leave_each_picture_its_mask(model: Any, sample: S
 def test_rows_that_an_attention_couple_adds_are_refused_for_one_half() -> None:
     """Which of them is the positive prompt's is not known; the wrong ones were masked without a word."""
     call = chain.Call(
-        "cross", ("input", 1, 0), 2, (2, 2), (2, 2), (chain.Row(0, 0, (0, 0, 2, 2)), chain.Row(1, 0, (0, 0, 2, 2))), 1.0, True
+        "cross", ("input", 1, 0), 2, (2, 2), (2, 2), (chain.Row(0, 0, (0, 0, 2, 2)), chain.Row(1, 0, (0, 0, 2, 2))), Moment(1.0), True
     )
     spy = Spy("cross", scope=chain.Scope(half="positive"))
     run = chain._on_half(spy, call, lambda q, k, v: q)

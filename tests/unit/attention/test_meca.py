@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskprompt.attention import chain, grid, meca, rows
 from maskprompt.attention.masked_attention import MaskedCrossAttention
+from maskprompt.attention.moment import Moment
 
 from ...support.attention import dense
 
@@ -258,7 +259,7 @@ def test_a_part_of_the_picture_without_the_region_is_as_the_rest(unet: Any) -> N
 def test_unknown_rows_are_refused_in_words() -> None:
     """Attention-couple packs run more rows than the batch has, and nothing tells which are positive."""
     drawn = some()
-    call = chain.Call("cross", LAYER, 2, (6, 8), (6, 8), (chain.Row(0, 0, (0, 0, 6, 8)),), 1.0, True)
+    call = chain.Call("cross", LAYER, 2, (6, 8), (6, 8), (chain.Row(0, 0, (0, 0, 6, 8)),), Moment(1.0), True)
     with pytest.raises(RuntimeError, match=r"2 rows where the batch has 1.*Bypass that node"):
         meca.ImagePrompt(drawn.keys).attend(*drawn.qkv, call, lambda q, k, v: q)
 

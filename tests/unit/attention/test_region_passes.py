@@ -18,7 +18,7 @@ from ...support.tiny_transformers import TINIES, Tiny
 from ...support.transformer_texts import TEXTS, close, region, sample, text_of
 
 WIDTH = 128
-ALWAYS = 0.0
+ALWAYS = 1.0
 
 
 def words(count: int, seed: int) -> torch.Tensor:
@@ -176,7 +176,7 @@ def test_on_transformers_too(tiny: Tiny) -> None:
     pooled = tiny.options.get("pooled_output")
     own = [{} if pooled is None else {"pooled_output": pooled + number} for number in (1, 2)]
     regions = [
-        replace(prompt_regions.PromptRegion(text, RegionMask(mask), options=options), replaces=True, own_until=ALWAYS)
+        replace(prompt_regions.PromptRegion(text, RegionMask(mask), options=options), replaces=True, own_pass=ALWAYS)
         for text, mask, options in zip(texts, (left, lower), own, strict=True)
     ]
     model = tiny.model()
@@ -194,7 +194,7 @@ def test_on_every_other_transformer_a_region_changes_its_own_part_alone(tiny: Ti
     """In one step nothing outside of a mask is another; inside everything is."""
     size = (8, 12)
     left, _ = masks(size[0] * 8, size[1] * 8)
-    own = region(tiny, tiny.words(TEXTS[1], 20), left, replaces=True, own_until=ALWAYS)
+    own = region(tiny, tiny.words(TEXTS[1], 20), left, replaces=True, own_pass=ALWAYS)
     model = tiny.model()
     noise = tiny.latent(size)
     prompt, negative = ([text, {**tiny.options, **tiny.beside(text)}] for text in (text_of(tiny), tiny.words(TEXTS[0], 90)))

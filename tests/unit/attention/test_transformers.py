@@ -116,7 +116,7 @@ def test_where_no_region_acts_the_model_is_untouched_to_the_bit(tiny: Tiny) -> N
     plain = sample(model, tiny, size, text_of(tiny), 2, 3.0, negative)
     patches = regions(tiny, size)
     off = [replace(patch, strength=0.0) for patch in patches]
-    later = [replace(patch, scope=chain.Scope(None, -1.0, -2.0, "positive")) for patch in patches]
+    later = [replace(patch, scope=chain.Scope(None, 1.0, 1.0, "positive")) for patch in patches]
     patched = chain.install(model, *patches)
     assert torch.equal(sample(chain.install(model, *off), tiny, size, text_of(tiny), 2, 3.0, negative), plain)
     assert torch.equal(sample(chain.install(model, *later), tiny, size, text_of(tiny), 2, 3.0, negative), plain)

@@ -41,7 +41,7 @@ def test_the_empty_words_outside_are_a_dense_choice_between_two_texts() -> None:
     unet = type("", (), {"input_blocks": [[block]], "middle_block": None, "output_blocks": []})
     q, prompt, empty = torch.randn(2, 16, 8), torch.randn(2, 5, 12), torch.randn(1, 5, 12)
     rows = tuple(chain.Row(half, 0, (0, 0, 4, 4)) for half in (0, 1))
-    call = chain.Call("cross", ("input", 0, 0), 2, (4, 4), (4, 4), rows, 1.0, True)
+    call = chain.Call("cross", ("input", 0, 0), 2, (4, 4), (4, 4), rows, Moment(1.0), True)
     mask = torch.zeros(1, 4, 4)
     mask[:, 1:3, 1:3] = 1
     patch = dreamcom_methods.EmptyWordsOutside(grid.RegionMask(mask), unet, empty, chain.EVERYWHERE)

@@ -147,7 +147,7 @@ def test_start_and_end_are_parts_of_the_sampling(
     seen: list[float] = []
 
     def attend(self: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: chain.Call, inner: chain.Inner) -> torch.Tensor:
-        seen.append(call.sigma)
+        seen.append(call.moment.sigma)
         return inner(q, k, v)
 
     monkeypatch.setattr(masked_attention.MaskedCrossAttention, "attend", attend)

@@ -139,9 +139,8 @@ def test_several_regions(model: Any, adapter: Any, sample: Sample) -> None:
 
 def test_start_end_and_layers_hold_for_text_and_image(model: Any, adapter: Any) -> None:
     changed = applied(model, adapter, corner(), layers="decoder", start_percent=0.25, end_percent=0.75)
-    sigmas = chain.percent_range(model, 0.25, 0.75)
     for patch in patches_of(changed):
-        assert (patch.scope.sigma_start, patch.scope.sigma_end) == sigmas
+        assert (patch.scope.start, patch.scope.end) == (0.25, 0.75)
         assert patch.scope.layers == {
             layer for layer in layers.layers_of(model.get_model_object("diffusion_model")) if layer[0] == "output"
         }
