@@ -48,7 +48,9 @@ class Bench:
         inside = half.flatten().to(setting.device)
         rows = tuple(self.chain.Row(0, number, (0, 0, side, side)) for number in range(2))
         place = ("input", 1, 0)
-        self.call = self.chain.Call("self", place, heads, (side, side), (side, side), rows, 1.0, True, {"n_heads": heads})
+        self.call = self.chain.Call(
+            "self", place, heads, (side, side), (side, side), rows, self.chain.Moment(1.0), True, {"n_heads": heads}
+        )
         region, (q, k, v), text = grid.RegionMask(pixels), (self.q, self.k, self.v), self.text
         # One image for all rows; the last of the stored ones is the unconditional's, which no row here asks for.
         stored = meca.StoredKeys({place: (image[0][:1].repeat(2, 1, 1), image[1][:1].repeat(2, 1, 1))})

@@ -47,7 +47,8 @@ def layer(rounds: int = 25) -> list[Figure]:
     q = torch.randn(2, 4096, 320, device=target)
     k = torch.randn(2, 77, 320, device=target)
     v = torch.randn(2, 77, 320, device=target)
-    call = chain.Call("cross", where, 8, (64, 64), (64, 64), tuple(chain.Row(half, 0, (0, 0, 64, 64)) for half in (0, 1)), 1.0, True)
+    rows = tuple(chain.Row(half, 0, (0, 0, 64, 64)) for half in (0, 1))
+    call = chain.Call("cross", where, 8, (64, 64), (64, 64), rows, chain.Moment(1.0), True)
     keys = stored({where: 320}, 16)
     region = grid.RegionMask(left_half(512))
 

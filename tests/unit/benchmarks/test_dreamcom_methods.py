@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from maskprompt.attention.moment import Moment
 
 from benchmarks.tables import dreamcom, dreamcom_methods
 from benchmarks.tables.dreamcom_methods import CAUSES, NEITHER, NO_SELF, WHOLE, Method, patched
