@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Schedule = Callable[[float], float]
 """Turns a share of the sampling, 0..1, into the noise level that a model has then: `percent_to_sigma` of ComfyUI's models."""
@@ -19,6 +19,7 @@ class Moment:
 
     sigma: float
     schedule: Schedule | None = None
+    _levels: dict[float, float] = field(default_factory=dict[float, float], compare=False, repr=False)
 
     def within(self, start: float, end: float) -> bool:
         """Says whether it lies between two shares of the sampling, both included."""
@@ -38,4 +39,7 @@ class Moment:
             raise RuntimeError(
                 "nothing tells how far the sampling is, so a start_percent or an end_percent has no meaning here. Set them to 0 and 1."
             )
-        return float(self.schedule(share))
+        # Every layer asks, and some schedules answer from the device.
+        if share not in self._levels:
+            self._levels[share] = float(self.schedule(share))
+        return self._levels[share]

@@ -11,6 +11,7 @@ from typing import Any
 from demo.pack import ROOT
 
 from .figures import FOLDER, Figure
+from .tables import stock_painter
 
 PAGE = ROOT / "docs" / "measurements.md"
 BEGIN = "<!-- figures -->"
@@ -19,8 +20,11 @@ ORDER = ("bench-attention", "bench-step", "bench-sam", "bench-pointing", "bench-
          "tiny-model", "dreamcom", "meca", "mcgm", "mcgm-presets", "mask-controlnet", "paste-back", "tiny-edit",
          "tiny-things", "transformer-regions", "transformer-masks", "references", "references-words", "references-two")  # fmt: skip
 """The results that come first; others follow by their names."""
-OWN_PLACE = ("name", "command", "date", "machine", "figures", "checks", "small", "minutes")
+OWN_PLACE = ("name", "command", "date", "machine", "figures", "checks", "small", "minutes", "weights")
 """What of a result's file is shown elsewhere than among its notes."""
+
+OLDER = "measured with earlier weights of tiny-edit: those that are here have been trained on since"
+"""What is said beside the figures of a result whose `weights` are not those of the files in `demo`."""
 
 
 def results(folder: Path = FOLDER) -> list[dict[str, Any]]:
@@ -46,6 +50,8 @@ def page(kept: Sequence[dict[str, Any]]) -> str:
 def section(content: dict[str, Any], figures: Sequence[Figure]) -> str:
     """One result: its command, when and where it was measured, how, which checks failed or were left out, and all of its figures."""
     notes = [f"- {name}: {text}" for name, text in content.items() if name not in OWN_PLACE]
+    if content.get("weights", stock_painter.weights()) != stock_painter.weights():
+        notes.append(f"- {OLDER}")
     made = f"`{content['command']}`: {content['date']}, {content['machine']}"
     undone = [f"- {one['name']}: {one['state']}: `{brief(one['said'])}`" for one in content.get("checks", ()) if one["state"] != "done"]
     lists = ["\n".join(lines) for lines in (notes, undone) if lines]

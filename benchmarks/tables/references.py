@@ -25,7 +25,7 @@ from ..cache import sha_of
 from ..figures import Figure, mean, rate, size_of, write
 from .halves import MIDDLES, half, other_side
 from .references_cases import Case, Two, cases, twos
-from .stock_painter import Painting, StockPainter
+from .stock_painter import Painting, StockPainter, weights
 
 SHEET = tiny_model.ROOT / "demo" / "output" / "references-table.png"
 
@@ -225,7 +225,7 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     place = world.load(folders.world(folders.DEFAULT))
     eye = judge.Judge(place)
     drawn = cases(place, max(size.cases, size.words), size.size)
-    notes = {"settings": size.settings}
+    notes = {"settings": size.settings, "weights": weights()}
     whole = size == Size()
     painter = Painter()
     figures = measure(painter, eye, judge.GroundJudge(place), drawn[: size.cases], size)

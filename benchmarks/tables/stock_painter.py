@@ -27,6 +27,11 @@ WORK = tiny_model.ROOT / "demo" / "work" / "tiny-edit"
 FORMAT = 2
 
 
+def weights(folder: Path = FILES) -> str:
+    """Tells tiny-edit's files in a folder from any others: what a table that was measured with them keeps beside its figures."""
+    return sha(b"".join((folder / name).read_bytes() for name in (TRANSFORMER, TEXT, AUTOENCODER)))
+
+
 @dataclass(frozen=True)
 class Painting:
     """The pixels of a side and the steps of sampling: what the sizes of all tables of this painter have."""

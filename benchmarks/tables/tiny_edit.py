@@ -19,7 +19,7 @@ from demo.tiny_edit import folders, grounds, judge, scenes, sentences, things, w
 from demo.tiny_edit.painter import CFG, STEPS, Painter, held_out_pairs, held_out_sentences
 
 from ..figures import Figure, rate, size_of, write
-from .stock_painter import FILES
+from .stock_painter import FILES, weights
 
 SHEET = Path(__file__).resolve().parent.parent.parent / "demo" / "output" / "tiny-edit-table.png"
 
@@ -185,5 +185,5 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     tiles = (pictures[:64].permute(0, 2, 3, 1).numpy() * 255 + 0.5).astype(np.uint8)
     across = [np.concatenate(list(tiles[row : row + 8]), 1) for row in range(0, len(tiles) - 7, 8)]
     Image.fromarray(np.concatenate(across)).save(SHEET)
-    notes = {"settings": f"{STEPS} steps of Euler, CFG {CFG}, {size.size} pixels"}
+    notes = {"settings": f"{STEPS} steps of Euler, CFG {CFG}, {size.size} pixels", "weights": weights()}
     write("tiny-edit", command, figures, notes, whole=size == Size())

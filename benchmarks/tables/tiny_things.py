@@ -18,7 +18,7 @@ from torch import Tensor
 from demo.tiny_edit import folders, grounds, judge, records, sentences, things, world
 
 from ..figures import Figure, rate, size_of, write
-from .stock_painter import Painting, StockPainter
+from .stock_painter import Painting, StockPainter, weights
 
 
 @dataclass(frozen=True)
@@ -69,4 +69,4 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     place = world.load(folders.world(folders.DEFAULT))
     eye = judge.Judge(place, things.NAMED)
     figures = measure(Painter(), eye, place, size)
-    write("tiny-things", command, figures, {"settings": size.settings}, whole=size == Size())
+    write("tiny-things", command, figures, {"settings": size.settings, "weights": weights()}, whole=size == Size())

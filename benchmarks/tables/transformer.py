@@ -24,7 +24,7 @@ from demo.tiny_edit.painter import held_out_pairs
 from ..cache import image_of, sha_of
 from ..figures import Figure, mean, rate, size_of, write
 from .halves import MIDDLES, half
-from .stock_painter import Painting, StockPainter
+from .stock_painter import Painting, StockPainter, weights
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     size = size_of(Size(), command, __doc__, arguments)
     place = world.load(folders.world(folders.DEFAULT))
     eye = judge.Judge(place, things.NAMED)
-    notes = {"settings": size.settings}
+    notes = {"settings": size.settings, "weights": weights()}
     painter = Painter()
     figures = measure_pairs(painter, eye, judge.GroundJudge(place), pairs(place, size.pairs), size)
     write("transformer-regions", command, figures, notes, whole=size == Size())

@@ -49,6 +49,18 @@ def test_shares_are_levels_of_the_schedule() -> None:
     assert not any(Moment(sigma, schedule).within(share, share) for sigma in (5.0, math.inf) for share in (0.25, 0.5))
 
 
+def test_a_schedule_is_asked_once_for_a_share() -> None:
+    asked: list[float] = []
+
+    def schedule(share: float) -> float:
+        asked.append(share)
+        return 1 - share
+
+    moment = Moment(0.5, schedule)
+    assert [moment.within(0.2, 0.7) for _ in range(3)] == [True] * 3
+    assert sorted(asked) == [0.2, 0.7]
+
+
 def test_without_a_schedule_only_the_whole_sampling_has_a_meaning() -> None:
     assert Moment(math.inf).within(0.0, 1.0)
     with pytest.raises(RuntimeError, match="Set them to 0 and 1"):

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.figures import FOLDER, Figure, rate
+from benchmarks.tables import stock_painter
 from demo.pack import ROOT
 
 TOLD = re.compile(r"\b\d+\.\d{2,}\s+\(\d+\.\d{2,}\s+to\s+\d+\.\d{2,}\)")
@@ -63,6 +64,17 @@ def _prose(page: Path) -> str:
     """A page without the figures that the report writes."""
     text = page.read_text("utf-8")
     return re.sub(f"{re.escape(report.BEGIN)}.*{re.escape(report.END)}", "", text, flags=re.S)
+
+
+def test_figures_of_earlier_weights_are_said_to_be_so() -> None:
+    """Each result of tiny-edit names its weights; the page says which of them are not those of the files that everyone gets."""
+    named = [content for content in report.results() if "256 pixels" in content.get("settings", "")]
+    assert len(named) >= 6
+    assert all("weights" in content for content in named)
+    now, other = ({**named[0], "weights": weights} for weights in (stock_painter.weights(), "0" * 16))
+    assert report.OLDER not in report.section(now, [])
+    assert f"\n- {report.OLDER}\n" in report.section(other, [])
+    assert report.OLDER not in report.section({name: value for name, value in now.items() if name != "weights"}, [])
 
 
 def test_a_row_says_value_interval_cases_and_what_became_of_its_bar() -> None:
