@@ -17,7 +17,7 @@ from torch import Tensor
 from .arguments import Arguments
 from .grid import Size
 from .layers import Layer, is_unet, layers_of
-from .moment import Moment, Schedule
+from .moment import Moment, Schedule, schedule_of
 from .rows import KEY, Row, moment_of, remember_halves, remember_view, rows_of
 
 Kind = Literal["self", "cross"]
@@ -37,9 +37,10 @@ class Scope:
     half: Half = "both"
 
     def covers(self, layer: Layer, moment: Moment) -> bool:
-        return (self.layers is None or layer in self.layers) and self.now(moment)
+        """Says whether it is this part of the sampling, and one of these layers."""
+        return (self.layers is None or layer in self.layers) and self.holds_at(moment)
 
-    def now(self, moment: Moment) -> bool:
+    def holds_at(self, moment: Moment) -> bool:
         """Says whether it is this part of the sampling."""
         return moment.within(self.start, self.end)
 
@@ -229,7 +230,7 @@ def install(model: Any, *patches: Scoped) -> Any:
     check_model(model, patches)
     clone = model.clone()
     before = tuple(patch for chain in clone.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY) for patch in chain.patches)
-    whole = Chain((*before, *patches), model.get_model_object("model_sampling").percent_to_sigma)
+    whole = Chain((*before, *patches), schedule_of(model.get_model_object("model_sampling")))
     clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
     clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, whole)
     family = families.find(model.get_model_object("diffusion_model"))

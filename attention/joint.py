@@ -211,7 +211,7 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
         layers_of(model)
     options = arguments.get("transformer_options", {})
     moment = chain.moment(options)
-    patches = tuple(patch for patch in chain.patches if patch.scope.now(moment))
+    patches = tuple(patch for patch in chain.patches if patch.scope.holds_at(moment))
     if not patches:
         return arguments.call(executor)
     family = families.of(model)

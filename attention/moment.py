@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 Schedule = Callable[[float], float]
 """Turns a share of the sampling, 0..1, into the noise level that a model has then: `percent_to_sigma` of ComfyUI's models."""
+
+
+def schedule_of(sampling: Any) -> Schedule | None:
+    """Gives the schedule of a model's `model_sampling`, None for one that turns no shares into noise levels."""
+    return getattr(sampling, "percent_to_sigma", None)
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Moment:
             raise RuntimeError(
                 "nothing tells how far the sampling is, so a start_percent or an end_percent has no meaning here. Set them to 0 and 1."
             )
-        # Every layer asks, and some schedules answer from the device.
+        # Layer after layer asks, and some schedules answer from the device.
         if share not in self._levels:
             self._levels[share] = float(self.schedule(share))
         return self._levels[share]

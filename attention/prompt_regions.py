@@ -97,7 +97,7 @@ def install(model: Any, *regions: PromptRegion) -> Any:
 def active(patches: Sequence[Any], moment: Moment) -> tuple[PromptRegion, ...]:
     """The regions of a chain that act at a point of the sampling, in the graph's order."""
     regions = (patch for patch in patches if isinstance(patch, PromptRegion))
-    return tuple(region for region in regions if region.scope.now(moment) and region.strength != 0)
+    return tuple(region for region in regions if region.scope.holds_at(moment) and region.strength != 0)
 
 
 def acts_on(region: PromptRegion, row: Row) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import compiled, context_window
 from .grid import Size, Window
-from .moment import Moment, Schedule
+from .moment import Moment, Schedule, schedule_of
 from .reference_regions import ReferenceRegion, of_conditioning
 
 KEY = "maskprompt"
@@ -173,7 +173,7 @@ def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Te
     latent, seen = context_window.place(options, (height, width), x.ndim)
     if areas and latent != (height, width):
         raise RuntimeError(f"a prompt's area and {context_window.SIDEWAYS} meet: where a mask lies is not known. Bypass one of the nodes.")
-    schedule = getattr(getattr(model, "model_sampling", None), "percent_to_sigma", None)
+    schedule = schedule_of(getattr(model, "model_sampling", None))
     options = {**innermost(options), VIEW: View(latent, areas, seen, texts, frames, references, times, schedule)}
     with compiled.as_it_must_run(model_options):
         return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})

@@ -50,7 +50,7 @@ def page(kept: Sequence[dict[str, Any]]) -> str:
 def section(content: dict[str, Any], figures: Sequence[Figure]) -> str:
     """One result: its command, when and where it was measured, how, which checks failed or were left out, and all of its figures."""
     notes = [f"- {name}: {text}" for name, text in content.items() if name not in OWN_PLACE]
-    if content.get("weights", stock_painter.weights()) != stock_painter.weights():
+    if "weights" in content and content["weights"] != stock_painter.weights():
         notes.append(f"- {OLDER}")
     made = f"`{content['command']}`: {content['date']}, {content['machine']}"
     undone = [f"- {one['name']}: {one['state']}: `{brief(one['said'])}`" for one in content.get("checks", ()) if one["state"] != "done"]

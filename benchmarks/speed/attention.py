@@ -17,10 +17,11 @@ def attention(rounds: int = 15) -> list[Figure]:
     """Masked self-attention of 4096 tokens (SD 1.5 at 512 px), 8 heads of 40, CFG's two rows."""
     from maskprompt.attention import chain, grid
     from maskprompt.attention.masked_attention import MaskedSelfAttention, SelfMode
+    from maskprompt.attention.moment import Moment
 
     q, k, v = (torch.randn(2, 4096, 320, device=device()) for _ in range(3))
     rows = tuple(chain.Row(half, 0, (0, 0, 64, 64)) for half in (0, 1))
-    call = chain.Call("self", ("input", 1, 0), 8, (64, 64), (64, 64), rows, chain.Moment(1.0), True)
+    call = chain.Call("self", ("input", 1, 0), 8, (64, 64), (64, 64), rows, Moment(1.0), True)
     figures = []
 
     def inner(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

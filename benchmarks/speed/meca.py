@@ -41,6 +41,7 @@ def patches(image: Any) -> list[Any]:
 def layer(rounds: int = 25) -> list[Figure]:
     """One cross-attention layer of SD 1.5 at 512 px: 4096 tokens, 8 heads of 40, CFG's two rows, 77 words, 16 image tokens."""
     from maskprompt.attention import chain, grid, meca
+    from maskprompt.attention.moment import Moment
 
     where = ("input", 1, 0)
     target = device()
@@ -48,7 +49,7 @@ def layer(rounds: int = 25) -> list[Figure]:
     k = torch.randn(2, 77, 320, device=target)
     v = torch.randn(2, 77, 320, device=target)
     rows = tuple(chain.Row(half, 0, (0, 0, 64, 64)) for half in (0, 1))
-    call = chain.Call("cross", where, 8, (64, 64), (64, 64), rows, chain.Moment(1.0), True)
+    call = chain.Call("cross", where, 8, (64, 64), (64, 64), rows, Moment(1.0), True)
     keys = stored({where: 320}, 16)
     region = grid.RegionMask(left_half(512))
 

@@ -147,9 +147,8 @@ def dense_override(tiny: Tiny, told: Any, rows: Callable[[dict[str, Any], int], 
                     seen = mask_of(tokens, references, there)
                 if areas:
                     seen = seen & dense.mask_of(tokens[0], tokens[1], areas, [True] * len(areas))
-                seen = seen[
-                    : alone[0].shape[2]
-                ]  # under core's Flux KV Cache references, which come last, ask nothing from the second step on
+                # Under core's Flux KV Cache the references, which come last, ask nothing.
+                seen = seen[: alone[0].shape[2]]
                 total = total + weight * dense.softmax_attention(alone[0], alone[1], alone[2], seen)
             results.append(total)
         result = torch.cat(results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,6 +76,15 @@ def test_regions_act_on_a_model_that_was_compiled_without_them(caplog: pytest.Lo
     before = len(calls)
     torch.testing.assert_close(sample(network, FLUX, SIZE, text_of(FLUX)), plain)
     assert len(calls) > before
+
+
+def test_a_part_of_the_sampling_is_kept_to() -> None:
+    model, scope = FLUX.model(), chain.Scope(None, 0.3, 0.7, "positive")
+    patches = [replace(patch, scope=scope) for patch in regions(FLUX, SIZE)]
+    wanted = sample(chain.install(model, *patches), FLUX, SIZE, text_of(FLUX), steps=4)
+    assert not torch.equal(wanted, sample(chain.install(model, *regions(FLUX, SIZE)), FLUX, SIZE, text_of(FLUX), steps=4))
+    network = traced(model, [], guard_filter_fn=skip_torch_compile_dict)
+    torch.testing.assert_close(sample(chain.install(network, *patches), FLUX, SIZE, text_of(FLUX), steps=4), wanted)
 
 
 def test_with_all_checks_the_model_stays_compiled(caplog: pytest.LogCaptureFixture) -> None:

@@ -46,7 +46,7 @@ def test_shares_are_levels_of_the_schedule() -> None:
     assert before == [4, 5, 6, 7, 8, 9, 10]
     assert not Moment(10.0, schedule).before(0.0)
     assert all(Moment(sigma, schedule).before(1.0) for sigma in (1e-6, 1e9))
-    assert not any(Moment(sigma, schedule).within(share, share) for sigma in (5.0, math.inf) for share in (0.25, 0.5))
+    assert not any(Moment(sigma, schedule).within(share, share) for sigma in (10.0, 9.0, 5.0) for share in (0.0, 0.25, 0.5, 1.0))
 
 
 def test_a_schedule_is_asked_once_for_a_share() -> None:
@@ -95,15 +95,31 @@ def test_a_schedule_of_a_sort_that_the_model_never_had_leaves_no_step_out() -> N
     """Levels far above 1, at which a flow model's sampling begins: a region that acts all the time acts in the first step."""
     from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM
 
-    own = regions(FLUX, SIZE)
-
     def wide(model: Any) -> Any:
         return ModelSamplingContinuousEDM().patch(model, "v_prediction", 120.0, 0.002)[0]
 
-    one = sample(wide(chain.install(FLUX.model(), *own)), FLUX, SIZE, text_of(FLUX), steps=1)
-    other = sample(chain.install(wide(FLUX.model()), *own), FLUX, SIZE, text_of(FLUX), steps=1)
+    def ours(model: Any) -> Any:
+        return PromptRegionNode.execute(model=model, text=[[FLUX.words(5, 20), {}]], mask=masks(SIZE)[0]).args[0]
+
+    one = sample(wide(ours(FLUX.model())), FLUX, SIZE, text_of(FLUX), steps=1)
+    other = sample(ours(wide(FLUX.model())), FLUX, SIZE, text_of(FLUX), steps=1)
     assert torch.equal(one, other)
     assert not torch.equal(one, sample(wide(FLUX.model()), FLUX, SIZE, text_of(FLUX), steps=1))
+
+
+def test_where_nothing_tells_of_the_running_model_the_schedule_is_the_one_at_the_node() -> None:
+    """A call that did not come through ComfyUI's sampling; a run with further patches (a training) knows it too."""
+    from comfy.patcher_extension import WrappersMP
+
+    patched = chain.install(FLUX.model(), *regions(FLUX, SIZE))
+    (whole,) = patched.get_wrappers(WrappersMP.DIFFUSION_MODEL, chain.KEY)
+    schedule = patched.get_model_object("model_sampling").percent_to_sigma
+    more = chain.with_patches(patched.model_options["transformer_options"]["wrappers"], *regions(FLUX, SIZE))
+    (further,) = more[WrappersMP.DIFFUSION_MODEL][chain.KEY]
+    assert len(further.patches) == 2 * len(whole.patches)
+    for one in (whole, further):
+        for sigma in (schedule(0.3) - 1e-3, schedule(0.3) + 1e-3):
+            assert one.moment({"sigmas": torch.tensor([sigma])}).within(0.3, 1.0) == (sigma < schedule(0.3))
 
 
 def test_on_a_unet_too(model: Any, sample: Sample) -> None:
@@ -117,7 +133,7 @@ def test_on_a_unet_too(model: Any, sample: Sample) -> None:
 
     def ours(model: Any) -> Any:
         masked = confined(model, corner(), start_percent=0.1, end_percent=0.5)
-        return PromptRegionNode.execute(model=masked, text=text, mask=corner()).args[0]
+        return PromptRegionNode.execute(model=masked, text=text, mask=corner(), own_pass=0.4).args[0]
 
     before, after = sample(ours(zero_snr(model)), steps=6), sample(zero_snr(ours(model)), steps=6)
     assert torch.equal(before, after)

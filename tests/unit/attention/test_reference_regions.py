@@ -63,7 +63,7 @@ def test_every_method_of_core_is_respected(name: str, method: str) -> None:
 
 
 def with_regions_words(tiny: Tiny, conditioning: list[Any]) -> list[Any]:
-    """A CONDITIONING of the prompt with both regions' words behind its own."""
+    """Puts both regions' words behind the prompt's own in a CONDITIONING."""
     padded = torch.nn.functional.pad(text_of(tiny), (0, 0, max(0, tiny.padded - TEXTS[0]), 0))
     words = torch.cat([padded, tiny.words(TEXTS[1], 20), tiny.words(TEXTS[2], 21)], dim=1)
     return [[words, options] for _, options in conditioning]
@@ -160,7 +160,7 @@ def test_what_is_hidden_has_no_part_in_the_picture(tiny: Tiny) -> None:
 
 
 def test_outside_of_its_part_of_the_sampling_a_reference_is_not_there() -> None:
-    """By the method "index" the picture is then what it is without the reference; a noise level that it covers is another."""
+    """By the method "index" the picture is then what it is without the reference."""
     model, pictures = FLUX.model(), latents(FLUX)[:1]
     every = torch.ones(1, counts(FLUX)[0], dtype=torch.bool)
     patched = reference_regions.install(model)
