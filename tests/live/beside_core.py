@@ -269,6 +269,9 @@ tiny models.
 
 {NEWLINE.join(meant)}
 
+*Flux KV Cache* is made for FLUX.2, which neither of the two is: there, and on Qwen-Image, a test on random weights holds regions and
+references beside it to a dense mask.
+
 | node | UNet (tiny-sd-inpaint) | transformer (tiny-edit, of Flux's layout) |
 |---|---|---|
 {NEWLINE.join(rows)}

@@ -114,7 +114,7 @@ def test_where_nothing_tells_of_the_running_model_the_schedule_is_the_one_at_the
     patched = chain.install(FLUX.model(), *regions(FLUX, SIZE))
     (whole,) = patched.get_wrappers(WrappersMP.DIFFUSION_MODEL, chain.KEY)
     schedule = patched.get_model_object("model_sampling").percent_to_sigma
-    more = chain.with_patches(patched.model_options["transformer_options"]["wrappers"], *regions(FLUX, SIZE))
+    more = chain.with_patches(patched.wrappers, *regions(FLUX, SIZE))
     (further,) = more[WrappersMP.DIFFUSION_MODEL][chain.KEY]
     assert len(further.patches) == 2 * len(whole.patches)
     for one in (whole, further):
