@@ -20,7 +20,7 @@ from PIL import Image
 from demo import run, stand_ins
 from demo.server import ROOT, Prompt, Server, WorkflowError
 
-from ..support.graphs import node
+from ..support.graphs import choices, default, node
 
 PAGE = ROOT / "docs" / "beside-core-nodes.md"
 NEWLINE = "\n"
@@ -77,13 +77,11 @@ class Graphs:
 
     def _takes_only_what_is_there(self, name: str) -> bool:
         wanted = [declared[0] for declared in self._inputs(name).values()]
-        there = {*_wires("UNet"), "MODEL", "COMBO", "INT", "FLOAT", "STRING", "BOOLEAN"}
+        there = {*_wires("UNet"), "MODEL"}
         changes_a_model = wanted.count("MODEL") == 1 and "MODEL" in self.info[name]["output"]
-        known = all(isinstance(kind, list) or kind in there for kind in wanted)
-        has_files = all(
-            _choices(declared) for declared in self._inputs(name).values() if isinstance(declared[0], list) or declared[0] == "COMBO"
-        )
-        return not name.startswith("MaskPrompt") and changes_a_model and known and has_files
+        declared = [one for one in self._inputs(name).values() if not (isinstance(one[0], str) and one[0] in there)]
+        known = all(default(one) is not None and choices(one) != [] for one in declared)
+        return not name.startswith("MaskPrompt") and changes_a_model and known
 
     def _inputs(self, name: str) -> dict[str, Any]:
         return self.info[name]["input"].get("required", {})
@@ -112,21 +110,9 @@ class Graphs:
         wires: dict[str, list[Any]] = {**_wires(model), "MODEL": list(line)}
         for field, declared in self._inputs(name).items():
             kind = declared[0]
-            given[field] = wires[kind] if isinstance(kind, str) and kind in wires else _default(declared)
+            given[field] = wires[kind] if isinstance(kind, str) and kind in wires else default(declared)
         prompt["core's"] = node(name, **{**given, **SETTINGS.get(name, {})})
         return ["core's", self.info[name]["output"].index("MODEL")]
-
-
-def _choices(declared: Sequence[Any]) -> list[Any]:
-    """Lists what a combo offers: nothing where it names files and there are none."""
-    return declared[0] if isinstance(declared[0], list) else declared[1].get("options", [])
-
-
-def _default(declared: Sequence[Any]) -> Any:
-    """Gives a widget's default: of a combo without one its first choice, of a text without one nothing."""
-    options: dict[str, Any] = declared[1] if len(declared) > 1 else {}
-    combo = isinstance(declared[0], list) or declared[0] == "COMBO"
-    return options.get("default", _choices(declared)[0] if combo else "")
 
 
 def _wires(model: Model) -> dict[str, list[Any]]:
@@ -254,7 +240,7 @@ def tried(server: Server, model: Model, names: Iterable[str] = ()) -> list[Outco
 
 
 def page(outcomes: Sequence[Outcome]) -> str:
-    """Writes docs/beside-core-nodes.md: what each node did on each model, and what the words for it mean."""
+    """Gives the text of docs/beside-core-nodes.md: what each node did on each model, and what the words for it mean."""
     named: dict[str, dict[str, str]] = {}
     for outcome in outcomes:
         named.setdefault(outcome.name, {})[outcome.model] = outcome.kind

@@ -21,6 +21,7 @@ import numpy as np
 from demo import run, stand_ins
 from demo.server import ROOT, Prompt, Server
 
+from ..support.graphs import default
 from . import odd_pack
 
 SMALL: dict[str, Any] = {
@@ -91,23 +92,18 @@ class Graphs:
             kind = declared[0]
             if field not in required and isinstance(kind, str) and kind not in ("COMBO", "INT", "FLOAT", "STRING", "BOOLEAN"):
                 continue
-            options = declared[1] if len(declared) > 1 else {}
-            value = self._value(field, kind, options, prompt)
+            value = self._value(field, declared, prompt)
             if value is not None:
                 found[field] = value
         return found
 
-    def _value(self, field: str, kind: Any, options: dict[str, Any], prompt: Prompt) -> Any:
+    def _value(self, field: str, declared: Sequence[Any], prompt: Prompt) -> Any:
         if field in stand_ins.MODEL_FILES:
             return stand_ins.MODEL_FILES[field][1].name
         if field in SMALL:
             return SMALL[field]
-        if isinstance(kind, list) or kind == "COMBO":
-            choices = kind if isinstance(kind, list) else options.get("options", [])
-            return options.get("default", choices[0] if choices else "")
-        if kind in ("INT", "FLOAT", "STRING", "BOOLEAN"):
-            return options.get("default", "" if kind == "STRING" else 0)
-        return self._source(kind, prompt)
+        held = default(declared)
+        return self._source(declared[0], prompt) if held is None else held
 
     def _source(self, kind: str, prompt: Prompt) -> list[Any] | None:
         """A link to something that gives this type; it is added to the graph. None where nothing does."""

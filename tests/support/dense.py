@@ -70,12 +70,12 @@ def softmax_attention(
     return (weights @ v.float()).to(v.dtype)
 
 
-def blended(areas: Sequence[Area]) -> list[tuple[float, list[bool]]]:
-    """Weights and sets of regions whose results add up: linear between the strengths (Lovász), strongest regions first."""
-    levels = sorted({area.strength for area in areas}, reverse=True)
-    parts = [(1 - levels[0], [False] * len(areas))]
+def blended(strengths: Sequence[float]) -> list[tuple[float, list[bool]]]:
+    """Gives weights, and which are there, whose results add up: linear between the strengths (Lovász), the strongest first."""
+    levels = sorted(set(strengths), reverse=True)
+    parts = [(1 - levels[0], [False] * len(strengths))]
     for level, lower in zip(levels, [*levels[1:], 0.0], strict=True):
-        parts.append((level - lower, [area.strength >= level for area in areas]))
+        parts.append((level - lower, [strength >= level for strength in strengths]))
     return [(weight, there) for weight, there in parts if weight]
 
 
@@ -107,7 +107,7 @@ def override(
         for row, here in enumerate(rows):
             alone = [x[row : row + 1] for x in parts]
             bias = None if mask is None else mask[row : row + 1] if len(mask) == len(q) else mask
-            looks = blended(here) if here else [(1.0, [])]
+            looks = blended([area.strength for area in here]) if here else [(1.0, [])]
             found = [
                 weight * softmax_attention(alone[0], alone[1], alone[2], seen(told[0], told[1], here, there), bias)
                 for weight, there in looks

@@ -19,6 +19,24 @@ def node(name: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": name, "inputs": inputs}
 
 
+def choices(declared: Sequence[Any]) -> list[Any] | None:
+    """Lists what an input offers, by what the server says of it: of files that are not there nothing. None if it is no combo."""
+    if isinstance(declared[0], list):
+        return declared[0]
+    return declared[1].get("options", []) if declared[0] == "COMBO" else None
+
+
+def default(declared: Sequence[Any]) -> Any:
+    """Gives what a widget holds at first; of a combo without a default its first choice, if it has one. None if the input is no widget."""
+    options: dict[str, Any] = declared[1] if len(declared) > 1 else {}
+    offered = choices(declared)
+    if offered is not None:
+        return options.get("default", offered[0] if offered else "")
+    if declared[0] in ("INT", "FLOAT", "STRING", "BOOLEAN"):
+        return options.get("default", "" if declared[0] == "STRING" else 0)
+    return None
+
+
 CHECKPOINT = node("CheckpointLoaderSimple", ckpt_name=stand_ins.TINY_MODEL.name)
 
 

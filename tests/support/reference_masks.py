@@ -104,15 +104,6 @@ def sees(query: Token, key: Token, references: Sequence[Reference], there: Seque
     return True
 
 
-def blended(references: Sequence[Reference]) -> list[tuple[float, list[bool]]]:
-    """Linear between the strengths, strongest first; a reference of strength 1 without a rule is always there."""
-    levels = sorted({one.strength for one in references}, reverse=True)
-    parts = [(1 - levels[0], [False] * len(references))]
-    for level, lower in zip(levels, [*levels[1:], 0.0], strict=True):
-        parts.append((level - lower, [one.strength >= level for one in references]))
-    return [(weight, there) for weight, there in parts if weight]
-
-
 def dense_override(tiny: Tiny, told: Any, rows: Callable[[dict[str, Any], int], Sequence[Any]], areas: Sequence[Area] = ()) -> Any:
     """An attention override with a dense mask: `rows` gives each row's references, None for a row that is left alone."""
     counted = counts(tiny)
@@ -139,7 +130,7 @@ def dense_override(tiny: Tiny, told: Any, rows: Callable[[dict[str, Any], int], 
         results = []
         for row, references in enumerate(rows(options, len(q))):
             alone = [x[row : row + 1] for x in parts]
-            looks = [(1.0, None)] if references is None else blended(references)
+            looks = [(1.0, None)] if references is None else dense.blended([one.strength for one in references])
             total = torch.zeros_like(alone[0])
             for weight, there in looks:
                 seen = torch.ones(len(tokens[0]), len(tokens[0]), dtype=torch.bool)

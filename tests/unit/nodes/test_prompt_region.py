@@ -58,7 +58,8 @@ def joined_by_hand(model: Any, areas_of: Any, own: int = 77) -> Any:
         heads = [x.unflatten(2, (extra_options["n_heads"], -1)).transpose(1, 2) for x in (q, k, v)]
         areas = areas_of(height)
         found = [
-            weight * softmax_attention(heads[0], heads[1], heads[2], mask_of(cells, text, areas, there)) for weight, there in blended(areas)
+            weight * softmax_attention(heads[0], heads[1], heads[2], mask_of(cells, text, areas, there))
+            for weight, there in blended([area.strength for area in areas])
         ]
         return torch.stack(found).sum(0).transpose(1, 2).flatten(2)
 
