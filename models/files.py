@@ -55,6 +55,15 @@ def find_file(name: str, file: str, advice: str) -> str:
     return path
 
 
+def stamp(path: str) -> str:
+    """Gives a text that changes when a file is written anew; another one where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "none"
+    return f"{found.st_mtime_ns} {found.st_size}"
+
+
 def load_weights(path: str) -> dict[str, torch.Tensor]:
     """The tensors of a .safetensors, .pth or .pt file by name, on the CPU in the file's own precision. Never runs code.
 

@@ -66,6 +66,12 @@ class LoadMaskControlNet(io.ComfyNode):
 
     @classmethod
     @override
+    def fingerprint_inputs(cls, mask_controlnet_name: str | None) -> str:
+        """Another text when the file was written anew, as a training under the same name does."""
+        return "" if mask_controlnet_name is None else files.stamp(files.find_file(FOLDER, mask_controlnet_name, ADVICE))
+
+    @classmethod
+    @override
     @checked
     def execute(cls, mask_controlnet_name: str) -> io.NodeOutput:
         from ..models.mask_controlnet import control as mask_controlnet

@@ -75,6 +75,12 @@ class LoadMECA(io.ComfyNode):
 
     @classmethod
     @override
+    def fingerprint_inputs(cls, adapter_name: str | None) -> str:
+        """Another text when the file was written anew, as a training under the same name does."""
+        return "" if adapter_name is None else files.stamp(files.find_file(FOLDER, adapter_name, ADVICE))
+
+    @classmethod
+    @override
     @checked
     def execute(cls, adapter_name: str) -> io.NodeOutput:
         return io.NodeOutput(meca_adapter.load(files.find_file(FOLDER, adapter_name, ADVICE)))

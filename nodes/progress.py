@@ -68,15 +68,19 @@ class TrainingProgress:
         """A line under the node, and below it what the artist should not miss; nothing without a server."""
         say(self.node, "\n".join((text, *self.notes)))
 
-    def stopped(self, resume: bool) -> None:
-        """After an interrupt: what is kept, and what the next Run does."""
-        if not self.reached:
+    def stopped(self, resume: bool, kept: int) -> None:
+        """After an interrupt: of how many steps the states on disk are, and what the next Run does."""
+        step = max(self.reached, kept if resume and kept <= self.steps else 0)
+        if not step:
             self.say("Stopped before the first step.")
+        elif kept < step:
+            then = f"goes on from step {kept}" if kept and resume else "begins again"
+            self.say(f"Stopped at step {step} of {self.steps}. Its state could not be written (is the disk full?): the next Run {then}.")
         elif resume:
-            self.say(f"Stopped at step {self.reached} of {self.steps}. Nothing is lost: Run goes on from there.")
+            self.say(f"Stopped at step {step} of {self.steps}. Nothing is lost: Run goes on from there.")
         else:
             then = "With resume off the next Run begins again; on, it goes on from there."
-            self.say(f"Stopped at step {self.reached} of {self.steps}. {then}")
+            self.say(f"Stopped at step {step} of {self.steps}. {then}")
 
 
 class Clock:
@@ -103,21 +107,6 @@ def duration(seconds: float) -> str:
     hours, rest = divmod(minutes, 60)
     parts = [f"{count} {unit}{'s' if count > 1 else ''}" for count, unit in ((hours, "hour"), (rest, "minute")) if count]
     return " ".join(parts)
-
-
-def room(needed: int, free: int | None) -> str:
-    """What a training's state takes of the disk, and whether that is there; both in bytes."""
-    takes = f"While it trains, its state takes up to {size(needed)} of disk"
-    if free is None:
-        return f"{takes}."
-    if free < needed:
-        return f"{takes}, but {size(free)} are free: an interrupt may lose what was learned. Free some space."
-    return f"{takes}; {size(free)} are free."
-
-
-def size(count: int) -> str:
-    """Bytes in megabytes or gigabytes."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6))} MB"
 
 
 def say(node: str | None, text: str) -> None:
@@ -172,13 +161,13 @@ def train(job: Job[Result], progress: TrainingProgress, preview_every: int, resu
     if not resume:
         checkpoint.discard(states)
         states = tuple(replace(state, anew=True) for state in states)  # one that another training builds on is still there
-    disk = room(job.disk, free_disk())
+    disk = checkpoint.room(job.disk, free_disk())
     log.info("%s", disk)
     progress.notes = (*job.doubts, disk)
     try:
         outcome = run(job, states, progress.watcher(preview_every, job.painted))
     except InterruptProcessingException:
-        progress.stopped(resume)
+        progress.stopped(resume, sum(replace(state, anew=False).steps() for state in states))
         raise
     if len(states) == 1:
         checkpoint.prune(states, job.method)

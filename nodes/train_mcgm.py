@@ -102,6 +102,7 @@ class TrainMCGM(io.ComfyNode):
         options = with_preset(chosen, given.get("preset", WIDGETS))
         shown = given.get("preview_every", 100), given.get("resume", True)
         cls._check_name(name.strip(), options)
+        mcgm_store.check_writable()
         learned, about, encoder, losses = cls._trained(model, clip, vae, image, masks, options, name.strip(), *shown)
         gc.collect()  # the copies that learned refer to themselves and would stay for a while
         trained, text = load_lora_for_models(model, clip, learned, 1.0, 1.0)

@@ -86,7 +86,7 @@ def stamp(path: str) -> str:
         others = [_found(LORAS, about.lora), *(_found(EMBEDDINGS, f"{handle.name}.safetensors") for handle in about.handles)]
     except ValueError:
         others = []  # the node's execution says what is wrong with the file
-    return " ".join(f"{os.stat(name).st_mtime_ns} {os.path.getsize(name)}" if name else "none" for name in (path, *others))
+    return " ".join(files.stamp(name) if name else "none" for name in (path, *others))
 
 
 def owners(encoder: LoadedEncoder, count: int, prompt: str | None) -> list[int | None]:

@@ -85,6 +85,17 @@ def save(
         return about, mask_encoder_file.load(str(unfinished[encoder_path]))
 
 
+def check_writable(root: Path | None = None) -> None:
+    """Tries the folders that `save` writes into. ValueError that names one into which nothing can be written."""
+    for folder in _folders() if root is None else _folders_below(root):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(f"what is learned could not be saved: nothing can be written into {folder} ({error.strerror}).") from error
+
+
 @contextlib.contextmanager
 def _in_place(targets: Sequence[Path]) -> Iterator[dict[Path, Path]]:
     """Gives a path for each target, in a folder beside it, and puts what was written there in its place once all of it was written."""
@@ -116,9 +127,13 @@ def _handle_name(name: str, word: str) -> str:
 
 def paths(name: str, words: Sequence[str], root: Path | None = None) -> list[Path]:
     """Of the handles, the LoRA and the mask encoder, in the models folder `root` or in ComfyUI's own ones."""
-    embeddings, loras, encoders = _folders() if root is None else (root / folder for folder in (EMBEDDINGS, LORAS, FOLDER))
+    embeddings, loras, encoders = _folders() if root is None else _folders_below(root)
     return [*(embeddings / f"{own}.safetensors" for own in _handle_names(name, words)),
             *(folder / f"{name}.safetensors" for folder in (loras, encoders))]  # fmt: skip
+
+
+def _folders_below(root: Path) -> tuple[Path, Path, Path]:
+    return root / EMBEDDINGS, root / LORAS, root / FOLDER
 
 
 def _folders() -> tuple[Path, Path, Path]:

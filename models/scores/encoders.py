@@ -173,8 +173,9 @@ def find(kind: str, name: str) -> Path:
     for place in PLACES[kind]:
         files.register_folder(place, SUFFIXES)
         for base in folder_paths.get_folder_paths(place):
-            if (Path(base) / name).exists():
-                return Path(base) / name
+            found = Path(base) / name
+            if found.exists() and Path(os.path.normpath(found)).is_relative_to(os.path.normpath(base)):
+                return found
     places = " or ".join(base for place in PLACES[kind] for base in folder_paths.get_folder_paths(place))
     raise ValueError(f"There is no {kind} model '{name}' in {places} (found there: {', '.join(listed(kind)) or 'none'}). {ADVICE[kind]}")
 

@@ -66,6 +66,7 @@ def train(work: Work) -> None:
     root = _root(work.output)
     if work.processes.first:
         _check_free(store.paths(name, words, root), given.overwrite)
+        store.check_writable(root)
     image, masks = marked(Path(given.picture).expanduser())
     values = {field: getattr(given, field) for field in names(Options)}
     options = with_preset(Options(words, **values, **of_mask_tokens(given.mask_tokens)), given.preset)
@@ -110,7 +111,7 @@ def marked(picture: Path) -> tuple[Tensor, Tensor]:
     if own:
         return folder.colours(opened)[None], torch.stack([folder.mask_of(path, picture, opened) for path in own])
     mask = folder.alpha(opened)
-    if bool((mask == 1).all()):
+    if not folder.is_cut_out(mask):
         raise ValueError(
             f"{picture.name} has no mask: save one for each subject beside it, as {picture.stem}.mask.png, {picture.stem}.mask-2.png and "
             "so on, of the same size and white where the subject is."

@@ -48,6 +48,7 @@ def train(work: Work) -> None:
     given = work.given
     options = Options(**{name: getattr(given, name) for name in names(Options)})
     pictures = folder.captioned(Path(given.pictures).expanduser())
+    pictures.check_size(options.size)
     if not work.state.exists():  # what has begun was read before; a training may not end at a picture hours later
         work.first_alone(lambda beat: pictures.read_all(work.counted("Reading pictures", beat)))
     model, clip, vae = work.checkpoint()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (by default the program's); the exit status."""
+    _print_any_letters()
     given = parser().parse_args(arguments)
     processes: Processes | None = None
     work: Work | None = None
@@ -55,6 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + (stop.number if isinstance(stop, Interrupted) else signal.SIGINT)
     except Exception as error:
         return _failed(error, given.verbose, processes, work)
+
+
+def _print_any_letters() -> None:
+    """Lets a prompt or a path in letters that the terminal, or the file that stands for it, has no code for be printed all the same."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _failed(error: Exception, verbose: bool, processes: Processes | None, work: Work | None) -> int:

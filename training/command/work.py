@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...models import files
 from ..engine import loop
-from ..engine.checkpoint import StateFile, begun, discard
+from ..engine.checkpoint import StateFile, begun, discard, room
 from ..engine.job import Job, run
 from . import comfyui
 from .processes import Processes
@@ -53,6 +53,8 @@ class Work:
             raise ValueError(f"--out {self.output} must end in .safetensors.")
         if self.output.exists() and not self.given.overwrite:
             raise ValueError(f"{self.output} exists: choose another --out, or replace it with --overwrite.")
+        if self.state.is_dir():
+            raise ValueError(f"--state {self.state} is a folder: name a file in it, such as {self.state / 'training.state.pt'}.")
         for folder in (self.output.parent, self.state.parent, *([self.preview] if self.preview else [])):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -145,6 +147,8 @@ class Work:
         first = self.processes.first
         if first and (free := shutil.disk_usage(self.output.parent).free) < 2 * job.weights:
             raise ValueError(f"{self.output} will take {2 * job.weights / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB left.")
+        if first:
+            log.info("%s", room(job.disk, self.free_disk()))
         begun = [_begun(state, phase.settings.steps, self.given.overwrite) for state, phase in zip(states, job.phases, strict=True)]
         for state, step in zip(states, begun, strict=True):
             if first and step == 0:
@@ -177,7 +181,7 @@ class Work:
         with self.signals:
             problem = _written(self.output, learned, metadata)
             if problem is None:
-                self.state.unlink(missing_ok=True)
+                discard(self.states)
                 print(f"Saved {self.output}.")
                 return
             places = (self.state.parent, Path(tempfile.gettempdir()))

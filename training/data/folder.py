@@ -12,25 +12,42 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from ..engine.checks import ENLARGED
 from . import references
 from .captions import Picture
 from .references import Reference
 
 log = logging.getLogger(__name__)
 
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+PICTURES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff"})
+OTHERS = frozenset({".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".raw", ".dng", ".cr2", ".nef", ".arw", ".svg"})
+"""Endings of pictures that are not read, which is said."""
 MASK = ".mask.png"
-OBJECT = re.compile(r"(.+)\.mask(?:-(\d+))?\.png", re.IGNORECASE)
+OBJECT = re.compile(rf"(.+)\.mask(?:-(\d+))?(?:{'|'.join(sorted(re.escape(ending) for ending in PICTURES))})", re.IGNORECASE)
 """Names of masks: with a number where a picture has several objects. For one subject the mask without a number counts."""
 ORIENTATION = 0x0112
-"""The tag of cameras; from 5 on the picture lies on its side."""
+"""The tag of cameras."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings a picture of each orientation upright; from 5 on it lies on its side."""
+TRANSPARENT = 0.01
+"""So large a part of a picture that is cut out is transparent at least: rounded corners and a stray pixel are no mask."""
 HEAD = 1 << 16
 """So many bytes of a file tell it from others of its size."""
 MOST_NAMED = 20
 """So many pictures that are of no use are named at once."""
+FEW_NAMED = 5
+"""So many files that are left out are named."""
 
 
 def load(folder: Path) -> list[Reference]:
@@ -50,8 +67,16 @@ def captioned(folder: Path) -> CaptionedFolder:
     ValueError that names the file and says what would do, for what can be told without reading whole pictures.
     """
     found = _found(folder, "put the pictures to learn from", ", each with its caption")
-    captions = [_caption(path) for path, _ in found]
-    sizes = [_size(path) for path, _ in found]
+    captions: list[str] = []
+    sizes: list[tuple[int, int]] = []
+    problems: list[str] = []
+    for path, _ in found:
+        try:
+            sizes.append(_size(path))
+            captions.append(_caption(path))
+        except ValueError as error:
+            problems.append(str(error))
+    _refuse(problems)
     if not any(captions):
         raise ValueError(f"every caption in {folder} is empty: write into each what its picture shows.")
     return CaptionedFolder(found, captions, sizes)
@@ -83,9 +108,12 @@ class CaptionedFolder:
             except ValueError as error:
                 problems.append(str(error))
             on_picture(number + 1, len(self))
-        if problems:
-            more = [f"and {len(problems) - MOST_NAMED} more"] if len(problems) > MOST_NAMED else []
-            raise ValueError("\n".join([*problems[:MOST_NAMED], *more]))
+        _refuse(problems)
+
+    def check_size(self, size: int) -> None:
+        """Refuses pictures that are too small for crops of `size`: ValueError that names them."""
+        problems = [too_small(path, shown, size) for (path, _), shown in zip(self.files, self.sizes, strict=True)]
+        _refuse([problem for problem in problems if problem])
 
     def fingerprint(self) -> str:
         """Of captions, sizes of files and their beginnings: names do not matter."""
@@ -97,28 +125,57 @@ class CaptionedFolder:
         return digest.hexdigest()[:16]
 
 
+def too_small(path: Path, shown: tuple[int, int], size: int) -> str:
+    """Says that a picture, height and width as `shown`, is too small for crops of `size`; nothing where it is large enough."""
+    height, width = shown
+    short = min(height, width)
+    if short * ENLARGED >= size:
+        return ""
+    return (
+        f"{path.name} is {width} x {height} pixels, too small for crops of {size}: use a larger picture, or a --size of at most "
+        f"{short * ENLARGED // 8 * 8}."
+    )
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    """Raises ValueError with the first of the problems, and how many more there are; nothing where there is none."""
+    if problems:
+        more = [f"and {len(problems) - MOST_NAMED} more"] if len(problems) > MOST_NAMED else []
+        raise ValueError("\n".join([*problems[:MOST_NAMED], *more]))
+
+
 def _found(folder: Path, advice: str, more: str) -> list[tuple[Path, Path | None]]:
     """The pictures in a folder, by name, each with the file of its mask, if there is one."""
     pictures, masks = listing(folder, advice, more)
-    first = {path.name.lower(): path for those in masks.values() for path in those}
-    return [(path, first.get(f"{path.stem.lower()}{MASK}")) for path in pictures]
+    first = {path.stem.lower(): path for those in masks.values() for path in reversed(those)}
+    return [(path, first.get(f"{path.stem.lower()}.mask")) for path in pictures]
 
 
 def listing(folder: Path, advice: str, more: str, quiet: bool = False) -> tuple[list[Path], dict[str, list[Path]]]:
     """The pictures in a folder, by name; and the masks in it, for each picture's name without ending, in lower case, in their order.
 
-    ValueError with `advice`, and maybe `more`, where there is none.
+    What is left out is said, unless `quiet`. ValueError with `advice`, and maybe `more`, where there is none.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: {advice} into a folder{more}.")
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     masks, names = masks_among(files)
     pictures = [path for path in files if path.suffix.lower() in PICTURES and path.name not in names]
+    unread = [path.name for path in files if path.suffix.lower() in OTHERS]
     if not pictures:
-        raise ValueError(f"there is no picture in {folder} (looked for {', '.join(sorted(PICTURES))}): {advice} there.")
+        there = f"; {_some(unread)} {'are' if len(unread) > 1 else 'is'} not read: save as PNG or JPEG" if unread else ""
+        raise ValueError(f"there is no picture in {folder} (looked for {', '.join(sorted(PICTURES))}{there}): {advice} there.")
+    if unread and not quiet:
+        log.warning("%s not read and left out: save as PNG or JPEG.", f"{_some(unread)} {'are' if len(unread) > 1 else 'is'}")
     for name in () if quiet else sorted(masks.keys() - {path.stem.lower() for path in pictures}):
         log.warning("%s is the mask of no picture in the folder; it is not used.", masks[name][0].name)
     return pictures, masks
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names the first few, and says how many more there are."""
+    more = f" and {len(names) - FEW_NAMED} more" if len(names) > FEW_NAMED else ""
+    return f"{', '.join(names[:FEW_NAMED])}{more}"
 
 
 def masks_among(files: Sequence[Path]) -> tuple[dict[str, list[Path]], set[str]]:
@@ -141,12 +198,18 @@ def add_file(digest: Any, file: Path | None) -> None:
 
 def _caption(picture: Path) -> str:
     """The text beside a picture, in one line."""
-    path = picture.with_suffix(".txt")
+    path = caption_file(picture)
     if not path.exists():
         raise ValueError(
             f"{picture.name} has no caption: write what it shows into {path.name} beside it, or take the picture out of the folder."
         )
     return text_of(path)
+
+
+def caption_file(picture: Path) -> Path:
+    """Gives the path of the caption beside a picture, whether or not there is one: NAME.TXT if it is there, else NAME.txt."""
+    capitals = picture.with_suffix(".TXT")
+    return capitals if capitals.exists() and not picture.with_suffix(".txt").exists() else picture.with_suffix(".txt")
 
 
 def text_of(path: Path) -> str:
@@ -162,9 +225,20 @@ def _size(picture: Path) -> tuple[int, int]:
     try:
         with Image.open(picture) as image:
             width, height = image.size
-            return (width, height) if image.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
-    except _UNREADABLE as error:
+            return (width, height) if _orientation(image) >= 5 else (height, width)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises many kinds on damaged files
         raise _unreadable(picture, error) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """Gives a picture's orientation as cameras write it, 1 (upright) where that is damaged or no orientation."""
+    try:
+        turned = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # Pillow raises many kinds on damaged tags; the picture itself is whole
+        return 1
+    return turned if isinstance(turned, int) and turned in TURNS else 1
 
 
 def _pair(picture: Path, mask: Path | None) -> tuple[Tensor, Tensor]:
@@ -177,7 +251,7 @@ def _pair(picture: Path, mask: Path | None) -> tuple[Tensor, Tensor]:
     else:
         marked = alpha(opened)
         where = "its alpha channel: leave the subject opaque"
-        if bool((marked == 1).all()):
+        if not is_cut_out(marked):
             raise ValueError(
                 f"{picture.name} has no mask: save one beside it as {picture.stem}{MASK}, of the same size and white where the subject is, "
                 "or save the picture as a PNG in which everything but the subject is transparent."
@@ -216,12 +290,12 @@ def open_picture(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return ImageOps.exif_transpose(image)
-    except _UNREADABLE as error:
+            orientation = _orientation(image)
+            return image.transpose(TURNS[orientation]) if orientation in TURNS else image.copy()
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises many kinds on damaged files
         raise _unreadable(path, error) from error
-
-
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
@@ -241,6 +315,11 @@ def alpha(image: Image.Image) -> Tensor:
     if "transparency" not in image.info and "A" not in image.getbands():
         return torch.ones(image.height, image.width)
     return _tensor(np.asarray(image.convert("RGBA").getchannel("A"), np.float32) / 255)
+
+
+def is_cut_out(opaque: Tensor) -> bool:
+    """Says whether an alpha channel [H, W] in 0..1 is the mask of an object: whether `TRANSPARENT` of it is."""
+    return float((opaque < 0.5).float().mean()) >= TRANSPARENT
 
 
 def _tensor(values: Any) -> Tensor:

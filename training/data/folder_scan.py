@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from . import folder as pictures
@@ -58,12 +59,13 @@ def scan(folder: Path, cache: Path, on_picture: Counted | None = None, quiet: bo
             measured = known.of(path, masks, reference, _measure)
             if measured.replaced:
                 annotations.remove(path)
-            caption, problem = _text(path.with_suffix(".txt"), annotations.text(path))
+            caption, problem = _text(pictures.caption_file(path), annotations.text(path))
             one = PictureFiles(
                 path, measured.size, tuple(masks), measured.cut_out, caption, reference=reference, problem=measured.problem or problem
             )
-            if not one.has_object:
+            if not one.has_object and not one.problem:
                 one = replace(one, masks=annotations.masks(path), no_object=annotations.no_object(path))
+                one = replace(one, problem=_problem_of_cached(one, known))
             found.append(one)
             if on_picture is not None:
                 on_picture(done, len(listing.pictures))
@@ -146,13 +148,28 @@ def _measure(path: Path, masks: Sequence[Path], reference: Path | None) -> tuple
     """Reads a picture and what lies beside it: its size, and whether it is cut out. ValueError for what cannot be used."""
     image = pictures.open_picture(path)
     alpha = pictures.alpha(image)
-    cut_out = not masks and not bool((alpha == 1).all())
+    cut_out = not masks and pictures.is_cut_out(alpha)
     if masks or cut_out:
         marks = [pictures.mask_of(mask, path, image) for mask in masks] or [alpha]
         objects_in(marks, PictureFiles(path, masks=tuple(masks)))
     if reference is not None:
         pictures.reference_of(reference, path, image)
     return (image.height, image.width), cut_out
+
+
+def _problem_of_cached(one: PictureFiles, known: ScanCache) -> str:
+    """Says what is wrong with the masks that the cache holds of a picture, which somebody may have mended there; else nothing."""
+    if not one.masks:
+        return ""
+
+    def measure(mask: Path, more: Sequence[Path], _reference: Path | None) -> tuple[tuple[int, int], bool]:
+        height, width = one.size
+        opened = Image.new("1", (width, height))
+        objects_in([pictures.mask_of(path, one.path, opened) for path in (mask, *more)], one)
+        return one.size, False
+
+    problem = known.of(one.masks[0], one.masks[1:], None, measure).problem
+    return f"{problem} Deleted from {one.masks[0].parent}, it is made anew." if problem else ""
 
 
 def _text(*places: Path | None) -> tuple[str | None, str]:

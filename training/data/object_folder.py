@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..engine.checks import ENLARGED
 from . import annotate
 from . import folder as pictures
 from .folder_scan import REFERENCE, Counted, PictureFiles, objects_in, scan, text_name
@@ -139,7 +138,7 @@ class ObjectFolder:
 def usable(found: Sequence[PictureFiles], size: int = 0, skip_broken: bool = False, quiet: bool = False) -> list[PictureFiles]:
     """Picks those without a problem, and not too small for crops of `size`. The others are a ValueError that names them, or left out with
     a warning if `skip_broken`."""
-    checked = [one if one.problem else replace(one, problem=_too_small(one, size)) for one in found]
+    checked = [one if one.problem else replace(one, problem=pictures.too_small(one.path, one.size, size)) for one in found]
     good = [one for one in checked if not one.problem]
     bad = [one for one in checked if one.problem]
     told = "\n".join(["", *(f"  {one.problem}" for one in bad[:NAMED]), *([f"  and {len(bad) - NAMED} more"] * (len(bad) > NAMED))])
@@ -149,17 +148,6 @@ def usable(found: Sequence[PictureFiles], size: int = 0, skip_broken: bool = Fal
     if bad and not quiet:
         log.warning("%d of %d pictures cannot be used and are left out.%s", len(bad), len(found), told)
     return good
-
-
-def _too_small(one: PictureFiles, size: int) -> str:
-    height, width = one.size
-    short = min(height, width)
-    if short * ENLARGED >= size:
-        return ""
-    return (
-        f"{one.path.name} is {width} x {height} pixels, too small for crops of {size}: use a larger picture, or a --size of at most "
-        f"{short * ENLARGED // 8 * 8}."
-    )
 
 
 def _named(found: Sequence[PictureFiles]) -> str:

@@ -17,7 +17,7 @@ from . import folder as pictures
 log = logging.getLogger(__name__)
 
 NAME = "pictures.json"
-VERSION = 1
+VERSION = 2
 
 Measure = Callable[[Path, Sequence[Path], Path | None], tuple[tuple[int, int], bool]]
 """Of a picture, the masks and the reference beside it: height and width, and whether the picture is cut out. ValueError for what is of no
@@ -35,7 +35,7 @@ class Measured:
 
 
 class ScanCache:
-    """What is known of pictures by their names, from the file in a cache folder."""
+    """What is known of pictures, and of a cache's masks, by their names, from the file in a cache folder."""
 
     def __init__(self, cache: Path) -> None:
         self.path = cache / NAME

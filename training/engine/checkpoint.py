@@ -136,10 +136,10 @@ class StateFile:
 
         Weights that are no numbers are not written; what was kept before stays.
         """
-        if not all(bool(torch.isfinite(value).all()) for value in learning.parameters.values()):
-            return
-        partial = self.path.with_suffix(".partial")
+        partial = self._partial
         try:
+            if not all(bool(torch.isfinite(value).all()) for value in learning.parameters.values()):
+                return
             self.path.parent.mkdir(parents=True, exist_ok=True)
             torch.save({"fingerprint": self.fingerprint, "finished": finished, **learning.content()}, partial)
             partial.replace(self.path)
@@ -150,12 +150,33 @@ class StateFile:
                 "The training state could not be written to %s: %s. Is the disk full? An interrupt now would lose it.", self.path, error
             )
 
+    @property
+    def _partial(self) -> Path:
+        """Where the file is written first."""
+        return self.path.with_suffix(".partial")
+
     def remove(self) -> None:
         """For a training that is done, or begins again."""
         try:
             self.path.unlink(missing_ok=True)
+            self._partial.unlink(missing_ok=True)
         except OSError as error:
             log.warning("The training state %s could not be removed: %s.", self.path, error)
+
+
+def room(needed: int, free: int | None) -> str:
+    """Says what a training's state takes of the disk, and whether that is there; both in bytes."""
+    takes = f"While it trains, its state takes up to {_size(needed)} of disk"
+    if free is None:
+        return f"{takes}."
+    if free < needed:
+        return f"{takes}, but {_size(free)} are free: an interrupt may lose what was learned. Free some space."
+    return f"{takes}; {_size(free)} are free."
+
+
+def _size(count: int) -> str:
+    """Gives bytes in megabytes or gigabytes."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6))} MB"
 
 
 def files_of(path: Path, fingerprints: Sequence[str], every: int = 100, widgets: Sequence[str] = ()) -> tuple[StateFile, ...]:

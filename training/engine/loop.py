@@ -69,7 +69,8 @@ def run(
 ) -> Progress:
     """Trains the parameters in place until `settings.steps`, from the state file if it holds this training's state.
 
-    `on_step` is called after each step and may raise to interrupt: the state is written, and what it raised goes on. `share`
+    `on_step` is called after each step and may raise to interrupt: the state is written, and what it raised goes on (of what comes while
+    the weights change nothing is written: the state would be of no step). `share`
     replaces loss and gradients by their mean over several processes, of which this is number `process`; only number 0 writes.
     `fetch` is asked before each step, by its number, for what its loss needs of other models.
     With an average, the parameters hold it at the end. RuntimeError where the loss or a gradient is not a number, before it can
@@ -81,6 +82,7 @@ def run(
     if state is not None:
         state.resume(learning, settings.steps)
     writer = state if process == 0 else None
+    between_steps = True
     try:
         while learning.step < settings.steps:
             if fetch is not None:
@@ -93,16 +95,18 @@ def run(
             norm = nn.utils.clip_grad_norm_(values, settings.clip or math.inf)
             if not (bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))):
                 raise RuntimeError(_not_a_number(learning.step, settings.learning_rate))
+            between_steps = False
             learning.optimizer.step()
             _follow(average, parameters, settings.average, learning.step)
-            learning.step += 1
             learning.losses.append(float(loss))
+            learning.step += 1
+            between_steps = True
             if writer is not None and _due(writer, learning.step, settings.steps):
                 writer.write(learning, finished=learning.step >= settings.steps)
             if on_step is not None:
                 on_step(Progress(learning.step, learning.losses))
     except BaseException:
-        if writer is not None and learning.step > 0:
+        if writer is not None and learning.step > 0 and between_steps:
             writer.write(learning, finished=learning.step >= settings.steps)
         raise
     finally:

@@ -167,6 +167,16 @@ def test_no_file_is_overwritten_unless_asked(command: Command, tmp_path: Path, f
     assert handle.read_bytes() == b"another"
 
 
+@pytest.mark.parametrize("what", ["embeddings", "mcgm"])
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_learned(
+    command: Command, tmp_path: Path, failure: Callable[..., str], what: str
+) -> None:
+    (tmp_path / "own" / "loras").mkdir(parents=True)
+    (tmp_path / "own" / what).touch()
+    assert re.search(rf"nothing can be written into \S+{what} ", failure(command("own")))
+    assert there(tmp_path / "own") == [what]
+
+
 def test_a_picture_without_a_mask(command: Command, picture: Path, failure: Callable[..., str]) -> None:
     for mask in picture.parent.glob("*.mask*.png"):
         mask.unlink()

@@ -134,6 +134,7 @@ def test_places_that_are_no_use(command: Command, failure: Callable[[list[str]],
     assert re.search(r"there\.safetensors exists.*--overwrite", failure(command("there.safetensors")))
     assert (tmp_path / "there.safetensors").read_text("utf-8") == "precious"
     assert "must end in .safetensors" in failure(command("lora.pt"))
+    assert re.search("--state .* is a folder: name a file in it", failure(command(state=tmp_path)))
     assert "nothing can be written into" in failure(command("there.safetensors/lora.safetensors"))
     assert re.search("no ComfyUI in .*--comfyui", failure(command(comfyui=tmp_path)))
     assert re.search("--register .*nothing cannot be imported", failure(command(register=tmp_path / "nothing")))
@@ -178,6 +179,21 @@ def test_a_full_disk_loses_nothing(
     assert "instead" not in said
     assert f"{tmp_path / 'states' / 'a.pt'}; the same command goes on from there" in said
     assert not list((tmp_path / "models").iterdir())
+
+
+def test_letters_that_the_terminal_lacks_are_no_failure(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Output that goes into a file has one of 256 letters on Windows."""
+    written = tmp_path / "written.txt"
+    with written.open("w", encoding="cp1252") as file:
+        monkeypatch.setattr("sys.stdout", file)
+        assert train.main(command(noun="\u043a\u043e\u0442")) == 0
+    assert r"Prompt: a photo of sks \u043a\u043e\u0442" in written.read_text("cp1252")
+
+
+def test_the_room_that_a_state_takes_is_said(command: Command, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        assert train.main(command()) == 0
+    assert re.search(r"its state takes up to \d+ MB of disk; .* are free", caplog.text)
 
 
 def test_only_the_first_process_writes(command: Command, tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
 from maskprompt.nodes import progress
-from maskprompt.training.engine import loop
+from maskprompt.training.engine import checkpoint, loop
 
 Lines = list[str]
 
@@ -56,9 +57,9 @@ def test_the_time_left_follows_the_steps_of_this_run() -> None:
 
 
 def test_room_on_the_disk_is_told() -> None:
-    assert progress.room(2_400_000, 10**12) == "While it trains, its state takes up to 2 MB of disk; 1000.0 GB are free."
-    assert "up to 3.4 GB of disk." in progress.room(3_440_000_000, None)
-    assert "but 1.0 GB are free: an interrupt may lose what was learned" in progress.room(2 * 10**9, 10**9)
+    assert checkpoint.room(2_400_000, 10**12) == "While it trains, its state takes up to 2 MB of disk; 1000.0 GB are free."
+    assert "up to 3.4 GB of disk." in checkpoint.room(3_440_000_000, None)
+    assert "but 1.0 GB are free: an interrupt may lose what was learned" in checkpoint.room(2 * 10**9, 10**9)
 
 
 class Job:
@@ -69,13 +70,35 @@ class Job:
     disk = 5_000_000
     painted = staticmethod(lambda: torch.zeros(1, 8, 8, 3))
 
-    def state_files(self, folder: Any) -> tuple[Any, ...]:
-        return ()
+    def __init__(self, path: Path, kept: int) -> None:
+        self.states = (checkpoint.StateFile(path, "this"),)
+        torch.save({"step": kept, "fingerprint": "this"}, path)
+
+    def state_files(self, folder: Any) -> tuple[checkpoint.StateFile, ...]:
+        return self.states
 
 
-@pytest.mark.parametrize(("resume", "then"), [(True, "Run goes on from there"), (False, "the next Run begins again")])
-@pytest.mark.parametrize("reached", [18, 0])
-def test_an_interrupt_says_what_is_kept(lines: Lines, monkeypatch: pytest.MonkeyPatch, resume: bool, then: str, reached: int) -> None:
+WHOLE = "Stopped at step 18 of 60."
+UNWRITTEN = f"{WHOLE} Its state could not be written (is the disk full?): the next Run"
+
+
+@pytest.mark.parametrize(
+    ("resume", "reached", "kept", "words"),
+    [
+        (True, 18, 18, f"{WHOLE} Nothing is lost: Run goes on from there."),
+        (False, 18, 18, f"{WHOLE} With resume off the next Run begins again; on, it goes on from there."),
+        (True, 18, 12, f"{UNWRITTEN} goes on from step 12."),
+        (True, 18, 0, f"{UNWRITTEN} begins again."),
+        (False, 18, 12, f"{UNWRITTEN} begins again."),
+        (True, 0, 18, f"{WHOLE} Nothing is lost: Run goes on from there."),
+        (True, 0, 0, "Stopped before the first step."),
+        (False, 0, 18, "Stopped before the first step."),
+        (True, 0, 61, "Stopped before the first step."),
+    ],
+)
+def test_an_interrupt_says_what_is_kept(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resume: bool, reached: int, kept: int, words: str
+) -> None:
     def run(job: Job, states: Any, on_step: Any) -> None:
         for step in range(1, reached + 1):
             on_step(loop.Progress(step, [1.0] * step))
@@ -84,13 +107,9 @@ def test_an_interrupt_says_what_is_kept(lines: Lines, monkeypatch: pytest.Monkey
     monkeypatch.setattr("maskprompt.training.engine.job.run", run)
     monkeypatch.setattr("maskprompt.training.engine.checkpoint.discard", lambda states: None)
     with pytest.raises(InterruptProcessingException):
-        progress.train(Job(), progress.TrainingProgress("7", 60), 0, resume)  # pyright: ignore[reportArgumentType]
+        progress.train(Job(tmp_path / "job.pt", kept), progress.TrainingProgress("7", 60), 0, resume)  # pyright: ignore[reportArgumentType]
     said, *notes = lines[-1].split("\n")
-    if reached:
-        assert said.startswith("Stopped at step 18 of 60.")
-        assert then in said
-    else:
-        assert said == "Stopped before the first step."
+    assert said == words
     assert notes[0] == Job.doubts[0]
     assert notes[1].startswith("While it trains, its state takes up to 5 MB of disk")
     assert all(Job.doubts[0] in line for line in lines)

@@ -267,34 +267,47 @@ def test_fewer_steps_begin_again_while_the_longer_training_waits(
     assert alike(stored(folders), files)
 
 
-@pytest.mark.parametrize("what", ["embeddings", "loras", "mcgm", "a full disk"])
-def test_a_save_that_fails_loses_nothing(
-    node: Node, wanted: Wanted, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch, what: str
+@pytest.mark.parametrize("what", ["embeddings", "loras", "mcgm"])
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_learned(
+    node: Node, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """Where a folder should be there is a file, or the disk is full at the last of the files. The next run only saves."""
+    """Here a file stands in the folder's place."""
+    shutil.rmtree(folders / "models" / what, ignore_errors=True)
+    (folders / "models" / what).write_text("in the way", "utf-8")
+    computed = counted(monkeypatch)
+    with pytest.raises(ValueError, match=rf"nothing can be written into \S+{what} "):
+        node()
+    assert computed == []
+    assert states(output) == []
+    assert (folders / "models" / what).read_text("utf-8") == "in the way"
+
+
+def disk_full_at(number: int, patch: pytest.MonkeyPatch) -> None:
+    """Lets the disk be full at one of the files, counted from 0: two handles, the LoRA, the mask encoder."""
+    write = files.write_weights
+    count = iter(range(9))
+
+    def full(path: Any, *given: Any) -> None:
+        if next(count) == number:
+            Path(path).write_bytes(b"half of it")
+            raise SafetensorError("I/O error: No space left on device")
+        write(path, *given)
+
+    patch.setattr(files, "write_weights", full)
+
+
+@pytest.mark.parametrize("number", [0, 2, 3])
+def test_a_save_that_fails_loses_nothing(
+    node: Node, wanted: Wanted, folders: Path, output: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The disk is full. The next run only saves."""
     _, trained = wanted()
     with monkeypatch.context() as patch:
-        if what == "a full disk":
-            write = files.write_weights
-            count = iter(range(9))
-
-            def full(path: Any, *given: Any) -> None:
-                if next(count) == 3:
-                    Path(path).write_bytes(b"half of it")
-                    raise SafetensorError("I/O error: No space left on device")
-                write(path, *given)
-
-            patch.setattr(files, "write_weights", full)
-        else:
-            shutil.rmtree(folders / "models" / what, ignore_errors=True)
-            (folders / "models" / what).write_text("in the way", "utf-8")
+        disk_full_at(number, patch)
         with pytest.raises(
             ValueError, match=r"(?s)could not be saved as 'fox': .*Free some space and press Run: the training's state is kept"
         ):
             node()
-    if what != "a full disk":
-        assert (folders / "models" / what).read_text("utf-8") == "in the way"
-        (folders / "models" / what).unlink()
     assert stored(folders) == {}
     assert steps_kept(output) == {"1": 2, "2": 2}
     computed = counted(monkeypatch)
@@ -305,10 +318,9 @@ def test_a_save_that_fails_loses_nothing(
     assert states(output) == []
 
 
-def test_a_save_that_fails_without_resume_says_how_to_keep_the_training(node: Node, folders: Path) -> None:
+def test_a_save_that_fails_without_resume_says_how_to_keep_the_training(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next run would begin anew."""
-    shutil.rmtree(folders / "models" / "loras", ignore_errors=True)
-    (folders / "models" / "loras").write_text("in the way", "utf-8")
+    disk_full_at(0, monkeypatch)
     with pytest.raises(ValueError, match="Free some space, switch resume on and press Run"):
         node(resume=False)
 

@@ -266,3 +266,26 @@ def test_weights_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(Interrupt):
         loop.run(values, loss_over(values), settings(), file, spoil)
     assert torch.load(file.path)["step"] == 4
+
+
+def test_what_comes_while_the_weights_change_writes_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second Ctrl-C in the optimizer: what was kept before stays, and going on from it is as if nothing had been."""
+    whole = parameters()
+    trained(whole)
+    file = file_in(tmp_path, every=4)
+    step = torch.optim.AdamW.step
+
+    def interrupted(self: torch.optim.AdamW, *args: Any) -> Any:
+        done = step(self, *args)
+        if all(int(moments["step"]) == 6 for moments in self.state.values()):
+            raise Interrupt
+        return done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", interrupted)
+        with pytest.raises(Interrupt):
+            trained(parameters(), file)
+    assert torch.load(file.path)["step"] == 4
+    values = parameters()
+    trained(values, file)
+    assert same(values, whole)
