@@ -175,7 +175,7 @@ def install(model: Any, image: ImagePrompt) -> Any:
         (whole,) = clone.get_wrappers(WrappersMP.DIFFUSION_MODEL, chain.KEY)
         text = TextOutside(image.region, image.weight, image.mode, image.scope)
         clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, chain.KEY)
-        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, chain.KEY, chain.Chain(beneath_images(whole.patches, text)))
+        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, chain.KEY, chain.Chain(beneath_images(whole.patches, text), whole.schedule))
     if isinstance(image.keys, StoredKeys):
         clone.add_callback_with_key(CallbacksMP.ON_CLEANUP, chain.KEY, image.keys.release)
     return clone

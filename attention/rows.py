@@ -6,7 +6,7 @@ ComfyUI crops areas, tiles and context windows away before the model runs. `reme
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -146,6 +146,17 @@ def text_of(cond: dict[str, Any]) -> Tensor | None:
     return read if isinstance(read, Tensor) and read.ndim == 3 else cond.get("cross_attn")
 
 
+def read_of(conds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Gives for each conditioning the one whose text and references the model reads in its place, mostly itself.
+
+    For a prompt's area ComfyUI puts a copy into the other prompt's list, with that prompt's `model_conds`: the very objects, which stand
+    before the copies.
+    """
+    first: dict[int, dict[str, Any]] = {}
+    texts = [(cond.get("model_conds") or {}).get("c_crossattn") for cond in conds]
+    return [cond if text is None else first.setdefault(id(text), cond) for cond, text in zip(conds, texts, strict=True)]
+
+
 def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> Any:
     """Wrapper of `calc_cond_batch`: notes the whole latent and the areas, which ComfyUI crops away before the UNet runs."""
     height, width = x.shape[-2:]
@@ -155,11 +166,12 @@ def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Te
     areas: dict[Any, Window] = {}
     texts: dict[Any, int] = {}
     references: dict[Any, tuple[ReferenceRegion | None, ...]] = {}
-    for cond in (entry for entries in conds if entries is not None for entry in entries):
+    entries: list[dict[str, Any]] = [entry for entries in conds if entries is not None for entry in entries]
+    for cond, read in zip(entries, read_of(entries), strict=True):
         text = text_of(cond)
         if text is not None:
             texts[cond["uuid"]] = text.shape[1]
-        regions = of_conditioning(cond)
+        regions = of_conditioning(read)
         if regions:
             references[cond["uuid"]] = regions
         if "area" in cond:

@@ -52,11 +52,6 @@ def encode(
         raise ValueError("Reference Region: no VAE was given, and the picture must be encoded. Wire the model's VAE (Load VAE) to vae.")
     else:
         found = _of_picture(image[..., :3].cpu(), vae, show, invert, megapixels * 1024 * 1024, margin, patch, whole)
-    if whole and any(side % patch for side in found.latent.shape[-2:]):
-        raise ValueError(
-            f"Reference Region: the latent is {found.latent.shape[-1]}x{found.latent.shape[-2]}, but this model takes only multiples of "
-            f"{patch}. Wire the picture to image and the VAE to vae in its place."
-        )
     hidden = ~found.tokens.flatten(1).any(1)
     if bool(hidden.any()):
         which = "" if len(hidden) == 1 else f" number {int(hidden.nonzero()[0]) + 1} of {len(hidden)}"
@@ -64,6 +59,11 @@ def encode(
             f"Reference Region: the whole reference{which} is hidden: `show` leaves not even half of one token ({patch * latent_pixels} "
             "pixels) to be seen. Its white is what is seen (switch `invert` on if it is the other way round), and a large margin hides "
             "more. The mask of a Load Image without transparency is empty: mark the subject, or unwire show."
+        )
+    if whole and any(side % patch for side in found.latent.shape[-2:]):
+        raise ValueError(
+            f"Reference Region: the latent is {found.latent.shape[-1]}x{found.latent.shape[-2]}, but this model takes only multiples of "
+            f"{patch}. Wire the picture to image and the VAE to vae in its place."
         )
     if found.latent.shape[1] != channels:
         what = "VAE belongs" if latent is None else "latent belongs"

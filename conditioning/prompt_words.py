@@ -65,8 +65,8 @@ class Worded(Protocol):
 
 
 def split(words: str) -> list[str]:
-    """A list of words as an artist writes it: separated by commas or lines."""
-    return list(dict.fromkeys(" ".join(word.split()) for word in re.split(r"[,\n]", words) if word.strip()))
+    """A list of words as an artist writes it: separated by commas, of whichever script, or lines."""
+    return list(dict.fromkeys(" ".join(word.split()) for word in re.split(r"[,\n\uff0c\u3001\u060c]", words) if word.strip()))
 
 
 def read(clip: Any, text: str) -> Prompt:

@@ -56,13 +56,17 @@ class Cosmos(OneStream):
 def self_then_cross(
     layers: tuple[Layer, ...], name: str, scene: Scene, options: Mapping[str, Any], cross: bool, queries: int, keys: int
 ) -> Seen:
-    """A call of a block whose picture sees itself, or with `cross` the words. Raises UnreadableError if the lengths are others."""
-    cells = reader.cells_in(scene.grid)
+    """A call of a block whose picture, and what stands around its cells, sees itself, or with `cross` the words.
+
+    Raises UnreadableError if the lengths are others.
+    """
+    picture = spans_of(*scene.before, ("cells", reader.cells_in(scene.grid)), *scene.after)
+    count = picture[-1].stop
     layer: Layer = (name, int(options.get("block_index", -1)), 0)
-    if layer not in layers or (queries, keys) != (cells, scene.words if cross else cells):
-        what = f"{cells} cells and {scene.words} words" if cross else f"{cells} cells"
+    if layer not in layers or (queries, keys) != (count, scene.words if cross else count):
+        tokens = " and ".join(f"{span.count} {span.kind}" for span in picture)
+        what = f"{tokens}, and {scene.words} words" if cross else tokens
         reader.refuse(f"layer {layer[0]} {layer[1]}", queries, keys, what)
-    picture = spans_of(("cells", cells))
     layout = Layout(picture, spans_of(("words", scene.words)) if cross else picture, scene.grid)
     return Seen(layer, layers.index(layer), len(layers), layout)
 

@@ -24,13 +24,15 @@ class UnreadableError(RuntimeError):
 class Scene:
     """One run of the model: how many words it is given (all texts together), and the grid of the picture being painted.
 
-    `before` and `after` are further tokens that the call tells of, around the words and behind the cells.
+    `before` and `after` are further tokens that the call tells of, around the words (where the picture sees itself alone, before the cells)
+    and behind the cells; `aside` are those that the picture sees in a call of their own.
     """
 
     words: int
     grid: Grid
     before: tuple[Counted, ...] = ()
     after: tuple[Counted, ...] = ()
+    aside: int = 0
 
 
 @dataclass(frozen=True)
