@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from . import surplus
 from .arguments import Arguments
 from .grid import Size
 from .layers import Layer, is_unet, layers_of
@@ -241,6 +242,8 @@ def install(model: Any, *patches: Scoped) -> Any:
     clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, remember_view)
     clone.remove_wrappers_with_key(WrappersMP.PREDICT_NOISE, KEY)
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, remember_halves)
+    clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, surplus.tell)
     return clone
 
 

@@ -115,6 +115,9 @@ def _visible(show: Tensor | None, invert: bool, count: int, size: tuple[int, int
     rows, columns = masks.shape[1:]
     if len(masks) != count and 1 not in (len(masks), count):
         raise ValueError(f"Reference Region: show has {len(masks)} masks for {count} references. Give it one, or one for each.")
+    if not bool((masks >= 0.5).any()):  # Load Image's mask of a picture without transparency has a size of its own
+        masks = torch.zeros(len(masks), *size)
+        rows, columns = size
     slack = max(16.0, size[0] / rows, size[1] / columns)
     if abs(rows * size[1] / columns - size[0]) > slack and abs(columns * size[0] / rows - size[1]) > slack:
         raise ValueError(

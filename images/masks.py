@@ -145,11 +145,14 @@ def clip_box(box: Box, height: int, width: int, name: str = "box") -> Box:
 def box_mask(box: Box, height: int, width: int, feather: int = 0) -> torch.Tensor:
     """float32 [1, height, width]: 1 inside `box` (which must lie in the picture, see `clip_box`), 0 elsewhere.
 
-    With `feather` > 0 the edge rises from 0 to 1 over that many pixels inside the box, except where it lies on the picture's border.
+    With `feather` > 0 the edge rises from 0 to 1 over that many pixels inside the box, except where it lies on the picture's border; over
+    half of its shorter side where that is less, so that its middle is 1 (but for half a pixel).
     """
-    columns = _ramp(box["x"], box["width"], width, feather)
-    rows = _ramp(box["y"], box["height"], height, feather)
-    return torch.minimum(rows[:, None], columns[None, :])[None]
+    columns = _depth(box["x"], box["width"], width)
+    rows = _depth(box["y"], box["height"], height)
+    depths = torch.minimum(rows[:, None], columns[None, :])[None]
+    deepest = float(depths.max())
+    return (depths / min(feather, deepest + 0.5)).clamp(0.0, 1.0) if feather > 0 and deepest > 0 else (depths > 0).float()
 
 
 def of_one_shape(mask: tuple[int, int], picture: tuple[int, int]) -> bool:
@@ -219,9 +222,10 @@ def _short(entry: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def _ramp(start: int, length: int, total: int, feather: int) -> torch.Tensor:
+def _depth(start: int, length: int, total: int) -> torch.Tensor:
+    """How far each pixel's middle is inside of a box along a side, in pixels [total], negative outside; the picture's border is no edge."""
     centres = torch.arange(total) + 0.5
-    from_start = (centres - start) if start > 0 else torch.full((total,), float(total))
-    from_end = (start + length - centres) if start + length < total else torch.full((total,), float(total))
-    depth = torch.minimum(from_start, from_end)
-    return (depth / feather).clamp(0.0, 1.0) if feather > 0 else (depth > 0).float()
+    nowhere = torch.full((total,), math.inf)
+    from_start = (centres - start) if start > 0 else nowhere
+    from_end = (start + length - centres) if start + length < total else nowhere
+    return torch.minimum(from_start, from_end)

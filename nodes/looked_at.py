@@ -16,10 +16,28 @@ def latent_of(model: Any, latent: dict[str, Any] | None, image: torch.Tensor | N
     if latent is None:
         if image is None or vae is None:
             raise ValueError("there is no picture to look at: wire `latent`, or `image` together with `vae`.")
+        smallest = int(vae.spacial_compression_encode())
+        if min(image.shape[-3:-1]) < smallest:
+            raise ValueError(
+                f"the picture is {image.shape[-2]}x{image.shape[-3]} pixels, and the VAE takes no side under {smallest}. Wire a larger one."
+            )
         latent = {"samples": vae.encode(image[..., :3])}
     # Later ComfyUIs make an empty latent fit the model's own factor too.
     ratios = {name: latent[name] for name in ("downscale_ratio_spacial", "downscale_ratio_temporal") if latent.get(name) is not None}
-    return {**latent, "samples": comfy.sample.fix_empty_latent_channels(model, latent["samples"], **ratios)}
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], **ratios)
+    wanted = model.get_model_object("latent_format")
+    if samples.ndim != wanted.latent_dimensions + 2:
+        kinds = {4: "a picture's", 5: "a video's"}
+        raise ValueError(
+            f"the latent is {kinds.get(samples.ndim, 'another')} [{', '.join(map(str, samples.shape))}], and this model takes "
+            f"{kinds[wanted.latent_dimensions + 2]}. Wire a latent of this model."
+        )
+    if samples.shape[1] != wanted.latent_channels:
+        raise ValueError(
+            f"the latent belongs to another model: it has {samples.shape[1]} channels, this model's have {wanted.latent_channels}. Wire a "
+            "latent of this model, or `image` with the model's own VAE."
+        )
+    return {**latent, "samples": samples}
 
 
 def noise_level(model: Any, at_percent: float, sigma: float) -> float:
@@ -50,10 +68,12 @@ def draw(heat: torch.Tensor, names: list[str], pictures: torch.Tensor, spread: b
     Maps take the pictures in turn; with `spread` those at their place in time, for a video has more frames than its latent.
     """
     which = torch.linspace(0, len(pictures) - 1, len(heat)).round().long() if spread else torch.arange(len(heat)) % len(pictures)
+    # Pillow's own font has the letters of English alone: words of other ones are told apart by their number.
+    labels = [name if name.isascii() else f"{number}: {name}" for number, name in enumerate(names, 1)]
     return torch.stack(
         [
-            heat_map.overlay(pictures[int(which[number])], heat[number, word], name)
-            for word, name in enumerate(names)
+            heat_map.overlay(pictures[int(which[number])], heat[number, word], label)
+            for word, label in enumerate(labels)
             for number in range(len(heat))
         ]
     )

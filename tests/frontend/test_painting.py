@@ -51,7 +51,7 @@ COVERED = """(most) => {
 """Nodes of Nodes 2.0 that cover each other by more than so many pixels, and by how many from top to bottom; how many are not drawn."""
 
 
-QUICK = ("02 Paint an object into a box", "06 Two texts, each in its region")
+QUICK = ("02 Paint an object into a box",)
 """What `nox -s tests` paints. All others are painted by `nox -s thorough`."""
 CHECKPOINTS = [name for name, prompt in run.workflows().items() if not stand_ins.of_transformer(prompt)]
 TEMPLATES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.thorough) for name in CHECKPOINTS]

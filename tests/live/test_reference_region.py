@@ -89,6 +89,23 @@ def test_what_is_hidden_is_not_in_the_painted_picture(server: Server) -> None:
     assert not np.array_equal(shown[0], shown[1])
 
 
+@pytest.mark.parametrize("half", ["positive", "negative"])
+def test_beside_an_area_over_all_of_the_picture_it_is_as_without(server: Server, half: str) -> None:
+    """With the negative prompt unwired, as the page recommends it: ComfyUI makes each half a copy of the other for its area."""
+    alone = graph({"region": ["left", 0]})
+    del alone["reference 0"]["inputs"]["negative"]
+    alone["sample"]["inputs"]["negative"] = ["nothing", 0]
+    wanted = painted(server, alone)
+    given = alone["sample"]["inputs"][half]
+    alone["area"] = node("ConditioningSetArea", conditioning=given, width=64, height=64, x=0, y=0, strength=1.0)
+    alone["sample"]["inputs"][half] = ["area", 0]
+    assert np.abs(painted(server, alone).astype(int) - wanted).max() <= 1
+    plain = graph({})
+    del plain["reference 0"]["inputs"]["negative"]
+    plain["sample"]["inputs"]["negative"] = ["nothing", 0]
+    assert np.abs(painted(server, plain).astype(int) - wanted).max() > 1
+
+
 def test_bad_input_is_refused_in_plain_words_and_the_server_serves_on(server: Server) -> None:
     forgotten, unheard = graph({"region": ["left", 0]}), graph({"region": ["left", 0]})
     forgotten["sample"]["inputs"]["model"] = ["model", 0]

@@ -109,6 +109,7 @@ def test_the_real_shapes_are_comfyuis_own() -> None:
         assert type(found).__name__ == shape.family
 
 
+@pytest.mark.thorough
 def test_the_pack_is_small_and_has_what_the_checks_import(tmp_path: Path) -> None:
     """The checks of attention's layers, run in the packed folder alone."""
     folder = tmp_path / "packed"

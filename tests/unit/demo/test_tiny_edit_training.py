@@ -148,6 +148,7 @@ def test_compiling_first_changes_nothing_of_a_run(folder: Path, tmp_path: Path, 
         assert torch.equal(value, compiled.networks.state_dict()[name]), name
 
 
+@pytest.mark.thorough
 def test_steps_under_the_profiler_are_steps_and_it_tells_what_they_took(folder: Path, tmp_path: Path) -> None:
     plain = training(beside(folder, tmp_path / "plain"))
     advance(plain, 3)
@@ -183,6 +184,7 @@ def test_places_are_asked_of_the_blocks_before_and_of_no_other(folder: Path, tmp
     assert train.losses_of(Right(), batch, 1.0, generator).placed == 0
 
 
+@pytest.mark.thorough
 def test_heads_learn_where_to_look(folder: Path, tmp_path: Path) -> None:
     """Only the matching blocks and what comes before them are asked, only where there is a reference; steps make the error smaller."""
     run = training(beside(folder, tmp_path / "matches"))

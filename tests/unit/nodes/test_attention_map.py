@@ -349,6 +349,11 @@ def test_the_preview_is_saved(tiny: Painter, tmp_path: Path) -> None:
         ({"clip": None}, r"no text encoder was given"),
         ({"latent": None}, r"no picture to look at: wire `latent`, or `image` together with `vae`"),
         ({"latent": None, "image": torch.zeros(1, 64, 64, 3)}, r"no picture to look at"),
+        ({"latent": {"samples": torch.ones(1, 16, 8, 8)}}, r"belongs to another model: it has 16 channels, this model's have 4"),
+        (
+            {"latent": {"samples": torch.ones(1, 4, 2, 8, 8)}},
+            r"is a video's \[1, 4, 2, 8, 8\], and this model takes a picture's",
+        ),
         ({"layers": "list", "layer_list": "output 99"}, r"no attention layer 'output 99'"),
         ({"text": "ball " * 100}, r"is 154 tokens long for the text encoder, but `positive` holds 77"),
     ],
@@ -357,6 +362,11 @@ def test_bad_input_is_refused_in_words(tiny: Painter, given: dict[str, Any], mes
     more: dict[str, Any] = {"words": "ball", "positive": encoded(tiny, PROMPT), **given}
     with pytest.raises(ValueError, match=message):
         shown(tiny, **more)
+
+
+def test_a_picture_smaller_than_a_cell_is_refused_in_words(tiny: Painter) -> None:
+    with pytest.raises(ValueError, match="the picture is 9x1 pixels, and the VAE takes no side under 8"):
+        shown(tiny, "ball", latent=None, image=torch.zeros(1, 1, 9, 3), vae=tiny.vae)
 
 
 def test_a_prompt_that_does_not_act_then_is_refused_in_words(tiny: Painter) -> None:

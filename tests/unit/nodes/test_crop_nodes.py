@@ -70,7 +70,7 @@ def drawn(seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize("block", [0, 1, *(pytest.param(block, marks=pytest.mark.thorough) for block in range(2, 10))])
 def test_in_200_random_cases_what_is_outside_stays_to_the_bit(block: int) -> None:
     """Cropped, handed back as it is or painted wildly, mended and pasted: not a bit outside of the mask is another."""
     for seed in range(20 * block, 20 * block + 20):
@@ -359,6 +359,19 @@ def test_an_interrupt_ends_the_measuring_between_two_frames(monkeypatch: pytest.
     with pytest.raises(InterruptProcessingException):
         PasteBack.execute(GOOD["image"].expand(4, -1, -1, -1), piece.expand(4, -1, -1, -1), crop, 2)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(1, [0]), (2, [0, 1, 0, 1]), (3, [0, 1, 2, 0]), (4, [0, 1, 2, 3]), (5, [0, 1, 2, 3])])
+def test_masks_go_to_the_pictures_in_turn(count: int, wanted: list[int]) -> None:
+    """As InpaintModelConditioning takes them: one for all, or one for each."""
+    image = random(4, 48, 64, 3)
+    masks = torch.zeros(count, 48, 64)
+    for number in range(count):
+        masks[number, 8:40, 8 + number * 8 : 16 + number * 8] = 1
+    piece, mask, crop = cropped(image, masks, 0.5, 0)
+    assert len(piece) == 4
+    assert torch.equal(crop.mask, crops.within(masks[wanted], crop.place))
+    assert mask.shape == (len(wanted), *piece.shape[1:3])
 
 
 def test_a_box_outside_is_named_in_the_pictures_own_pixels() -> None:

@@ -161,6 +161,8 @@ def test_z_image_gets_whole_tokens(vae: Any) -> None:
     assert torch.isfinite(sample(patched, positive, Z_IMAGE)).all()
     with pytest.raises(ValueError, match="takes only multiples of 2"):
         through(model, prompt(Z_IMAGE), latent={"samples": torch.zeros(1, 16, 9, 8)})
+    with pytest.raises(ValueError, match="the whole reference is hidden"):
+        through(model, prompt(Z_IMAGE), vae, image=picture(77, 109), show=torch.zeros(1, 64, 64))
 
 
 def test_strength_and_part_of_the_sampling(vae: Any) -> None:

@@ -185,6 +185,7 @@ def test_resume_off_begins_again(node: Node, tmp_path: Path) -> None:
     assert states(tmp_path) == []
 
 
+@pytest.mark.thorough
 def test_the_same_seed_trains_the_same_and_every_choice_another(node: Node) -> None:
     """Of two steps: the first learns nothing of the hint, as that begins behind layers of zeros."""
     base = weights(node(steps=2))

@@ -147,6 +147,7 @@ def test_cancelled_and_run_again_it_ends_as_if_nothing_had_been(
     assert states(tmp_path) == []
 
 
+@pytest.mark.thorough
 def test_the_same_seed_trains_the_same_and_every_choice_another(node: Node) -> None:
     first = weights(node()[0])
     assert all(torch.equal(value, first[name]) for name, value in weights(node()[0]).items())

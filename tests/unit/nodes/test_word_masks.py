@@ -12,8 +12,10 @@ import torch
 from maskprompt.attention import chain
 from maskprompt.attention.joint_probe import JointProbe
 from maskprompt.attention.maps import Readings
+from maskprompt.conditioning import prompt_words
 from maskprompt.images import heat_map
 from maskprompt.nodes.attention_map import AttentionMap
+from maskprompt.nodes.looked_at import draw
 from scipy import ndimage
 from torch import Tensor
 
@@ -269,3 +271,11 @@ def test_a_word_makes_the_mask_of_its_thing() -> None:
         ).args
     for mask, own, other in ((masks[0], ball, star), (masks[1], star, ball)):
         assert float(mask[own].mean()) > 2 * float(mask[other].mean())
+
+
+def test_words_of_any_script_are_split_and_told_apart() -> None:
+    assert prompt_words.split("cat\uff0c dog\u3001fox\u060c owl, cat\nbee") == ["cat", "dog", "fox", "owl", "bee"]
+    heat, grey = torch.zeros(1, 2, 64, 64), torch.full((1, 64, 64, 3), 0.5)
+    one, other = draw(heat, ["\u732b", "\u72d7"], grey)
+    assert not torch.equal(one, other), "Pillow's font has neither"
+    assert torch.equal(draw(heat, ["cat", "\u72d7"], grey)[0], heat_map.overlay(grey[0], heat[0, 0], "cat"))
