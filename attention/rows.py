@@ -23,6 +23,8 @@ KEY = "maskprompt"
 VIEW = "maskprompt_view"
 HALVES = "maskprompt_halves"
 """The option that tells which half of CFG each conditioning belongs to, by its uuid."""
+COPIES = "maskprompt_copies"
+"""The option that tells, by its uuid, who sees the references that a copied conditioning brings (`read_of`)."""
 PROMPT = "maskprompt_prompt"
 """The option that tells how many of a UNet's words are the prompt's, where regions' words follow them."""
 
@@ -107,21 +109,36 @@ def rows_of(options: dict[str, Any], batch: int, size: Size) -> tuple[Size, tupl
     return latent, tuple(rows)
 
 
-def remember_halves(executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Any:
-    """Wrapper of a guider's `predict_noise`: notes which conditionings are the positive prompt.
+def read_of(conds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Gives for each conditioning of a prompt the one whose text and references the model reads in its place, mostly itself.
 
-    Their order in a call does not tell: Dual CFG Guider runs the negative first, and Self-Attention Guidance the negative alone. A copy of
-    a positive one that ComfyUI gave another prompt, for its area, gets an id of its own: these entries belong to this sampling alone.
+    For a prompt's area ComfyUI puts a copy of it into the other prompt's list, with that prompt's `model_conds`: the very objects, which
+    stand before the copies.
+    """
+    first: dict[int, dict[str, Any]] = {}
+    texts = [(cond.get("model_conds") or {}).get("c_crossattn") for cond in conds]
+    return [cond if text is None else first.setdefault(id(text), cond) for cond, text in zip(conds, texts, strict=True)]
+
+
+def remember_halves(executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Any:
+    """Wrapper of a guider's `predict_noise`: notes which conditionings are the positive prompt, and who sees the references of copies.
+
+    Their order in a call does not tell: Dual CFG Guider runs the negative first, and Self-Attention Guidance the negative alone. A copy
+    that ComfyUI gave another prompt, for its area, gets an id of its own: these entries belong to this sampling alone.
     """
     conds: dict[str, Any] = getattr(executor.class_obj, "conds", None) or {}
-    positive = {cond["uuid"] for cond in conds.get("positive") or () if "uuid" in cond}
-    halves = dict.fromkeys(positive, 0)
-    others = [cond for name, entries in conds.items() if name != "positive" for cond in entries or () if "uuid" in cond]
-    for cond in others if positive else ():
-        if cond["uuid"] in positive:
-            cond["uuid"] = uuid4()
-        halves[cond["uuid"]] = 1
-    options = {**model_options.get("transformer_options", {}), HALVES: halves}
+    halves: dict[Any, int] = {}
+    copies: dict[Any, tuple[ReferenceRegion | None, ...]] = {}
+    for name, entries in sorted(conds.items(), key=lambda named: named[0] != "positive"):
+        known = [cond for cond in entries or () if "uuid" in cond]
+        for cond, read in zip(known, read_of(known), strict=True):
+            if cond["uuid"] in halves:
+                cond["uuid"] = uuid4()
+            halves[cond["uuid"]] = int(name != "positive")
+            if read is not cond:
+                copies[cond["uuid"]] = of_conditioning(read)
+    told = {HALVES: halves if conds.get("positive") else {}, COPIES: copies}
+    options = {**model_options.get("transformer_options", {}), **told}
     return executor(x, timestep, {**model_options, "transformer_options": options}, seed)
 
 
@@ -146,17 +163,6 @@ def text_of(cond: dict[str, Any]) -> Tensor | None:
     return read if isinstance(read, Tensor) and read.ndim == 3 else cond.get("cross_attn")
 
 
-def read_of(conds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Gives for each conditioning the one whose text and references the model reads in its place, mostly itself.
-
-    For a prompt's area ComfyUI puts a copy into the other prompt's list, with that prompt's `model_conds`: the very objects, which stand
-    before the copies.
-    """
-    first: dict[int, dict[str, Any]] = {}
-    texts = [(cond.get("model_conds") or {}).get("c_crossattn") for cond in conds]
-    return [cond if text is None else first.setdefault(id(text), cond) for cond, text in zip(conds, texts, strict=True)]
-
-
 def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> Any:
     """Wrapper of `calc_cond_batch`: notes the whole latent and the areas, which ComfyUI crops away before the UNet runs."""
     height, width = x.shape[-2:]
@@ -166,12 +172,12 @@ def remember_view(executor: Any, model: Any, conds: Any, x: Tensor, timestep: Te
     areas: dict[Any, Window] = {}
     texts: dict[Any, int] = {}
     references: dict[Any, tuple[ReferenceRegion | None, ...]] = {}
-    entries: list[dict[str, Any]] = [entry for entries in conds if entries is not None for entry in entries]
-    for cond, read in zip(entries, read_of(entries), strict=True):
+    copies: dict[Any, tuple[ReferenceRegion | None, ...]] = options.get(COPIES) or {}
+    for cond in (entry for entries in conds if entries is not None for entry in entries):
         text = text_of(cond)
         if text is not None:
             texts[cond["uuid"]] = text.shape[1]
-        regions = of_conditioning(read)
+        regions = copies[cond["uuid"]] if cond["uuid"] in copies else of_conditioning(cond)
         if regions:
             references[cond["uuid"]] = regions
         if "area" in cond:

@@ -8,8 +8,11 @@ from typing import Any
 
 from .grid import RegionMask
 from .reference_regions import REGIONS
+from .rows import KEY
 
 log = logging.getLogger(__name__)
+
+MASKS, REFERENCES = "masks", "reference pictures"
 
 
 def tell(executor: Any, noise: Any, *args: Any, **kwargs: Any) -> Any:
@@ -27,9 +30,6 @@ def tell(executor: Any, noise: Any, *args: Any, **kwargs: Any) -> Any:
     return executor(noise, *args, **kwargs)
 
 
-MASKS, REFERENCES = "masks", "reference pictures"
-
-
 def _pictures(noise: Any) -> int | None:
     """How many pictures are painted; None for a video, and for what is no batch of pictures."""
     shape = tuple(getattr(noise, "shape", ()))
@@ -40,13 +40,11 @@ def _given(guider: Any) -> set[tuple[str, int]]:
     """What our nodes were given, and how many of it, each number once."""
     from comfy.patcher_extension import WrappersMP
 
-    from .rows import KEY
-
     chains = guider.model_patcher.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY)
     found = {(MASKS, len(mask.masks)) for whole in chains for patch in whole.patches for mask in _masks(vars(patch).values())}
     entries = (cond for conds in (getattr(guider, "conds", None) or {}).values() for cond in conds or ())
     for region in (region for cond in entries for region in cond.get(REGIONS) or () if region is not None):
-        found.add((REFERENCES, len(region.tokens)))
+        found.add((REFERENCES, len(region.latent)) if len(region.latent) > 1 else (MASKS, len(region.tokens)))
         found |= {(MASKS, len(mask.masks)) for mask in _masks((region.mask,))}
     return found
 

@@ -145,14 +145,17 @@ def clip_box(box: Box, height: int, width: int, name: str = "box") -> Box:
 def box_mask(box: Box, height: int, width: int, feather: int = 0) -> torch.Tensor:
     """float32 [1, height, width]: 1 inside `box` (which must lie in the picture, see `clip_box`), 0 elsewhere.
 
-    With `feather` > 0 the edge rises from 0 to 1 over that many pixels inside the box, except where it lies on the picture's border; over
-    half of its shorter side where that is less, so that its middle is 1 (but for half a pixel).
+    With `feather` > 0 the edge rises from 0 to 1 over that many pixels inside the box, except where it lies on the picture's border; as
+    wide as there is room where the box is too small for it, so that its middle is 1.
     """
     columns = _depth(box["x"], box["width"], width)
     rows = _depth(box["y"], box["height"], height)
     depths = torch.minimum(rows[:, None], columns[None, :])[None]
     deepest = float(depths.max())
-    return (depths / min(feather, deepest + 0.5)).clamp(0.0, 1.0) if feather > 0 and deepest > 0 else (depths > 0).float()
+    if feather <= 0 or deepest <= 0:
+        return (depths > 0).float()
+    has_room = feather <= deepest + 0.5  # the middle of an even number of pixels is the line between two
+    return (depths / (feather if has_room else deepest)).clamp(0.0, 1.0)
 
 
 def of_one_shape(mask: tuple[int, int], picture: tuple[int, int]) -> bool:

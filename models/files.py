@@ -85,6 +85,17 @@ def load_weights(path: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def check_writable(folder: Path) -> None:
+    """Tries to write into a folder, which is made where it is missing. ValueError that says why nothing can be written."""
+    trial = folder / f".maskprompt-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise ValueError(f"nothing can be written into {folder}: {error.strerror}.") from error
+
+
 def write_weights(path: str | os.PathLike[str], weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Writes a .safetensors file in the tensors' own precision. A file of that name is replaced whole or not at all.
 

@@ -136,9 +136,10 @@ class CropAroundBox(io.ComfyNode):
 
         batch, height, width = picture.shape[:3]
         masks = _fitted(checks.mask(mask, "mask", NAME), height, width)
-        masks = match_batch(masks, batch, NAME) if len(masks) > 1 else masks
+        masks = match_batch(masks, batch, NAME) if len(masks) > batch else masks
         masks = without_holes(masks) if fill_holes else masks
         masks = grown(crops.extended_mask(masks, sides), grow)
+        masks = match_batch(masks, batch, NAME) if len(masks) > 1 else masks
         rows, columns = masks.shape[1:]
         around = _around(masks, [*parse_boxes(box, "box"), *_boxes(bboxes, batch)], sides)
         also = None

@@ -27,10 +27,9 @@ def latent_of(model: Any, latent: dict[str, Any] | None, image: torch.Tensor | N
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], **ratios)
     wanted = model.get_model_object("latent_format")
     if samples.ndim != wanted.latent_dimensions + 2:
-        kinds = {4: "a picture's", 5: "a video's"}
         raise ValueError(
-            f"the latent is {kinds.get(samples.ndim, 'another')} [{', '.join(map(str, samples.shape))}], and this model takes "
-            f"{kinds[wanted.latent_dimensions + 2]}. Wire a latent of this model."
+            f"the latent has {samples.ndim - 2} dimensions beside batch and channels {list(samples.shape)}, and this model takes "
+            f"{wanted.latent_dimensions} (a picture has 2, a video 3). Wire a latent of this model."
         )
     if samples.shape[1] != wanted.latent_channels:
         raise ValueError(

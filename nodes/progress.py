@@ -75,7 +75,7 @@ class TrainingProgress:
             self.say("Stopped before the first step.")
         elif kept < step:
             then = f"goes on from step {kept}" if kept and resume else "begins again"
-            self.say(f"Stopped at step {step} of {self.steps}. Its state could not be written (is the disk full?): the next Run {then}.")
+            self.say(f"Stopped at step {step} of {self.steps}. Its state was not written, as the log says: the next Run {then}.")
         elif resume:
             self.say(f"Stopped at step {step} of {self.steps}. Nothing is lost: Run goes on from there.")
         else:

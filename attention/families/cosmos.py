@@ -64,8 +64,7 @@ def self_then_cross(
     count = picture[-1].stop
     layer: Layer = (name, int(options.get("block_index", -1)), 0)
     if layer not in layers or (queries, keys) != (count, scene.words if cross else count):
-        tokens = " and ".join(f"{span.count} {span.kind}" for span in picture)
-        what = f"{tokens}, and {scene.words} words" if cross else tokens
+        what = ", ".join(f"{span.count} of {span.kind}" for span in (*picture, *spans_of(("words", scene.words if cross else 0))))
         reader.refuse(f"layer {layer[0]} {layer[1]}", queries, keys, what)
     layout = Layout(picture, spans_of(("words", scene.words)) if cross else picture, scene.grid)
     return Seen(layer, layers.index(layer), len(layers), layout)

@@ -24,7 +24,7 @@ def opened(picture: Path, mask: Path) -> tuple[Tensor, Tensor]:
     from maskprompt.training.data import folder
 
     shown = folder.open_picture(picture)
-    return folder.colours(shown), folder.mask_of(mask, picture, shown)
+    return folder.colours(shown), folder.mask_of(mask, picture, shown.size)
 
 
 def square(picture: Path, size: int) -> Tensor:

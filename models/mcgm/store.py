@@ -88,12 +88,7 @@ def save(
 def check_writable(root: Path | None = None) -> None:
     """Tries the folders that `save` writes into. ValueError that names one into which nothing can be written."""
     for folder in _folders() if root is None else _folders_below(root):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise ValueError(f"what is learned could not be saved: nothing can be written into {folder} ({error.strerror}).") from error
+        files.check_writable(folder)
 
 
 @contextlib.contextmanager

@@ -174,7 +174,7 @@ def find(kind: str, name: str) -> Path:
         files.register_folder(place, SUFFIXES)
         for base in folder_paths.get_folder_paths(place):
             found = Path(base) / name
-            if found.exists() and Path(os.path.normpath(found)).is_relative_to(os.path.normpath(base)):
+            if Path(os.path.normpath(found)).is_relative_to(os.path.normpath(base)) and found.exists():
                 return found
     places = " or ".join(base for place in PLACES[kind] for base in folder_paths.get_folder_paths(place))
     raise ValueError(f"There is no {kind} model '{name}' in {places} (found there: {', '.join(listed(kind)) or 'none'}). {ADVICE[kind]}")

@@ -200,7 +200,7 @@ def answer(server: Server, prompt: Prompt) -> Answer:
 
 def alike(one: np.ndarray, other: np.ndarray) -> bool:
     """Says whether two pictures [H, W, 3] are the same but for rounding: a node's extra pass alone may move a value by one of 255."""
-    return int(np.abs(one.astype(int) - other).max()) <= 1
+    return one.shape == other.shape and int(np.abs(one.astype(int) - other).max()) <= 1
 
 
 def judged(name: str, model: Model, plain: np.ndarray, ours: np.ndarray, alone: Answer, before: Answer, after: Answer) -> Outcome:

@@ -109,9 +109,9 @@ def marked(picture: Path) -> tuple[Tensor, Tensor]:
     masks, _ = folder.masks_among(sorted(path for path in picture.parent.iterdir() if path.is_file()))
     own = masks.get(picture.stem.lower(), [])
     if own:
-        return folder.colours(opened)[None], torch.stack([folder.mask_of(path, picture, opened) for path in own])
+        return folder.colours(opened)[None], torch.stack([folder.mask_of(path, picture, opened.size) for path in own])
     mask = folder.alpha(opened)
-    if not folder.is_cut_out(mask):
+    if bool((mask == 1).all()):
         raise ValueError(
             f"{picture.name} has no mask: save one for each subject beside it, as {picture.stem}.mask.png, {picture.stem}.mask-2.png and "
             "so on, of the same size and white where the subject is."

@@ -56,12 +56,7 @@ class Work:
         if self.state.is_dir():
             raise ValueError(f"--state {self.state} is a folder: name a file in it, such as {self.state / 'training.state.pt'}.")
         for folder in (self.output.parent, self.state.parent, *([self.preview] if self.preview else [])):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=folder):
-                    pass
-            except OSError as error:
-                raise ValueError(f"nothing can be written into {folder}: {error.strerror}.") from error
+            files.check_writable(folder)
 
     def checkpoint(self) -> tuple[Any, Any, Any]:
         """MODEL, CLIP and VAE of --checkpoint."""

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...images import masks
+from ...images import masks as mask_images
 from ...models.sam import model as sam
 from . import folder as pictures
 from .folder_scan import Counted, PictureFiles, marker_name, text_name
 from .pictures import marking
-from .scan_cache import write_whole
+from .scan_cache import ScanCache, write_whole
 
 LONGEST = 1024
 """SAM sees a picture at this size, whatever size it has."""
@@ -77,8 +77,8 @@ def objects(model: Segmenter, image: Tensor, choice: Choice | None = None) -> Te
     rank = scores * area.sqrt() * (1 - border) * firm**2
     order = [number for number in rank.argsort(descending=True, stable=True).tolist() if bool(fits[number])]
     chosen = _different(marked, order, how.same)[: how.most]
-    found = [masks.tidied(mask) for mask in model.full_size(logits[chosen], rows, columns) > 0] if chosen else []
-    enlarged = [masks.resize(mask[None].float(), height, width)[0] > 0.5 for mask in found]
+    found = [mask_images.tidied(mask) for mask in model.full_size(logits[chosen], rows, columns) > 0] if chosen else []
+    enlarged = [mask_images.resize(mask[None].float(), height, width)[0] > 0.5 for mask in found]
     return marking(torch.stack(enlarged)) if enlarged else torch.zeros(0, height, width, dtype=torch.bool)
 
 
@@ -90,13 +90,20 @@ def make_masks(
     ValueError where nothing can be written.
     """
     made: list[PictureFiles] = []
-    for done, one in enumerate(lacking, 1):
-        found = objects(model, pictures.colours(pictures.open_picture(one.path)), choice)
-        names = [one.path.stem + (f".mask-{number}.png" if number > 1 else pictures.MASK) for number in range(1, len(found) + 1)]
-        files = {name: _png(mask) for name, mask in zip(names, found, strict=True)}
-        _write(cache, files or {marker_name(one.path): b""})
-        made.append(replace(one, masks=tuple(cache / name for name in names), no_object=not names))
-        on_picture(done, len(lacking))
+    known = ScanCache(cache)
+    try:
+        for done, one in enumerate(lacking, 1):
+            found = objects(model, pictures.colours(pictures.open_picture(one.path)), choice)
+            names = [one.path.stem + (f".mask-{number}.png" if number > 1 else pictures.MASK) for number in range(1, len(found) + 1)]
+            files = {name: _png(mask) for name, mask in zip(names, found, strict=True)}
+            _write(cache, files or {marker_name(one.path): b""})
+            masks = tuple(cache / name for name in names)
+            if masks:
+                known.add(masks[0], masks[1:], one.size)
+            made.append(replace(one, masks=masks, no_object=not names))
+            on_picture(done, len(lacking))
+    finally:
+        known.write()
     return made
 
 

@@ -96,7 +96,7 @@ class CaptionedFolder:
     def __getitem__(self, number: int, /) -> Picture:
         path, mask = self.files[number]
         image = open_picture(path)
-        drawn = alpha(image) if mask is None else mask_of(mask, path, image)
+        drawn = alpha(image) if mask is None else mask_of(mask, path, image.size)
         return Picture(colours(image), self.captions[number], None if bool((drawn == 1).all()) else drawn)
 
     def read_all(self, on_picture: Callable[[int, int], None]) -> None:
@@ -159,33 +159,39 @@ def listing(folder: Path, advice: str, more: str, quiet: bool = False) -> tuple[
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}: {advice} into a folder{more}.")
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    masks, names = masks_among(files)
+    masks, names = masks_among(files, quiet)
     pictures = [path for path in files if path.suffix.lower() in PICTURES and path.name not in names]
     unread = [path.name for path in files if path.suffix.lower() in OTHERS]
     if not pictures:
-        there = f"; {_some(unread)} {'are' if len(unread) > 1 else 'is'} not read: save as PNG or JPEG" if unread else ""
+        there = f"; {some(unread)}: of a kind that is not read, save as PNG or JPEG" if unread else ""
         raise ValueError(f"there is no picture in {folder} (looked for {', '.join(sorted(PICTURES))}{there}): {advice} there.")
     if unread and not quiet:
-        log.warning("%s not read and left out: save as PNG or JPEG.", f"{_some(unread)} {'are' if len(unread) > 1 else 'is'}")
+        log.warning("%s: left out, as this kind of picture is not read. Save as PNG or JPEG.", some(unread))
     for name in () if quiet else sorted(masks.keys() - {path.stem.lower() for path in pictures}):
         log.warning("%s is the mask of no picture in the folder; it is not used.", masks[name][0].name)
     return pictures, masks
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """Names the first few, and says how many more there are."""
     more = f" and {len(names) - FEW_NAMED} more" if len(names) > FEW_NAMED else ""
     return f"{', '.join(names[:FEW_NAMED])}{more}"
 
 
-def masks_among(files: Sequence[Path]) -> tuple[dict[str, list[Path]], set[str]]:
-    """The masks among files, for each picture's name without ending, in lower case, by number; and the names of all of them."""
-    numbered: dict[str, list[tuple[int, Path]]] = {}
-    for path in files:
+def masks_among(files: Sequence[Path], quiet: bool = False) -> tuple[dict[str, list[Path]], set[str]]:
+    """The masks among files, for each picture's name without ending, in lower case, by number; and the names of all of them.
+
+    Of two that differ in their ending alone the PNG counts, else the first; that is said, unless `quiet`.
+    """
+    numbered: dict[str, dict[tuple[int, str], Path]] = {}
+    names: set[str] = set()
+    for path in sorted(files, key=lambda path: (path.suffix.lower() != ".png", path.name)):
         if named := OBJECT.fullmatch(path.name):
-            numbered.setdefault(named[1].lower(), []).append((int(named[2] or 1), path))
-    masks = {name: [path for _, path in sorted(those)] for name, those in numbered.items()}
-    return masks, {path.name for those in masks.values() for path in those}
+            names.add(path.name)
+            first = numbered.setdefault(named[1].lower(), {}).setdefault((int(named[2] or 1), named[2] or ""), path)
+            if first is not path and not quiet:
+                log.warning("%s is left out: the mask of that object is %s.", path.name, first.name)
+    return {name: [path for _, path in sorted(those.items())] for name, those in numbered.items()}, names
 
 
 def add_file(digest: Any, file: Path | None) -> None:
@@ -225,7 +231,8 @@ def _size(picture: Path) -> tuple[int, int]:
     try:
         with Image.open(picture) as image:
             width, height = image.size
-            return (width, height) if _orientation(image) >= 5 else (height, width)
+            # Pillow turns a TIFF by itself, its size at once.
+            return (width, height) if image.format != "TIFF" and _orientation(image) >= 5 else (height, width)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many kinds on damaged files
@@ -246,12 +253,12 @@ def _pair(picture: Path, mask: Path | None) -> tuple[Tensor, Tensor]:
     opened = open_picture(picture)
     image = colours(opened)
     if mask is not None:
-        marked = mask_of(mask, picture, opened)
+        marked = mask_of(mask, picture, opened.size)
         where = f"{mask.name}: paint the subject white in it"
     else:
         marked = alpha(opened)
         where = "its alpha channel: leave the subject opaque"
-        if not is_cut_out(marked):
+        if bool((marked == 1).all()):
             raise ValueError(
                 f"{picture.name} has no mask: save one beside it as {picture.stem}{MASK}, of the same size and white where the subject is, "
                 "or save the picture as a PNG in which everything but the subject is transparent."
@@ -261,11 +268,11 @@ def _pair(picture: Path, mask: Path | None) -> tuple[Tensor, Tensor]:
     return image, marked
 
 
-def mask_of(mask: Path, picture: Path, opened: Image.Image) -> Tensor:
-    """[H, W] in 0..1, of the picture's size."""
+def mask_of(mask: Path, picture: Path, size: tuple[int, int]) -> Tensor:
+    """[H, W] in 0..1, of the picture's size, (width, height)."""
     drawn = open_picture(mask)
-    if drawn.size != opened.size:
-        sizes = [f"{width} x {height}" for width, height in (opened.size, drawn.size)]
+    if drawn.size != size:
+        sizes = [f"{width} x {height}" for width, height in (size, drawn.size)]
         raise ValueError(
             f"{picture.name} is {sizes[0]} pixels but its mask {mask.name} {sizes[1]}: draw the mask on the same picture, "
             "before or after both are resized."
@@ -318,7 +325,7 @@ def alpha(image: Image.Image) -> Tensor:
 
 
 def is_cut_out(opaque: Tensor) -> bool:
-    """Says whether an alpha channel [H, W] in 0..1 is the mask of an object: whether `TRANSPARENT` of it is."""
+    """Says whether an alpha channel [H, W] in 0..1 is the mask of an object where nobody said so: whether `TRANSPARENT` of it is."""
     return float((opaque < 0.5).float().mean()) >= TRANSPARENT
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from . import folder as pictures
@@ -105,7 +104,7 @@ class Annotations:
         files = sorted(path for path in cache.iterdir() if not path.name.startswith(".")) if there else []
         if there and cache.samefile(folder):
             files = [path for path in files if path.suffix == NO_OBJECT]
-        self._masks = pictures.masks_among(files)[0]
+        self._masks = pictures.masks_among(files, quiet=True)[0]
         self._files = {path.name: path for path in files}
 
     def masks(self, picture: Path) -> tuple[Path, ...]:
@@ -150,7 +149,7 @@ def _measure(path: Path, masks: Sequence[Path], reference: Path | None) -> tuple
     alpha = pictures.alpha(image)
     cut_out = not masks and pictures.is_cut_out(alpha)
     if masks or cut_out:
-        marks = [pictures.mask_of(mask, path, image) for mask in masks] or [alpha]
+        marks = [pictures.mask_of(mask, path, image.size) for mask in masks] or [alpha]
         objects_in(marks, PictureFiles(path, masks=tuple(masks)))
     if reference is not None:
         pictures.reference_of(reference, path, image)
@@ -164,8 +163,7 @@ def _problem_of_cached(one: PictureFiles, known: ScanCache) -> str:
 
     def measure(mask: Path, more: Sequence[Path], _reference: Path | None) -> tuple[tuple[int, int], bool]:
         height, width = one.size
-        opened = Image.new("1", (width, height))
-        objects_in([pictures.mask_of(path, one.path, opened) for path in (mask, *more)], one)
+        objects_in([pictures.mask_of(path, one.path, (width, height)) for path in (mask, *more)], one)
         return one.size, False
 
     problem = known.of(one.masks[0], one.masks[1:], None, measure).problem

@@ -120,7 +120,7 @@ class ObjectFolder:
     def __getitem__(self, number: int, /) -> Example:
         one = self.pictures[number]
         image = pictures.open_picture(one.path)
-        marks = [pictures.mask_of(mask, one.path, image) for mask in one.masks] or [pictures.alpha(image)]
+        marks = [pictures.mask_of(mask, one.path, image.size) for mask in one.masks] or [pictures.alpha(image)]
         reference = None if one.reference is None else pictures.reference_of(one.reference, one.path, image)
         return Example(pictures.colours(image), objects_in(marks, one), one.caption or "", reference)
 
@@ -152,9 +152,7 @@ def usable(found: Sequence[PictureFiles], size: int = 0, skip_broken: bool = Fal
 
 def _named(found: Sequence[PictureFiles]) -> str:
     """ "2 pictures (a.jpg, b.png)"."""
-    names = ", ".join(one.path.name for one in found[:NAMED])
-    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    return f"{len(found)} picture{'s' if len(found) > 1 else ''} ({names}{more})"
+    return f"{len(found)} picture{'s' if len(found) > 1 else ''} ({pictures.some([one.path.name for one in found])})"
 
 
 def _mask_advice(found: Sequence[PictureFiles]) -> str:

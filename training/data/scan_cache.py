@@ -59,9 +59,16 @@ class ScanCache:
                 del self._known[path.name]
                 self._changed = True
             return Measured(problem=str(error), replaced=replaced)
+        self._keep(path, files, head, size, cut_out)
+        return Measured(size, cut_out, replaced=replaced)
+
+    def add(self, path: Path, masks: Sequence[Path], size: tuple[int, int]) -> None:
+        """Keeps what is known of files that were just written: they are not read to be measured."""
+        self._keep(path, {one.name: _stat(one) for one in (path, *masks)}, _head(path), size, False)
+
+    def _keep(self, path: Path, files: dict[str, list[int]], head: str, size: tuple[int, int], cut_out: bool) -> None:
         self._known[path.name] = {"files": files, "head": head, "size": list(size), "cut_out": cut_out}
         self._changed = True
-        return Measured(size, cut_out, replaced=replaced)
 
     def write(self) -> None:
         """Writes what was found; where that fails, the next training only begins later."""

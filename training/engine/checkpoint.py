@@ -139,6 +139,7 @@ class StateFile:
         partial = self._partial
         try:
             if not all(bool(torch.isfinite(value).all()) for value in learning.parameters.values()):
+                log.warning("The training state was not written: weights became no numbers (NaN). What was kept before stays.")
                 return
             self.path.parent.mkdir(parents=True, exist_ok=True)
             torch.save({"fingerprint": self.fingerprint, "finished": finished, **learning.content()}, partial)

@@ -121,7 +121,7 @@ def test_feather_rises_inside_the_box_but_not_at_the_pictures_edge() -> None:
     assert inner[5].tolist() == [0, 0, 0.25, 0.75, *[1.0] * 4, 0.75, 0.25, 0, 0]
 
 
-@pytest.mark.parametrize("feather", [5, 6, 50, 1024])
+@pytest.mark.parametrize("feather", [6, 50, 1024])
 def test_a_feather_wider_than_the_box_still_leaves_a_white_middle(feather: int) -> None:
     """It is as wide as the box has room for, alike on all sides; and nothing fades where all sides are the picture's."""
     mask = masks.box_mask(box(3, 20, 30, 10), 40, 60, feather=feather)[0]
@@ -129,8 +129,12 @@ def test_a_feather_wider_than_the_box_still_leaves_a_white_middle(feather: int) 
     across = torch.minimum(centres - 3, 33 - centres)
     for row in range(20, 30):
         down = min(row + 0.5 - 20, 30 - row - 0.5)
-        torch.testing.assert_close(mask[row], (across.clamp(max=down) / 5).clamp(0, 1))
-    assert mask.max() == 0.9, "the middle of 10 pixels is the line between two"
+        torch.testing.assert_close(mask[row], (across.clamp(max=down) / 4.5).clamp(0, 1))
+    assert mask.max() == 1
+    for width in (1, 2, 3):
+        assert masks.box_mask(box(7, 9, width, 20), 40, 60, feather=feather).max() == 1
+    at_the_border = masks.box_mask(box(0, 0, 20, 40), 40, 60, feather=feather)[0, 0, :20]
+    torch.testing.assert_close(at_the_border, ((20 - torch.arange(20) - 0.5) / min(feather, 19.5)).clamp(0, 1))
     assert masks.box_mask(box(0, 0, 60, 40), 40, 60, feather=feather).min() == 1
 
 

@@ -352,7 +352,7 @@ def test_the_preview_is_saved(tiny: Painter, tmp_path: Path) -> None:
         ({"latent": {"samples": torch.ones(1, 16, 8, 8)}}, r"belongs to another model: it has 16 channels, this model's have 4"),
         (
             {"latent": {"samples": torch.ones(1, 4, 2, 8, 8)}},
-            r"is a video's \[1, 4, 2, 8, 8\], and this model takes a picture's",
+            r"has 3 dimensions .* \[1, 4, 2, 8, 8\], and this model takes 2",
         ),
         ({"layers": "list", "layer_list": "output 99"}, r"no attention layer 'output 99'"),
         ({"text": "ball " * 100}, r"is 154 tokens long for the text encoder, but `positive` holds 77"),

@@ -71,7 +71,7 @@ def drawn(seed: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("block", [0, 1, *(pytest.param(block, marks=pytest.mark.thorough) for block in range(2, 10))])
-def test_in_200_random_cases_what_is_outside_stays_to_the_bit(block: int) -> None:
+def test_in_random_cases_what_is_outside_stays_to_the_bit(block: int) -> None:
     """Cropped, handed back as it is or painted wildly, mended and pasted: not a bit outside of the mask is another."""
     for seed in range(20 * block, 20 * block + 20):
         given = drawn(seed)

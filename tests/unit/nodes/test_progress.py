@@ -79,7 +79,7 @@ class Job:
 
 
 WHOLE = "Stopped at step 18 of 60."
-UNWRITTEN = f"{WHOLE} Its state could not be written (is the disk full?): the next Run"
+UNWRITTEN = f"{WHOLE} Its state was not written, as the log says: the next Run"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskprompt.images.masks import bounding_box
 from maskprompt.models.sam import model as sam
-from maskprompt.training.data import annotate, object_folder, scan_cache
+from maskprompt.training.data import annotate, folder, object_folder, scan_cache
 from maskprompt.training.data.annotate import Choice, make_captions, make_masks, objects
 from maskprompt.training.data.folder_scan import PictureFiles, scan
 from maskprompt.training.data.object_folder import ObjectFolder
@@ -240,6 +240,18 @@ def test_an_interrupted_work_goes_on_where_it_stopped(place: Path, cache: Path, 
     whole = tmp_path / "whole"
     everything(place, whole, Sam(), Writer())
     assert files(whole) == files(cache)
+
+
+def test_masks_that_were_just_made_are_not_read_to_be_known(place: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several processes scan the folder when the first has annotated it, and all wait for the last."""
+    ObjectFolder(place, cache).find_objects(Sam(), nothing)
+    opened: list[str] = []
+    read = folder.open_picture
+    monkeypatch.setattr(folder, "open_picture", lambda path: opened.append(path.name) or read(path))
+    known = (cache / scan_cache.NAME).read_bytes()
+    assert [len(one.masks) for one in ObjectFolder(place, cache).pictures] == [1, 2, 2, 0]
+    assert opened == []
+    assert (cache / scan_cache.NAME).read_bytes() == known
 
 
 def test_captions_are_written_group_by_group(tmp_path: Path) -> None:

@@ -46,9 +46,10 @@ def turned(value: int) -> bytes:
     return exif((folder.ORIENTATION, SHORT, 1, struct.pack("<H", value)))
 
 
+@pytest.mark.parametrize("ending", ["png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_of_a_camera_is_brought_upright(tmp_path: Path, orientation: int) -> None:
-    path = tmp_path / "a.png"
+def test_every_orientation_of_a_camera_is_brought_upright(tmp_path: Path, orientation: int, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
     picture().save(path, exif=turned(orientation))
     with Image.open(path) as opened:
         wanted = ImageOps.exif_transpose(opened)
@@ -153,12 +154,9 @@ def test_a_stray_transparent_pixel_or_a_rounded_corner_is_no_mask(tmp_path: Path
     shown.save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("noise", "utf-8")
     assert [one.cut_out for one in ObjectFolder(tmp_path).pictures] == [cut_out]
-    for read in (lambda: folder.load(tmp_path), lambda: marked(tmp_path / "a.png")):
-        if cut_out:
-            read()
-        else:
-            with pytest.raises(ValueError, match="has no mask"):
-                read()
+    (one,) = folder.load(tmp_path)
+    assert int((one.mask < 0.5).sum()) == corner**2, "a subject's own picture is asked for its alpha channel"
+    assert torch.equal(marked(tmp_path / "a.png")[1][0], one.mask)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "JPEG", "webp", "bmp"])
@@ -172,17 +170,30 @@ def test_a_mask_of_another_ending_is_a_mask_and_no_picture(tmp_path: Path, endin
     assert [found.path.name for found in ObjectFolder(tmp_path).finished().pictures] == ["A.jpg"]
 
 
+def test_of_two_endings_the_png_is_the_mask(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture().save(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_text("noise", "utf-8")
+    mask(8, 8, 40, 40).save(tmp_path / "a.mask.png")
+    mask(0, 0, 20, 20).save(tmp_path / "a.mask.bmp")
+    mask(0, 0, 20, 20).save(tmp_path / "a.mask-2.bmp")
+    with caplog.at_level(logging.WARNING):
+        (one,) = folder.load(tmp_path)
+    assert torch.equal(one.mask, folder.colours(mask(8, 8, 40, 40))[..., 0])
+    assert "a.mask.bmp is left out: the mask of that object is a.mask.png" in caplog.text
+    assert [path.name for path in ObjectFolder(tmp_path).finished().pictures[0].masks] == ["a.mask.png", "a.mask-2.bmp"]
+
+
 def test_pictures_that_are_not_read_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("b.heic", "c.gif", "d.AVIF"):
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=r"b\.heic, c\.gif, d\.AVIF are not read: save as PNG or JPEG"):
+    with pytest.raises(ValueError, match=r"b\.heic, c\.gif, d\.AVIF: of a kind that is not read, save as PNG or JPEG"):
         folder.captioned(tmp_path)
     picture().save(tmp_path / "a.jfif", "JPEG")
     (tmp_path / "a.TXT").write_text("noise in capitals", "utf-8")
     with caplog.at_level(logging.WARNING):
         found = folder.captioned(tmp_path)
     assert found.captions == ["noise in capitals"]
-    assert "b.heic, c.gif, d.AVIF are not read and left out" in caplog.text
+    assert "b.heic, c.gif, d.AVIF: left out, as this kind of picture is not read" in caplog.text
     assert torch.equal(found[0].image, folder.colours(Image.open(tmp_path / "a.jfif")))
 
 
