@@ -144,6 +144,10 @@ def test_models_are_listed_and_found(folders: Path, clip: Path, dino: Path) -> N
         ValueError, match=r"no CLIP model 'b32' in .*clip_vision \(found there: openai/small, vit-l.safetensors\). Download"
     ):
         encoders.find(encoders.CLIP, "b32")
+    for outside in ("../dino/s16", str(models / "dino" / "s16"), "openai/../../dino/s16"):
+        with pytest.raises(ValueError, match="no CLIP model"):
+            encoders.find(encoders.CLIP, outside)
+    assert encoders.find(encoders.CLIP, "openai/../openai/small").samefile(models / "clip_vision" / "openai" / "small")
 
 
 def test_folders_that_do_not_do_are_told(clip: Path, dino: Path, tmp_path: Path) -> None:

@@ -234,6 +234,8 @@ def test_saved_files_are_listed_loaded_and_paint_alike(model: Any, sample: Sampl
     assert not torch.equal(wanted, sample(model))
     for name, seed in names.items():
         assert LoadMaskControlNet.validate_inputs(name) is True
+        stamp = LoadMaskControlNet.fingerprint_inputs(name)
+        assert stamp == LoadMaskControlNet.fingerprint_inputs(name) != "none"
         with torch.inference_mode():
             found, adapter = LoadMaskControlNet.execute(name).args
         assert found.about == given.about

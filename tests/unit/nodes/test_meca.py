@@ -48,6 +48,15 @@ def test_weight_zero_and_an_empty_region_give_the_very_model(model: Any, adapter
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_the_chain_knows_the_schedule_at_the_node(model: Any, adapter: Any, mode: str) -> None:
+    """For calls that tell of no running model's."""
+    (whole,) = applied(model, adapter, corner(), mode=mode).get_wrappers(WrappersMP.DIFFUSION_MODEL, chain.KEY)
+    level = model.get_model_object("model_sampling").percent_to_sigma(0.3)
+    for sigma in (level - 1e-3, level + 1e-3):
+        assert whole.moment({"sigmas": torch.tensor([sigma])}).within(0.3, 1.0) == (sigma < level)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_the_given_model_stays_as_it_is_and_five_runs_are_one(model: Any, adapter: Any, sample: Sample, mode: str) -> None:
     before = sample(model)
     with_image = applied(model, adapter, corner(), mode=mode)
@@ -268,3 +277,14 @@ def test_files_are_found_in_their_folder(model: Any, folders: Path) -> None:
     assert "There is no file 'three.bin'" in str(LoadMECA.validate_inputs("three.bin"))
     assert "two.safetensors" in str(LoadMECA.validate_inputs("three.bin"))
     assert "ip-adapter_sd15.safetensors" in str(LoadMECA.validate_inputs(nodes.NO_FILES))
+
+
+def test_a_file_that_is_written_anew_is_another_one(folders: Path) -> None:
+    """As a training with --overwrite does it while ComfyUI runs."""
+    path = folders / "models" / "ipadapter" / "mine.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stamps: list[str] = []
+    for content in (b"one", b"another"):
+        path.write_bytes(content)
+        stamps.append(LoadMECA.fingerprint_inputs("mine.safetensors"))
+    assert stamps[0] != stamps[1] == LoadMECA.fingerprint_inputs("mine.safetensors")

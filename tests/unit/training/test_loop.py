@@ -206,6 +206,16 @@ def test_a_disk_that_fails_does_not_stop_the_training(
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_what_a_killed_write_left_goes_with_the_state(tmp_path: Path) -> None:
+    file = file_in(tmp_path)
+    with pytest.raises(Interrupt):
+        trained(parameters(), file, stop=4)
+    assert file.path.is_file()
+    file.path.with_suffix(".partial").write_bytes(b"half of it")
+    file.remove()
+    assert all(path.is_dir() for path in tmp_path.rglob("*"))
+
+
 def test_a_full_disk_leaves_what_was_kept_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = file_in(tmp_path)
     values = parameters()
