@@ -128,15 +128,18 @@ def test_a_mask_of_another_size_is_scaled() -> None:
 
 
 @given(
-    height=st.integers(50, 200),
-    width=st.integers(50, 800),
+    height=st.integers(200, 400),
+    width=st.integers(200, 800),
     first=st.floats(0.2, 2),
     second=st.floats(0.2, 2),
     up=st.sampled_from([0, 0.5, 0.99]),
 )
 @settings(max_examples=200, deadline=None)
 def test_rounding_is_no_other_shape(height: int, width: int, first: float, second: float, up: float) -> None:
-    """Picture and mask may each be scaled from one picture and rounded; a mask that is turned, or of a part, is none of that picture."""
+    """Picture and mask may each be scaled from one picture and rounded; a mask that is turned, or of a part, is none of that picture.
+
+    Sides of 40 pixels and more: of fewer, a part of 0.7 is within what rounding to 8 pixels does.
+    """
 
     def scaled(height: float, width: float, by: float, up: float) -> tuple[int, int]:
         return int(height * by + up), int(width * by + up)
