@@ -173,7 +173,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_learned(
 ) -> None:
     (tmp_path / "own" / "loras").mkdir(parents=True)
     (tmp_path / "own" / what).touch()
-    assert re.search(rf"nothing can be written into \S+{what} ", failure(command("own")))
+    assert re.search(rf"nothing can be written into \S+{what}: ", failure(command("own")))
     assert there(tmp_path / "own") == [what]
 
 

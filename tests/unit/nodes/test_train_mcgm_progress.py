@@ -275,7 +275,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_learned(
     shutil.rmtree(folders / "models" / what, ignore_errors=True)
     (folders / "models" / what).write_text("in the way", "utf-8")
     computed = counted(monkeypatch)
-    with pytest.raises(ValueError, match=rf"nothing can be written into \S+{what} "):
+    with pytest.raises(ValueError, match=rf"nothing can be written into \S+{what}: "):
         node()
     assert computed == []
     assert states(output) == []
