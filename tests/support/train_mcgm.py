@@ -14,7 +14,7 @@ from comfy_api.latest import io
 from maskprompt.models import files
 from maskprompt.models.mcgm.file import LoadedEncoder
 from maskprompt.nodes.train_mcgm import TrainMCGM
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -169,3 +169,17 @@ def line() -> Tensor:
     found[1] = 0
     found[1, 20:22] = 1
     return found
+
+
+def disk_full_at(number: int, patch: pytest.MonkeyPatch) -> None:
+    """Lets the disk be full at one of the files, counted from 0: two handles, the LoRA, the mask encoder."""
+    write = files.write_weights
+    count = iter(range(9))
+
+    def full(path: Any, *given: Any) -> None:
+        if next(count) == number:
+            Path(path).write_bytes(b"half of it")
+            raise SafetensorError("I/O error: No space left on device")
+        write(path, *given)
+
+    patch.setattr(files, "write_weights", full)

@@ -16,12 +16,10 @@ import comfy.utils
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
-from maskprompt.models import files
 from maskprompt.models.mcgm.file import FOLDER
 from maskprompt.nodes.mcgm import EncodeMasks
 from maskprompt.training.engine.trainable_weights import Method
 from maskprompt.training.mcgm import loss as mcgm
-from safetensors import SafetensorError
 from torch import Tensor
 
 from demo.painter import Painter
@@ -34,6 +32,7 @@ from ...support.train_mcgm import (
     Node,
     Wanted,
     alike,
+    disk_full_at,
     done,
     marks,
     model,
@@ -280,20 +279,6 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_learned(
     assert computed == []
     assert states(output) == []
     assert (folders / "models" / what).read_text("utf-8") == "in the way"
-
-
-def disk_full_at(number: int, patch: pytest.MonkeyPatch) -> None:
-    """Lets the disk be full at one of the files, counted from 0: two handles, the LoRA, the mask encoder."""
-    write = files.write_weights
-    count = iter(range(9))
-
-    def full(path: Any, *given: Any) -> None:
-        if next(count) == number:
-            Path(path).write_bytes(b"half of it")
-            raise SafetensorError("I/O error: No space left on device")
-        write(path, *given)
-
-    patch.setattr(files, "write_weights", full)
 
 
 @pytest.mark.parametrize("number", [0, 2, 3])

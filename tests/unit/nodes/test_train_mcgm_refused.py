@@ -30,6 +30,7 @@ from ...support.models import random_model
 from ...support.train_mcgm import (
     SIDE,
     Node,
+    disk_full_at,
     line,
     marks,
     model,
@@ -79,7 +80,7 @@ def no_numbers_from_the_vae(monkeypatch: pytest.MonkeyPatch, tiny: Painter, fold
 
 
 def blocked(monkeypatch: pytest.MonkeyPatch, tiny: Painter, folders: Path) -> None:
-    (folders / "models" / "loras").write_text("in the way", "utf-8")
+    disk_full_at(0, monkeypatch)
 
 
 @pytest.mark.parametrize(
