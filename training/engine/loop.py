@@ -70,9 +70,9 @@ def run(
     """Trains the parameters in place until `settings.steps`, from the state file if it holds this training's state.
 
     `on_step` is called after each step and may raise to interrupt: the state is written, and what it raised goes on. An exception while
-    the weights are being changed writes no state. `share`
-    replaces loss and gradients by their mean over several processes, of which this is number `process`; only number 0 writes.
-    `fetch` is asked before each step, by its number, for what its loss needs of other models.
+    the weights are being changed writes no state. `share` replaces loss and gradients by their mean over several processes, of which
+    this is number `process`; only number 0 writes. `fetch` is asked before each step, by its number, for what its loss needs of other
+    models.
     With an average, the parameters hold it at the end. RuntimeError where the loss or a gradient is not a number, before it can
     spoil the weights.
     """
