@@ -142,6 +142,7 @@ def train_tiny(session: nox.Session) -> None:
         session.run(str(python), "-m", "demo.tiny_edit.latents", *place, external=True)
         session.run(str(python), "-m", "demo.tiny_edit.train", *options, external=True)
         session.run(str(python), "-m", "demo.tiny_edit.latents", "--decoder-only", *place, external=True)
+        session.run(str(python), "-m", "demo.tiny_edit.train_judge", *place, external=True)
         return
     session.run(str(python), "-m", "demo.train_autoencoder", external=True)
     session.run(str(python), "-m", "demo.train_autoencoder", "--decoder-only", external=True)

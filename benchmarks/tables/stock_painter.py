@@ -18,18 +18,24 @@ from demo import tiny_model
 from demo.tiny_edit import AUTOENCODER, TEXT, TRANSFORMER
 from demo.tiny_edit.latents import CHANNELS
 from demo.tiny_edit.painter import CFG, STEPS
+from demo.trainer import device_of, learns_in_bfloat16
 
 from ..cache import Kept, pictures_in, sha
 
 FILES = tiny_model.ROOT / "demo"
 """Where the files of tiny-edit are that everyone gets."""
 WORK = tiny_model.ROOT / "demo" / "work" / "tiny-edit"
-FORMAT = 2
+FORMAT = 3
 
 
 def weights(folder: Path = FILES) -> str:
     """Tells tiny-edit's files in a folder from any others: what a table that was measured with them keeps beside its figures."""
     return sha(b"".join((folder / name).read_bytes() for name in (TRANSFORMER, TEXT, AUTOENCODER)))
+
+
+def precision() -> torch.dtype:
+    """Gives what the model computes in: bfloat16, as ComfyUI lets it on a GPU, where that is fast; float32 on other processors."""
+    return torch.bfloat16 if learns_in_bfloat16(device_of()) else torch.float32
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,12 @@ class Painting:
     @property
     def settings(self) -> str:
         """Says how the pictures were painted."""
-        return f"{self.steps} steps of Euler, CFG {CFG}, {self.size} pixels, in bfloat16, the same noise for all ways of a case"
+        kind = str(precision()).removeprefix("torch.")
+        return f"{self.steps} steps of Euler, CFG {CFG}, {self.size} pixels, in {kind}, the same noise for all ways of a case"
 
 
 class StockPainter:
-    """Holds model, text encoder and autoencoder out of a folder's files. The model computes in bfloat16, as ComfyUI lets it on a GPU."""
+    """Holds model, text encoder and autoencoder out of a folder's files."""
 
     def __init__(self, folder: Path = FILES) -> None:
         import comfy.sd
@@ -58,11 +65,13 @@ class StockPainter:
         registration.tiny_edit.register()
         transformer, text, autoencoder = parts = [folder / name for name in (TRANSFORMER, TEXT, AUTOENCODER)]
         self.model = comfy.sd.load_diffusion_model(str(transformer))
-        self.model.set_model_compute_dtype(torch.bfloat16)
+        self.model.set_model_compute_dtype(precision())
         self.clip = comfy.sd.load_clip([str(text)], clip_type=comfy.sd.CLIPType.FLUX2)
         self.vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(autoencoder)))
         WORK.mkdir(parents=True, exist_ok=True)
-        self.kept = Kept(WORK, {"format": FORMAT, "weights": [sha(file.read_bytes()) for file in parts], "cfg": CFG})
+        self.kept = Kept(
+            WORK, {"format": FORMAT, "weights": [sha(file.read_bytes()) for file in parts], "cfg": CFG, "in": str(precision())}
+        )
 
     def once(self, size: int, paint: Callable[[], Tensor], **settings: Any) -> Tensor:
         """Gives the picture [3, size, size] that `paint` gives; with the same settings it is painted once and read after that."""

@@ -1,27 +1,35 @@
 """tiny-edit's gates, by the judge of its world: sentences, boxes, and subjects that it never saw.
 
 Sentences whose thing and ground training never painted together; boxes and grounds on photographs that training never showed. It paints
-from the files in `demo`, which everyone gets, 20 steps, at 256 pixels.
+from the files in `demo`, which everyone gets, 20 steps, at 256 pixels; painted pictures stay in demo/work/tiny-edit-table.
+
+Bars are held against the judge. Beside it stands what a second judge says, which compares the cut-outs themselves, and what a viewer saw in
+the same pictures (`benchmarks/viewed`), who was shown them without their sentences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from demo.tiny_edit import folders, grounds, judge, scenes, sentences, things, world
+from demo.tiny_edit import folders, grounds, judge, matching, scenes, sentences, things, warps, world
 from demo.tiny_edit.painter import CFG, STEPS, Painter, held_out_pairs, held_out_sentences
 
+from ..cache import Kept, pictures_in, sha_of
 from ..figures import Figure, rate, size_of, write
 from .stock_painter import FILES, weights
+from .viewer import Viewer
 
-SHEET = Path(__file__).resolve().parent.parent.parent / "demo" / "output" / "tiny-edit-table.png"
+ROOT = Path(__file__).resolve().parent.parent.parent
+SHEET = ROOT / "demo" / "output" / "tiny-edit-table.png"
+WORK = ROOT / "demo" / "work" / "tiny-edit-table"
 
 
 @dataclass(frozen=True)
@@ -36,59 +44,127 @@ class Size:
     size: int = 256
 
 
-def judged(place: world.World, eye: judge.Judge, ground_eye: judge.GroundJudge, size: Size, seed: int = 900) -> list[Figure]:
-    """How well the judge itself sees, on fresh renders."""
+@dataclass(frozen=True)
+class Witness:
+    """A judge, what is added to the names of its rows, and whether bars are held against it."""
+
+    eye: Any
+    by: str = ""
+    barred: bool = True
+
+    def rate(self, name: str, right: Sequence[bool], at_least: float | None = None) -> Figure:
+        """Gives a row of this judge."""
+        return rate(f"{name}{self.by}", right, at_least if self.barred else None)
+
+
+def witnesses_of(place: world.World) -> tuple[Witness, Witness]:
+    """Gives the judge, and the one that matches cut-outs."""
+    return Witness(judge.Judge(place)), Witness(matching.Matcher(place), ", by matching cut-outs", barred=False)
+
+
+@dataclass
+class KeptPainter:
+    """Paints a set of pictures once; the same set is read after that."""
+
+    painter: Any
+    kept: Kept = field(default_factory=lambda: Kept(WORK, {"weights": weights(), "settings": f"{STEPS} {CFG}"}))
+
+    def paint(self, texts: Sequence[str], references: Sequence[Tensor] = (), seed: int = 0, size: int = 256, guided: int = 0) -> Tensor:
+        """As `Painter.paint`, in steps of 1/255."""
+        self.kept.folder.mkdir(parents=True, exist_ok=True)
+        shown = [sha_of(pictures) for pictures in references]
+        file = self.kept.file("painted", texts=list(texts), shown=shown, seed=seed, size=size, guided=guided).with_suffix(".png")
+
+        def painted() -> Tensor:
+            return self.painter.paint(texts, references, seed=seed, size=size, guided=guided).permute(0, 2, 3, 1)
+
+        return pictures_in(file, size, painted).permute(0, 3, 1, 2)
+
+
+def bent(picture: Tensor, number: int) -> Tensor:
+    """A render [3, S, S] as an unpractised painter would have painted it: bent as far as the judge's training goes, and soft."""
+    generator = torch.Generator().manual_seed(number)
+    nobody = torch.zeros(1, *picture.shape[1:], dtype=torch.uint8)
+    moved, _ = warps.bent(picture[None], nobody, torch.ones(1), generator)
+    return warps.blurred(moved, picture.shape[-1] / 64)[0]
+
+
+def judged(place: world.World, witness: Witness, ground_eye: judge.GroundJudge, size: Size, seed: int = 900) -> list[Figure]:
+    """How well a judge itself sees, on fresh renders, and on the same bent and blurred."""
     rng = np.random.default_rng(seed)
-    one: list[bool] = []
-    right_place: list[bool] = []
-    both: list[bool] = []
-    ground: list[bool] = []
-    subject: list[bool] = []
-    for _ in range(size.renders):
+    eye = witness.eye
+    found: dict[str, list[bool]] = {
+        name: [] for name in ("one", "place", "ground", "both", "subject", "bent one", "bent both", "bent subject")
+    }
+    for number in range(size.renders):
         codes = [things.NAMED[index] for index in rng.choice(len(things.NAMED), 2, replace=False)]
         scene, picture = judge.random_picture(rng, place, codes[:1], size.size)
-        found = eye.things(picture, 1, things.NAMED)[0]
-        one.append(found.code == codes[0])
-        right_place.append(abs(found.centre - scene.things[0].x) < 0.08)
-        ground.append(ground_eye.name(picture) == scene.ground.name)
+        seen = eye.things(picture, 1, things.NAMED)[0]
+        found["one"].append(seen.code == codes[0])
+        found["place"].append(abs(seen.centre - scene.things[0].x) < 0.08)
+        found["ground"].append(ground_eye.name(picture) == scene.ground.name)
+        found["bent one"].append(eye.things(bent(picture, number), 1, things.NAMED)[0].code == codes[0])
         _, picture = judge.random_picture(rng, place, codes, size.size)
-        both.append({one.code for one in eye.things(picture, 2, things.NAMED)} == set(codes))
+        found["both"].append({one.code for one in eye.things(picture, 2, things.NAMED)} == set(codes))
+        found["bent both"].append({one.code for one in eye.things(bent(picture, number), 2, things.NAMED)} == set(codes))
         unseen = things.HELD_OUT[rng.integers(len(things.HELD_OUT))]
         _, picture = judge.random_picture(rng, place, [unseen], size.size)
-        subject.append(eye.look(picture, things.HELD_OUT)[0].code == unseen)
-    return [
-        rate("judge on fresh renders: thing right", one, 0.95),
-        rate("judge on fresh renders: within 8 % of its place", right_place, 0.95),
-        rate("judge on fresh renders: two things both right", both, 0.9),
-        rate("judge on fresh renders: ground right", ground, 0.95),
-        rate("judge on fresh renders: a thing that no training shows, most like itself", subject, 0.95),
+        found["subject"].append(eye.look(picture, things.HELD_OUT)[0].code == unseen)
+        found["bent subject"].append(eye.look(bent(picture, number), things.HELD_OUT)[0].code == unseen)
+    rows = [
+        witness.rate("judge on fresh renders: thing right", found["one"], 0.95),
+        witness.rate("judge on fresh renders: within 8 % of its place", found["place"], 0.95),
+        witness.rate("judge on fresh renders: two things both right", found["both"], 0.9),
+        witness.rate("judge on fresh renders: a thing that no training shows, most like itself", found["subject"], 0.95),
+        witness.rate("judge on renders bent and blurred: thing right", found["bent one"]),
+        witness.rate("judge on renders bent and blurred: two things both right", found["bent both"]),
+        witness.rate("judge on renders bent and blurred: a thing that no training shows, most like itself", found["bent subject"]),
     ]
+    return [*rows, rate("judge on fresh renders: ground right", found["ground"], 0.95)] if witness.barred else rows
 
 
 def captions(
-    place: world.World, painter: Painter, eye: judge.Judge, ground_eye: judge.GroundJudge, size: Size
+    place: world.World, painter: Any, witnesses: Sequence[Witness], ground_eye: judge.GroundJudge, size: Size
 ) -> tuple[list[Figure], Tensor]:
     """Held-out sentences of one thing; and the pictures."""
     chosen = held_out_sentences(place, size.captions)
     pictures = painter.paint([text for text, _, _ in chosen], seed=1, size=size.size)
-    thing = [eye.things(picture, 1, things.NAMED)[0].code == code for picture, (_, code, _) in zip(pictures, chosen, strict=True)]
+    figures = []
+    for witness in witnesses:
+        right = [
+            witness.eye.things(picture, 1, things.NAMED)[0].code == code for picture, (_, code, _) in zip(pictures, chosen, strict=True)
+        ]
+        figures.append(witness.rate("thing right", right, 0.85))
     ground = [ground_eye.name(picture) == name for picture, (_, _, name) in zip(pictures, chosen, strict=True)]
-    return [rate("thing right", thing, 0.85), rate("ground right", ground, 0.9)], pictures
+    return [*figures, rate("ground right", ground, 0.9)], pictures
 
 
-def pairs(place: world.World, painter: Painter, eye: judge.Judge, size: Size, seed: int = 2) -> list[Figure]:
-    """Two things on a ground, one of them held out with it."""
+def drawn_pairs(place: world.World, count: int, seed: int) -> list[tuple[str, str, str]]:
+    """Two things and a ground, the first held out with it: (thing, ground, other)."""
     rng = np.random.default_rng(seed)
     held = held_out_pairs(place)
-    drawn = [(*held[rng.integers(len(held))], things.NAMED[rng.integers(len(things.NAMED))]) for _ in range(size.pairs)]
-    drawn = [(code, ground, other if other != code else things.NAMED[0 if code != things.NAMED[0] else 1]) for code, ground, other in drawn]
+    drawn = [(*held[rng.integers(len(held))], things.NAMED[rng.integers(len(things.NAMED))]) for _ in range(count)]
+    return [(code, ground, other if other != code else things.NAMED[0 if code != things.NAMED[0] else 1]) for code, ground, other in drawn]
+
+
+def pairs(
+    place: world.World, painter: Any, witnesses: Sequence[Witness], size: Size, viewer: Viewer | None = None, seed: int = 2
+) -> list[Figure]:
+    """Two things on a ground, one of them held out with it."""
+    drawn = drawn_pairs(place, size.pairs, seed)
     texts = [
         f"{sentences.together([things.words_of(code), things.words_of(other)])} {grounds.words_of(ground)}" for code, ground, other in drawn
     ]
-    right = []
-    for picture, (code, _, other) in zip(painter.paint(texts, seed=seed, size=size.size), drawn, strict=True):
-        right.append({one.code for one in eye.things(picture, 2, things.NAMED)} == {code, other})
-    return [rate("two things both right", right, 0.6)]
+    pictures = painter.paint(texts, seed=seed, size=size.size)
+    figures: list[Figure] = []
+    verdicts: list[list[bool]] = []
+    for witness in witnesses:
+        seen = [{one.code for one in witness.eye.things(picture, 2, things.NAMED)} for picture in pictures]
+        verdicts.append([found == {code, other} for found, (code, _, other) in zip(seen, drawn, strict=True)])
+        figures.append(witness.rate("two things both right", verdicts[-1], 0.6))
+    if viewer:
+        figures += viewer.of_pairs("two things both right", [(code, other) for code, _, other in drawn], verdicts)
+    return figures
 
 
 def photographs(place: world.World, rng: np.random.Generator, count: int, size: int) -> Tensor:
@@ -100,8 +176,11 @@ def photographs(place: world.World, rng: np.random.Generator, count: int, size: 
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
 
 
-def boxes(place: world.World, painter: Painter, eye: judge.Judge, size: Size, seed: int = 3) -> list[Figure]:
-    """A thing painted into a grey box on a held-out photograph: whether it is inside, and the right one.
+def boxes(
+    place: world.World, painter: Any, witnesses: Sequence[Witness], size: Size, viewer: Viewer | None = None, seed: int = 3
+) -> list[Figure]:
+    """A thing painted into a grey box on a held-out photograph: whether it is inside, and the right one; and whether it would be in a box
+    that has nothing to do with it.
 
     From the same noise with the picture in the positive prompt alone, and in both.
     """
@@ -120,16 +199,32 @@ def boxes(place: world.World, painter: Painter, eye: judge.Judge, size: Size, se
     figures: list[Figure] = []
     for guided, where in ((1, "the picture not in the negative"), (0, "the picture in the negative too")):
         painted = painter.paint(texts, [pictures], seed=seed, size=size.size, guided=guided)
-        inside: list[bool] = []
-        right: list[bool] = []
-        for picture, code, box in zip(painted, chosen, asked, strict=True):
-            left, top, width, height = (round(part * size.size) for part in box)
-            cut = picture[:, top : top + height, left : left + width]
-            inside.append(judge.inside(eye.likeness(picture, code).box, box) > 0.9)
-            right.append(eye.things(_squared(cut), 1, things.NAMED)[0].code == code)
-        figures.append(rate(f"box: the thing inside it, {where}", inside, 0.95))
-        figures.append(rate(f"box: the right thing, {where}", right))
+        verdicts: list[list[bool]] = []
+        names: list[list[bool]] = []
+        for witness in witnesses:
+            inside: list[bool] = []
+            elsewhere: list[bool] = []
+            right: list[bool] = []
+            for picture, code, box, other in zip(painted, chosen, asked, [*asked[1:], asked[0]], strict=True):
+                found = witness.eye.likeness(picture, code).box
+                inside.append(judge.inside(found, box) > 0.9)
+                elsewhere.append(judge.inside(found, other) > 0.9)
+                right.append(witness.eye.things(_squared(_cut(picture, box)), 1, things.NAMED)[0].code == code)
+            verdicts.append(inside)
+            names.append(right)
+            figures.append(witness.rate(f"box: the thing inside it, {where}", inside, 0.95))
+            figures.append(witness.rate(f"box: the thing inside the next picture's box, {where}", elsewhere))
+            figures.append(witness.rate(f"box: the right thing, {where}", right))
+        if viewer:
+            figures += viewer.of_boxes(f"box: the thing inside it, {where}", guided, verdicts)
+            figures += viewer.of_named(f"box: the right thing, {where}", guided, chosen, names)
     return figures
+
+
+def _cut(picture: Tensor, box: tuple[float, float, float, float]) -> Tensor:
+    """The part of a picture [3, S, S] in a box of parts of it."""
+    left, top, width, height = (round(part * picture.shape[-1]) for part in box)
+    return picture[:, top : top + height, left : left + width]
 
 
 def _squared(picture: Tensor) -> Tensor:
@@ -142,7 +237,9 @@ def _squared(picture: Tensor) -> Tensor:
     return square
 
 
-def subjects(place: world.World, painter: Painter, eye: judge.Judge, size: Size, seed: int = 4) -> list[Figure]:
+def subjects(
+    place: world.World, painter: Any, witnesses: Sequence[Witness], size: Size, viewer: Viewer | None = None, seed: int = 4
+) -> list[Figure]:
     """A thing that training never saw, from a portrait, on a held-out photograph: more like itself than like any other of the twelve.
 
     From the same noise with the portrait in the positive prompt alone, so that guidance goes to it as to the words, and in both.
@@ -157,30 +254,36 @@ def subjects(place: world.World, painter: Painter, eye: judge.Judge, size: Size,
         portraits.append(scenes.render(place, scene, size.size).image)
     shown = torch.from_numpy(np.stack(portraits)).permute(0, 3, 1, 2).float() / 255
     texts = ["the thing of the first picture in the middle in the second picture"] * len(codes)
-    painted, guided = (painter.paint(texts, [shown, backgrounds], seed=seed, size=size.size, guided=count) for count in (0, 1))
+    name = "subject never seen: most like itself"
+    figures: list[Figure] = []
+    for guided, where in ((1, "its portrait not in the negative"), (0, "its portrait in the negative too")):
+        painted = painter.paint(texts, [shown, backgrounds], seed=seed, size=size.size, guided=guided)
+        verdicts = [_most_like(witness, painted, codes) for witness in witnesses]
+        figures += [witness.rate(f"{name}, {where}", right, 0.85) for witness, right in zip(witnesses, verdicts, strict=True)]
+        if viewer:
+            figures += viewer.of_subjects(f"{name}, {where}", guided, codes, verdicts)
+    empty = "subject never seen: the same of the photograph without it"
+    return [*figures, *(witness.rate(empty, _most_like(witness, backgrounds, codes)) for witness in witnesses)]
 
-    def right(pictures: Tensor) -> list[bool]:
-        return [eye.look(picture, things.HELD_OUT)[0].code == code for picture, code in zip(pictures, codes, strict=True)]
 
-    return [
-        rate("subject never seen: most like itself, its portrait not in the negative", right(guided), 0.85),
-        rate("subject never seen: most like itself, its portrait in the negative too", right(painted), 0.85),
-        rate("subject never seen: the same of the photograph without it", right(backgrounds)),
-    ]
+def _most_like(witness: Witness, pictures: Tensor, codes: Sequence[str]) -> list[bool]:
+    """Says of each picture whether, of the things that training never saw, it is most like this one."""
+    return [witness.eye.look(picture, things.HELD_OUT)[0].code == code for picture, code in zip(pictures, codes, strict=True)]
 
 
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     size = size_of(Size(), command, __doc__, arguments)
     place = world.load(folders.world(folders.DEFAULT))
-    painter = Painter.load(FILES)
-    eye = judge.Judge(place)
+    painter = KeptPainter(Painter.load(FILES))
+    witnesses = witnesses_of(place)
     ground_eye = judge.GroundJudge(place)
-    figures = judged(place, eye, ground_eye, size)
-    found, pictures = captions(place, painter, eye, ground_eye, size)
+    viewer = Viewer.load(weights()) if size == Size() else None
+    figures = [figure for witness in witnesses for figure in judged(place, witness, ground_eye, size)]
+    found, pictures = captions(place, painter, witnesses, ground_eye, size)
     figures += found
-    figures += pairs(place, painter, eye, size)
-    figures += boxes(place, painter, eye, size)
-    figures += subjects(place, painter, eye, size)
+    figures += pairs(place, painter, witnesses, size, viewer)
+    figures += boxes(place, painter, witnesses, size, viewer)
+    figures += subjects(place, painter, witnesses, size, viewer)
     SHEET.parent.mkdir(parents=True, exist_ok=True)
     tiles = (pictures[:64].permute(0, 2, 3, 1).numpy() * 255 + 0.5).astype(np.uint8)
     across = [np.concatenate(list(tiles[row : row + 8]), 1) for row in range(0, len(tiles) - 7, 8)]

@@ -1,42 +1,43 @@
 """The judge of tiny-edit's world: which things a picture shows and where, how alike what it shows is to a subject, and which ground it is.
 
-Nothing of it is learned from tiny-edit's pictures, and for things nothing is learned at all: a cut-out is compared with every place of the
-picture (normalised correlation inside its outline, over sizes, tilts and flips), so it knows things that no training saw. Grounds are told
-apart by a linear classifier on colours and edges, fitted to fresh renders. `accuracy` says how often it is right on other fresh renders.
+Nothing of it is learned from tiny-edit's pictures. Things are found by a small network (`eye`), which learned on renders that were bent,
+blurred and off colour, and are told apart by its embedding: a thing is whichever has renders like it, so it knows things that no training
+saw, its own included. Grounds are told apart by a linear classifier on colours and edges, fitted to fresh renders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import scenes, things, world
+from . import scenes, things, warps, world
+from .eye import Eye, at, middle_of, scaled
 
+FILE = Path(__file__).resolve().parent.parent / "tiny-edit-judge.safetensors"
 SIDE = 64
-"""Pixels of a side at which pictures are judged."""
-SIZES: tuple[float, ...] = tuple(0.2 * 1.2**step for step in range(7))
-TILTS: tuple[float, ...] = (-5.0, 5.0)
-CLOSER = 6
-"""How many of the likeliest things are looked at once more."""
+"""Pixels of a side at which grounds are judged."""
+EXAMPLES = 24
+"""How many renders of a thing its place in the embedding is the mean of."""
+SHARPNESS = 16.0
+"""What cosines in the embedding are multiplied with before they are made probabilities."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A thing in a picture: its box (x, y, width, height) in parts of the picture, how like its cut-out it is there, at most 1, and its
-    size, tilt and flip.
-
-    `evidence` is what things are ranked by: a small cut-out finds something like itself in many a picture by chance, a large one does not.
+    """A thing in a picture: how like it is to its renders there, at most 1, what things are ranked by, and its box (x, y, width, height)
+    in parts of the picture.
     """
 
     code: str
     likeness: float
     evidence: float
-    pose: tuple[float, float, bool]
     box: tuple[float, float, float, float]
 
     @property
@@ -45,65 +46,48 @@ class Found:
         return self.box[0] + self.box[2] / 2
 
 
-class Templates:
-    """The spectra of a thing's cut-outs [N, ...] at these sizes, tilts and flips."""
-
-    def __init__(
-        self,
-        place: world.World,
-        code: str,
-        sizes: Sequence[float] = SIZES,
-        tilts: Sequence[float] = TILTS,
-        flips: Sequence[bool] = (False, True),
-    ) -> None:
-        masks: list[np.ndarray] = []
-        colours: list[np.ndarray] = []
-        self.boxes: list[tuple[int, int]] = []
-        self.poses = [(size, tilt, flip) for size in sizes for tilt in tilts for flip in flips]
-        for size, tilt, flip in self.poses:
-            piece = scenes.cut_out(place, scenes.Placed(code, 0.5, 0.5, size, tilt, flip), SIDE * 2)
-            half = piece.resize((max(2, piece.width // 2), max(2, piece.height // 2)))
-            pixels = np.asarray(half, np.float32)[:SIDE, :SIDE] / 255
-            height, width = pixels.shape[:2]
-            canvas = np.zeros((4, SIDE, SIDE), np.float32)
-            canvas[:, :height, :width] = pixels.transpose(2, 0, 1)
-            masks.append(canvas[3])
-            colours.append(canvas[:3])
-            self.boxes.append((width, height))
-        self.mask = torch.from_numpy(np.stack(masks))[:, None]
-        colour = torch.from_numpy(np.stack(colours))
-        self.count = self.mask.sum((1, 2, 3))
-        weight = self.mask / self.count[:, None, None, None]
-        own_means = (colour * weight).sum((2, 3), keepdim=True)
-        self.structure = self.mask * (colour - own_means)
-        self.joint = self.mask * (colour - own_means.mean(1, keepdim=True))
-        self.structure_power = (self.mask * (colour - own_means) ** 2).sum((1, 2, 3))
-        self.joint_power = (self.mask * (colour - own_means.mean(1, keepdim=True)) ** 2).sum((1, 2, 3))
-        self.spectra = [torch.fft.rfft2(part).conj() for part in (self.mask, self.structure, self.joint)]
-
-
 class Judge:
-    """Compares pictures with the cut-outs of `codes`."""
+    """Knows the things of `codes`."""
 
-    def __init__(self, place: world.World, codes: Sequence[str] = (*things.NAMED, *things.HELD_OUT)) -> None:
-        self.place = place
-        self.templates = {code: Templates(place, code) for code in codes}
+    def __init__(self, place: world.World, codes: Sequence[str] = (*things.NAMED, *things.HELD_OUT), file: Path = FILE) -> None:
+        from safetensors.torch import load_file
 
+        self.codes = tuple(codes)
+        self.eye = Eye().eval().requires_grad_(False)
+        self.eye.load_state_dict({name: value.float() for name, value in load_file(file).items()})
+        self.known = torch.stack([self._known(place, code) for code in codes])
+
+    def _known(self, place: world.World, code: str) -> Tensor:
+        """The mean embedding of renders of a thing alone, bent by half as much as those of the training at most, [64] of unit length."""
+        rng = np.random.default_rng([7, int(code, 16)])
+        generator = torch.Generator().manual_seed(int(code, 16))
+        pictures: list[Tensor] = []
+        owners: list[Tensor] = []
+        for _ in range(EXAMPLES):
+            ground = scenes.random_ground(rng, place.grounds())
+            layout = scenes.random_layout(rng, [code], scenes.horizon_of(place, ground))
+            rendered = scenes.render(place, scenes.Scene(layout, ground), 2 * SIDE)
+            pictures.append(torch.from_numpy(rendered.image).permute(2, 0, 1).float() / 255)
+            owners.append(torch.from_numpy(rendered.masks[0] > 0.5).to(torch.uint8))
+        strength = torch.rand(EXAMPLES, generator=generator) / 2
+        bent, whose = warps.bent(torch.stack(pictures), torch.stack(owners), strength, generator)
+        boxes, _ = warps.boxes_of(whose, 1)
+        embedded = at(self.eye(scaled(bent)).embedded, *middle_of(boxes[:, 0]))
+        return F.normalize(embedded.mean(0), dim=0)
+
+    @torch.no_grad()
     def look(self, picture: Tensor, codes: Sequence[str] = ()) -> list[Found]:
-        """All things (of `codes`, or all) in a picture [3, H, W] in 0..1, the likeliest first, each at its best place.
-
-        The first few are looked at once more, in sizes and tilts around those that were found.
-        """
-        small = F.interpolate(picture[None].float(), (SIDE, SIDE), mode="area")[0]
-        plain = torch.fft.rfft2(small)
-        squared = torch.fft.rfft2(small**2)
-        found = [self._best(plain, squared, code, self.templates[code]) for code in codes or self.templates]
-        found.sort(key=lambda one: -one.evidence)
-        for number, one in enumerate(found[:CLOSER]):
-            size, tilt, flip = one.pose
-            tilts = [tilt + step for step in (-7, -3.5, 0, 3.5, 7)]
-            closer = Templates(self.place, one.code, [size * part for part in (0.93, 1, 1.07)], tilts, [flip])
-            found[number] = self._best(plain, squared, one.code, closer)
+        """All things (of `codes`, or all) in a picture [3, H, W] in 0..1, the likeliest first, each at its best place."""
+        seen = self.eye(scaled(picture[None]))
+        alike = torch.einsum("nc,chw->nhw", self.known, seen.embedded[0])
+        evidence = F.logsigmoid(seen.there) + torch.log_softmax(SHARPNESS * alike, 0)
+        wanted = set(codes or self.codes)
+        found: list[Found] = []
+        for number, code in enumerate(self.codes):
+            if code in wanted:
+                row, column = divmod(int(evidence[number].argmax()), evidence.shape[-1])
+                x, y, width, height = (float(part) for part in seen.boxes[0, :, row, column])
+                found.append(Found(code, float(alike[number, row, column]), float(evidence[number, row, column]), (x, y, width, height)))
         return sorted(found, key=lambda one: -one.evidence)
 
     def likeness(self, picture: Tensor, code: str) -> Found:
@@ -112,41 +96,21 @@ class Judge:
 
     def things(self, picture: Tensor, count: int, codes: Sequence[str] = ()) -> list[Found]:
         """The `count` likeliest things whose places do not overlap by more than half."""
-        chosen: list[Found] = []
-        for one in self.look(picture, codes):
-            if all(overlap(one.box, other.box) < 0.5 for other in chosen):
-                chosen.append(one)
-            if len(chosen) == count:
-                break
-        return chosen
+        return apart(self.look(picture, codes), count)
 
-    @staticmethod
-    def _best(plain: Tensor, squared: Tensor, code: str, held: Templates) -> Found:
-        """The mean of two correlations, with and without the mean colour, less where the picture has too little structure."""
-        mask, structure, joint = held.spectra
 
-        def correlate(spectrum: Tensor) -> Tensor:
-            return torch.fft.irfft2(spectrum, (SIDE, SIDE))
+FoundT = TypeVar("FoundT", bound=Found)
 
-        count = held.count[:, None, None]
-        sums = correlate(mask * plain)
-        power = correlate(mask[:, 0] * squared.sum(0))
-        structure_power = (power - (sums**2).sum(1) / count).clamp_min(1e-4)
-        joint_power = (power - sums.sum(1) ** 2 / (3 * count)).clamp_min(1e-4)
-        structured = correlate((structure * plain).sum(1)) / (structure_power * held.structure_power[:, None, None]).sqrt()
-        together = correlate((joint * plain).sum(1)) / (joint_power * held.joint_power[:, None, None]).sqrt()
-        contrast = (structure_power / held.structure_power[:, None, None]).sqrt()
-        likeness = ((structured + together) / 2 * (2 * contrast).clamp_max(1)).clamp(0, 0.999)
-        evidence = -count.sqrt() * torch.log1p(-(likeness**2))
-        for number, (width, height) in enumerate(held.boxes):
-            evidence[number, SIDE - height + 1 :] = -1
-            evidence[number, :, SIDE - width + 1 :] = -1
-        best = int(evidence.argmax())
-        number, place = divmod(best, SIDE * SIDE)
-        y, x = divmod(place, SIDE)
-        width, height = held.boxes[number]
-        box = (x / SIDE, y / SIDE, width / SIDE, height / SIDE)
-        return Found(code, float(likeness.flatten()[best]), float(evidence.flatten()[best]), held.poses[number], box)
+
+def apart(found: Iterable[FoundT], count: int) -> list[FoundT]:
+    """The first `count` of these whose places do not overlap by more than half."""
+    chosen: list[FoundT] = []
+    for one in found:
+        if all(overlap(one.box, other.box) < 0.5 for other in chosen):
+            chosen.append(one)
+        if len(chosen) == count:
+            break
+    return chosen
 
 
 def overlap(one: Sequence[float], other: Sequence[float]) -> float:

