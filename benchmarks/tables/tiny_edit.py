@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from demo.pack import ROOT
 from demo.tiny_edit import folders, grounds, judge, matching, scenes, sentences, things, warps, world
 from demo.tiny_edit.painter import CFG, STEPS, Painter, held_out_pairs, held_out_sentences
 
@@ -27,7 +27,6 @@ from ..figures import Figure, rate, size_of, write
 from .stock_painter import FILES, weights
 from .viewer import Viewer
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SHEET = ROOT / "demo" / "output" / "tiny-edit-table.png"
 WORK = ROOT / "demo" / "work" / "tiny-edit-table"
 
@@ -48,7 +47,7 @@ class Size:
 class Witness:
     """A judge, what is added to the names of its rows, and whether bars are held against it."""
 
-    eye: Any
+    eye: judge.Looking[Any]
     by: str = ""
     barred: bool = True
 
@@ -102,7 +101,8 @@ def judged(place: world.World, witness: Witness, ground_eye: judge.GroundJudge, 
         seen = eye.things(picture, 1, things.NAMED)[0]
         found["one"].append(seen.code == codes[0])
         found["place"].append(abs(seen.centre - scene.things[0].x) < 0.08)
-        found["ground"].append(ground_eye.name(picture) == scene.ground.name)
+        if witness.barred:
+            found["ground"].append(ground_eye.name(picture) == scene.ground.name)
         found["bent one"].append(eye.things(bent(picture, number), 1, things.NAMED)[0].code == codes[0])
         _, picture = judge.random_picture(rng, place, codes, size.size)
         found["both"].append({one.code for one in eye.things(picture, 2, things.NAMED)} == set(codes))

@@ -7,6 +7,7 @@ embedding of unit length, in which pictures of one thing lie together. `train_ju
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -84,6 +85,15 @@ class Eye(nn.Module):
         y = steps[None, :, None] + place[:, 1].sigmoid() / CELLS
         width, height = (place[:, 2:].clamp(-4, 1)).exp().unbind(1)
         return torch.stack((x - width / 2, y - height / 2, width, height), 1)
+
+
+def read(file: Path) -> Eye:
+    """Reads the network of a file that `train_judge` wrote, in float32."""
+    from safetensors.torch import load_file
+
+    network = Eye()
+    network.load_state_dict({name: value.float() for name, value in load_file(file).items()})
+    return network
 
 
 def scaled(pictures: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ saw, its own included. Grounds are told apart by a linear classifier on colours 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import scenes, things, warps, world
-from .eye import Eye, at, middle_of, scaled
+from .eye import at, middle_of, read, scaled
 
 FILE = Path(__file__).resolve().parent.parent / "tiny-edit-judge.safetensors"
 SIDE = 64
@@ -46,15 +47,37 @@ class Found:
         return self.box[0] + self.box[2] / 2
 
 
-class Judge:
+FoundT = TypeVar("FoundT", bound=Found)
+
+
+class Looking(ABC, Generic[FoundT]):
+    """Whatever finds things in pictures [3, H, W] in 0..1."""
+
+    @abstractmethod
+    def look(self, picture: Tensor, codes: Sequence[str] = ()) -> list[FoundT]:
+        """All things (of `codes`, or all that it knows), the likeliest first, each at its best place."""
+
+    def likeness(self, picture: Tensor, code: str) -> FoundT:
+        """The best place of a thing."""
+        return self.look(picture, [code])[0]
+
+    def things(self, picture: Tensor, count: int, codes: Sequence[str] = ()) -> list[FoundT]:
+        """The `count` likeliest things whose places do not overlap by more than half."""
+        chosen: list[FoundT] = []
+        for one in self.look(picture, codes):
+            if all(overlap(one.box, other.box) < 0.5 for other in chosen):
+                chosen.append(one)
+            if len(chosen) == count:
+                break
+        return chosen
+
+
+class Judge(Looking[Found]):
     """Knows the things of `codes`."""
 
     def __init__(self, place: world.World, codes: Sequence[str] = (*things.NAMED, *things.HELD_OUT), file: Path = FILE) -> None:
-        from safetensors.torch import load_file
-
         self.codes = tuple(codes)
-        self.eye = Eye().eval().requires_grad_(False)
-        self.eye.load_state_dict({name: value.float() for name, value in load_file(file).items()})
+        self.eye = read(file).eval().requires_grad_(False)
         self.known = torch.stack([self._known(place, code) for code in codes])
 
     def _known(self, place: world.World, code: str) -> Tensor:
@@ -89,28 +112,6 @@ class Judge:
                 x, y, width, height = (float(part) for part in seen.boxes[0, :, row, column])
                 found.append(Found(code, float(alike[number, row, column]), float(evidence[number, row, column]), (x, y, width, height)))
         return sorted(found, key=lambda one: -one.evidence)
-
-    def likeness(self, picture: Tensor, code: str) -> Found:
-        """The best place of a thing in a picture [3, H, W] in 0..1."""
-        return self.look(picture, [code])[0]
-
-    def things(self, picture: Tensor, count: int, codes: Sequence[str] = ()) -> list[Found]:
-        """The `count` likeliest things whose places do not overlap by more than half."""
-        return apart(self.look(picture, codes), count)
-
-
-FoundT = TypeVar("FoundT", bound=Found)
-
-
-def apart(found: Iterable[FoundT], count: int) -> list[FoundT]:
-    """The first `count` of these whose places do not overlap by more than half."""
-    chosen: list[FoundT] = []
-    for one in found:
-        if all(overlap(one.box, other.box) < 0.5 for other in chosen):
-            chosen.append(one)
-        if len(chosen) == count:
-            break
-    return chosen
 
 
 def overlap(one: Sequence[float], other: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import scenes, things, world
-from .judge import Found, apart
+from .judge import Found, Looking
 
 SIDE = 64
 """Pixels of a side at which pictures are compared."""
@@ -72,7 +72,7 @@ class Templates:
         self.spectra = [torch.fft.rfft2(part).conj() for part in (self.mask, self.structure, self.joint)]
 
 
-class Matcher:
+class Matcher(Looking[Matched]):
     """Compares pictures with the cut-outs of `codes`."""
 
     def __init__(self, place: world.World, codes: Sequence[str] = (*things.NAMED, *things.HELD_OUT)) -> None:
@@ -95,14 +95,6 @@ class Matcher:
             closer = Templates(self.place, one.code, [size * part for part in (0.93, 1, 1.07)], tilts, [flip])
             found[number] = self._best(plain, squared, one.code, closer)
         return sorted(found, key=lambda one: -one.evidence)
-
-    def likeness(self, picture: Tensor, code: str) -> Matched:
-        """The best place of a thing in a picture [3, H, W] in 0..1."""
-        return self.look(picture, [code])[0]
-
-    def things(self, picture: Tensor, count: int, codes: Sequence[str] = ()) -> list[Matched]:
-        """The `count` likeliest things whose places do not overlap by more than half."""
-        return apart(self.look(picture, codes), count)
 
     @staticmethod
     def _best(plain: Tensor, squared: Tensor, code: str, held: Templates) -> Matched:

@@ -1,6 +1,6 @@
 """Trains the judge of tiny-edit's world on fresh renders, bent, blurred and off colour. Nothing that tiny-edit paints is shown to it.
 
-    python -m demo.tiny_edit.train_judge --minutes 15
+    python -m demo.tiny_edit.train_judge --minutes 13
 
 Things that tiny-edit never sees (`things.HELD_OUT`) are not shown to the judge either: it has to know them by their embedding. The
 photographs that tiny-edit never sees are: a judge need not find its way in new places. Writes `tiny-edit-judge.safetensors` into the
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .. import fp8
 from ..trainer import Log, cosine
 from . import folders, scenes, things, warps, world
-from .eye import EMBEDDING, Eye, at, middle_of, scaled
+from .eye import EMBEDDING, Eye, at, middle_of, read, scaled
 from .judge import FILE
 
 MOST = 3
@@ -153,16 +153,14 @@ def write(learner: Learner, file: Path, **about: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     folders.arguments(parser)
-    parser.add_argument("--minutes", type=float, default=15, help="of training, after the renders are drawn")
-    parser.add_argument("--examples", type=int, default=16000, help="renders")
+    parser.add_argument("--minutes", type=float, default=13, help="of training, after the renders are drawn")
+    parser.add_argument("--examples", type=int, default=12000, help="renders")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=Path, help="a file of this training to go on from")
     parser.add_argument("--target", type=Path, help="the file that is written (default: in the training folder)")
     options = parser.parse_args()
-    from safetensors.torch import load_file
-
     folders.begin(options)
     log = Log(options.folder / "judge.log")
     begun = time.monotonic()
@@ -171,7 +169,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     learner = Learner().to(memory_format=torch.channels_last)
     if options.start:
-        learner.eye.load_state_dict({name: value.float() for name, value in load_file(options.start).items()})
+        learner.eye.load_state_dict(read(options.start).state_dict())
         learner.point(examples)
         log(f"goes on from {options.start.name}")
     optimizer = torch.optim.AdamW(learner.parameters(), options.rate, weight_decay=0.02)

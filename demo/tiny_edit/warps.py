@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WAVES: tuple[tuple[int, float], ...] = ((3, 0.12), (6, 0.08), (12, 0.05))
-"""Displacements: how many waves cross the picture, and how far they move its pixels at most, in halves of the picture."""
+"""Displacements: how many waves cross the picture, and twice the deviation of what they move its pixels by, in halves of the picture."""
 
 
 def bent(pictures: Tensor, owners: Tensor, strength: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def blurred(pictures: Tensor, radius: float) -> Tensor:
 
 
 def coloured(pictures: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Changes lightness, contrast, saturation and each colour of pictures [B, 3, S, S] by up to a third; by `strength` [B], 0 to 1."""
+    """Changes saturation and contrast of pictures [B, 3, S, S] by up to a third, each colour by half as much; by `strength` [B], 0 to 1."""
 
     def gains(channels: int) -> Tensor:
         random = torch.rand(len(pictures), channels, 1, 1, generator=generator) * 2 - 1

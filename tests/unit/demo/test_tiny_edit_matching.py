@@ -15,14 +15,7 @@ CODES = (*things.NAMED[:4], *things.HELD_OUT[:2])
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> world.World:
-    """Cut-outs with something inside their outlines: four quarters of colours of their own."""
-    found = tiny_edit_world.make(tmp_path_factory.mktemp("judge"))
-    for number, code in enumerate(CODES):
-        pixels = found.cut_outs[code].copy()
-        colours = np.random.default_rng(number + 50).integers(0, 255, (2, 2, 3))
-        pixels[..., :3] = np.kron(colours, np.ones((32, 32, 1), int)).astype(np.uint8)
-        found.cut_outs[code] = pixels
-    return found
+    return tiny_edit_world.quartered(tmp_path_factory.mktemp("matching"), CODES)
 
 
 @pytest.fixture(scope="module")
