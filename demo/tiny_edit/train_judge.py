@@ -1,10 +1,11 @@
 """Trains the judge of tiny-edit's world on fresh renders, bent, blurred and off colour. Nothing that tiny-edit paints is shown to it.
 
-    python -m demo.tiny_edit.train_judge --minutes 13
+    python -m demo.tiny_edit.train_judge --minutes 43
 
 Things that tiny-edit never sees (`things.HELD_OUT`) are not shown to the judge either: it has to know them by their embedding. The
 photographs that tiny-edit never sees are: a judge need not find its way in new places. Writes `tiny-edit-judge.safetensors` into the
-training folder at the end; copied to `demo`, it is the judge of the tables. `--start FILE` goes on from such a file.
+training folder at the end; copied to `demo`, it is the judge of the tables. `--start FILE` goes on from such a file: the one in `demo`
+was trained in two turns (`demo/TRAINING.md`).
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def write(learner: Learner, file: Path, **about: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     folders.arguments(parser)
-    parser.add_argument("--minutes", type=float, default=13, help="of training, after the renders are drawn")
+    parser.add_argument("--minutes", type=float, default=43, help="of training, after the renders are drawn")
     parser.add_argument("--examples", type=int, default=12000, help="renders")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2e-3)
