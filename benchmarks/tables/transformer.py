@@ -1,4 +1,4 @@
-"""Prompt Region and Masked Attention on a transformer that paints (tiny-edit), by its world's judge that matches cut-outs.
+"""Prompt Region and Masked Attention on a transformer that paints (tiny-edit), by its world's judge.
 
 nox -s tables -- transformer
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from demo.tiny_edit import folders, grounds, judge, matching, scenes, sentences, things, world
+from demo.tiny_edit import folders, grounds, judge, scenes, sentences, things, world
 from demo.tiny_edit.painter import held_out_pairs
 
 from ..cache import image_of, sha_of
@@ -187,7 +187,7 @@ def askings() -> tuple[Asking, ...]:
     return (Asking(), Asking(places=True), *regions)
 
 
-def measure_pairs(painter: Any, eye: matching.Matcher, ground_eye: judge.GroundJudge, found: Sequence[Pair], size: Size) -> list[Figure]:
+def measure_pairs(painter: Any, eye: judge.Looking[Any], ground_eye: judge.GroundJudge, found: Sequence[Pair], size: Size) -> list[Figure]:
     """Both things there, and each in its half, by way; and the ground."""
     figures: list[Figure] = []
     for way in askings():
@@ -211,7 +211,7 @@ def measure_pairs(painter: Any, eye: matching.Matcher, ground_eye: judge.GroundJ
     return figures
 
 
-def measure_boxes(painter: Any, eye: matching.Matcher, found: Sequence[Box], size: Size) -> list[Figure]:
+def measure_boxes(painter: Any, eye: judge.Looking[Any], found: Sequence[Box], size: Size) -> list[Figure]:
     """The right thing in the box, and how far the picture around it is from what was given, by way."""
     figures: list[Figure] = []
     for way in MASKINGS:
@@ -236,7 +236,7 @@ def measure_boxes(painter: Any, eye: matching.Matcher, found: Sequence[Box], siz
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     size = size_of(Size(), command, __doc__, arguments)
     place = world.load(folders.world(folders.DEFAULT))
-    eye = matching.Matcher(place, things.NAMED)
+    eye = judge.Judge(place, things.NAMED)
     notes = {"settings": size.settings, "weights": weights()}
     painter = Painter()
     figures = measure_pairs(painter, eye, judge.GroundJudge(place), pairs(place, size.pairs), size)
