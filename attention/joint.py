@@ -269,12 +269,12 @@ def _parts(
     counts: Sequence[tuple[int, ...]],
     prompt: tuple[int, ...],
 ) -> tuple[Part, ...]:
-    """The batch's rows by what patches may say of them: half of CFG, masks, window, references."""
+    """The batch's rows by what patches may say of them: half of CFG, masks, window, frames, references."""
     found: dict[Hashable, list[int]] = {}
     for number, row in enumerate(rows):
         masks = tuple(patch.mask.index(row.image) for patch in patches if hasattr(patch, "mask"))
         shown = tuple((id(region), region.index(row.image)) for region in row.references if region is not None)
-        found.setdefault((min(row.half, 1), masks, row.window, row.references, shown), []).append(number)
+        found.setdefault((min(row.half, 1), masks, row.window, row.frames, row.references, shown), []).append(number)
 
     def texts(row: Row) -> tuple[Lengths, ...]:
         streams = (([count[stream] for count in counts], own) for stream, own in enumerate(prompt))

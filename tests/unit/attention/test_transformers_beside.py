@@ -189,3 +189,28 @@ def test_one_frame_in_time_has_its_own_mask() -> None:
     assert torch.equal(cells, wanted)
     (found,), _ = joint_probe.over_frames([row], 1, torch.zeros(1, 64, 2))
     assert found.image == 4
+
+
+def test_masks_follow_areas_in_time_that_run_in_one_batch() -> None:
+    """Two prompts, each for a half of four frames: the first two frames are as if the region's other masks did not exist."""
+    import comfy.sample
+
+    model = WAN.model()
+    each = torch.zeros(4, 128, 128)
+    for frame in range(4):
+        each[frame, :, frame * 32 : frame * 32 + 32] = 1
+    noise = WAN.latent((16, 16), frames=4)
+    halves = [
+        [WAN.words(7, seed), {"area": ("percentage", 0.5, 1.0, 1.0, start, 0.0, 0.0), "strength": 1.0, "set_area_to_bounds": False}]
+        for seed, start in ((10, 0.0), (11, 0.5))
+    ]
+
+    def run(positive: list[Any]) -> torch.Tensor:
+        clone = chain.install(model, prompt_regions.PromptRegion(WAN.words(5, 20), RegionMask(each)))
+        return comfy.sample.sample(
+            clone, noise, 1, 1.0, "euler", "simple", positive, positive, torch.zeros_like(noise), seed=3, disable_pbar=True
+        )  # fmt: skip
+
+    both = run(halves)
+    close(both[:, :, :2], run(halves[:1])[:, :, :2])
+    close(both[:, :, 2:], run(halves[1:])[:, :, 2:])
