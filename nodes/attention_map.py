@@ -198,8 +198,8 @@ def chosen_layers(model: Any, choice: str, text: str, latent: grid.Size) -> froz
 def look(model: Any, found: Found, scope: chain.Scope, latent: dict[str, Any], sigma: float, seed: int) -> torch.Tensor:
     """One denoising step of the latent under noise of this level: maps [images, words, h, w] of the attention to each word.
 
-    Every latent frame of a video is a picture. Runs as KSampler would at CFG 1, so that all that is on MODEL and prompt takes part.
-    Neither is changed.
+    Every latent frame of a video is a picture. Runs as KSampler would at CFG 1, so that all that is on MODEL and prompt takes part, but
+    for guidance after the step, which may run the prompt again with its attention damaged on purpose. Neither is changed.
     """
     import comfy.sample
     import comfy.samplers
@@ -207,6 +207,7 @@ def look(model: Any, found: Found, scope: chain.Scope, latent: dict[str, Any], s
     readings = Readings()
     kind = probe.Probe if inputs.is_unet(model) else JointProbe
     probed = chain.install(model, kind((found.groups,), found.tokens, readings, scope))
+    probed.model_options.pop("sampler_post_cfg_function", None)
     samples = latent["samples"]
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     comfy.sample.sample_custom(

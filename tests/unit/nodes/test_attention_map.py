@@ -307,6 +307,17 @@ def test_noise_levels_stay_within_the_models(tiny: Painter) -> None:
     assert [noise_level(tiny.model, 0.3, sigma) for sigma in (1e-6, 2.5, 1e4)] == [low, 2.5, high]
 
 
+def test_guidance_that_runs_the_prompt_again_is_not_looked_at(tiny: Painter) -> None:
+    """Perturbed Attention Guidance runs the positive prompt once more, its attention damaged on purpose."""
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+
+    guided = SimpleNamespace(model=PerturbedAttentionGuidance.execute(tiny.model, 3.0).args[0], clip=tiny.clip)
+    assert guided.model.model_options["sampler_post_cfg_function"]
+    for seen, alone in zip(shown(guided, "ball"), shown(tiny, "ball"), strict=True):
+        assert torch.equal(seen, alone)
+    assert guided.model.model_options["sampler_post_cfg_function"]
+
+
 def test_the_model_is_as_it_was(tiny: Painter) -> None:
     before = fingerprint(tiny.model)
     shown(tiny, "ball")
