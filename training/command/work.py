@@ -239,7 +239,7 @@ def _begun(state: StateFile, steps: int, overwrite: bool) -> int:
         step = 0
         problem = f"cannot be read ({error})"
     if not problem and step > steps:
-        problem = f"has {step} steps done already, more than --steps {steps}"
+        problem = f"has {step} steps done already, more than --{state.widget.replace('_', '-')} {steps}"
     if problem and not overwrite:
         raise ValueError(f"the training state {state.path} {problem}: name another file with --state, or begin anew with --overwrite.")
     return 0 if problem else step

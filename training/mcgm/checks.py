@@ -27,8 +27,8 @@ OVERLAP = 0.1
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The subjects' words in a text, separated by commas or lines."""
-    return tuple(word.strip() for word in re.split(r"[,;\n]", text) if word.strip())
+    """The subjects' words in a text, separated by commas or semicolons, of whichever script, or lines."""
+    return tuple(word.strip() for word in re.split(r"[,;\n\uff0c\u3001\u060c\uff1b\u061b]", text) if word.strip())
 
 
 def scene_of(image: Tensor, marks: Tensor, options: Options) -> Scene:

@@ -46,6 +46,7 @@ def options(*words: str, **given: Any) -> Options:
         ("cat", ("cat",)),
         ("  cat,dog ,\n red fox;\r\nball,,", ("cat", "dog", "red fox", "ball")),
         ("cat, cat", ("cat", "cat")),
+        ("cat\uff0cred dog\u3001fox\uff1bball", ("cat", "red dog", "fox", "ball")),
         ("", ()),
         (" ,\n; ", ()),
     ],
