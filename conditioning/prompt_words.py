@@ -27,6 +27,9 @@ MOST_NAMED = 40
 SAME = 1e-3
 """Two encodings of one text differ by no more, in half precision too."""
 
+COMMAS = ",\uff0c\u3001\u060c"
+"""The commas of Latin, Chinese, Japanese and Arabic."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -66,7 +69,7 @@ class Worded(Protocol):
 
 def split(words: str) -> list[str]:
     """A list of words as an artist writes it: separated by commas, of whichever script, or lines."""
-    return list(dict.fromkeys(" ".join(word.split()) for word in re.split(r"[,\n\uff0c\u3001\u060c]", words) if word.strip()))
+    return list(dict.fromkeys(" ".join(word.split()) for word in re.split(rf"[\n{COMMAS}]", words) if word.strip()))
 
 
 def read(clip: Any, text: str) -> Prompt:

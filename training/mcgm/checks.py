@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...conditioning.prompt_words import COMMAS
 from ...images import masks
 from ..data import marks as doubtful
 from ..data.pictures import SMALLEST
@@ -28,7 +29,7 @@ OVERLAP = 0.1
 
 def words_of(text: str) -> tuple[str, ...]:
     """The subjects' words in a text, separated by commas or semicolons, of whichever script, or lines."""
-    return tuple(word.strip() for word in re.split(r"[,;\n\uff0c\u3001\u060c\uff1b\u061b]", text) if word.strip())
+    return tuple(word.strip() for word in re.split(rf"[\n;\uff1b\u061b{COMMAS}]", text) if word.strip())
 
 
 def scene_of(image: Tensor, marks: Tensor, options: Options) -> Scene:

@@ -60,6 +60,19 @@ def test_in_an_area_the_regions_part_inside_it_acts() -> None:
     close(sample(patched, FLUX, size, text_of(FLUX), **there), sample(model, FLUX, size, text_of(FLUX), **there))
 
 
+def sampled_with_a_mask_for_each_frame(
+    model: Any, each: torch.Tensor, noise: torch.Tensor, positive: list[Any], **options: Any
+) -> torch.Tensor:
+    """A step of these prompts with a region that has a mask [F, H, W] for each frame; `options` are the sampling's transformer options."""
+    import comfy.sample
+
+    clone = chain.install(model, prompt_regions.PromptRegion(WAN.words(5, 20), RegionMask(each)))
+    clone.model_options["transformer_options"].update(options)
+    return comfy.sample.sample(
+        clone, noise, 1, 1.0, "euler", "simple", positive, positive, torch.zeros_like(noise), seed=3, disable_pbar=True
+    )  # fmt: skip
+
+
 def test_masks_follow_context_windows_in_time() -> None:
     """A mask for each of six frames, shown two frames at a time: as if each window had been given its own masks."""
     from comfy.context_windows import IndexListContextWindow
@@ -69,21 +82,12 @@ def test_masks_follow_context_windows_in_time() -> None:
     for frame in range(6):
         each[frame, :, frame * 20 : frame * 20 + 40] = 1
     noise = WAN.latent((16, 16), frames=2)
-
-    def run(given: torch.Tensor, window: Any) -> torch.Tensor:
-        clone = chain.install(model, prompt_regions.PromptRegion(WAN.words(5, 20), RegionMask(given)))
-        if window is not None:
-            clone.model_options["transformer_options"]["context_window"] = window
-        import comfy.sample
-
-        positive = [[text_of(WAN), {}]]
-        return comfy.sample.sample(
-            clone, noise, 1, 1.0, "euler", "simple", positive, positive, torch.zeros_like(noise), seed=3, disable_pbar=True
-        )  # fmt: skip
-
-    window = IndexListContextWindow([3, 4], dim=2, total_frames=6)
-    assert torch.equal(run(each, window), run(each[[3, 4]], None))
-    assert not torch.allclose(run(each, window), run(each[[0, 1]], None))
+    positive = [[text_of(WAN), {}]]
+    shown = sampled_with_a_mask_for_each_frame(
+        model, each, noise, positive, context_window=IndexListContextWindow([3, 4], dim=2, total_frames=6)
+    )  # fmt: skip
+    assert torch.equal(shown, sampled_with_a_mask_for_each_frame(model, each[[3, 4]], noise, positive))
+    assert not torch.allclose(shown, sampled_with_a_mask_for_each_frame(model, each[[0, 1]], noise, positive))
 
 
 @families
@@ -192,9 +196,7 @@ def test_one_frame_in_time_has_its_own_mask() -> None:
 
 
 def test_masks_follow_areas_in_time_that_run_in_one_batch() -> None:
-    """Two prompts, each for a half of four frames: the first two frames are as if the region's other masks did not exist."""
-    import comfy.sample
-
+    """Two prompts, each for a half of four frames: each half is as if its prompt ran alone."""
     model = WAN.model()
     each = torch.zeros(4, 128, 128)
     for frame in range(4):
@@ -204,13 +206,6 @@ def test_masks_follow_areas_in_time_that_run_in_one_batch() -> None:
         [WAN.words(7, seed), {"area": ("percentage", 0.5, 1.0, 1.0, start, 0.0, 0.0), "strength": 1.0, "set_area_to_bounds": False}]
         for seed, start in ((10, 0.0), (11, 0.5))
     ]
-
-    def run(positive: list[Any]) -> torch.Tensor:
-        clone = chain.install(model, prompt_regions.PromptRegion(WAN.words(5, 20), RegionMask(each)))
-        return comfy.sample.sample(
-            clone, noise, 1, 1.0, "euler", "simple", positive, positive, torch.zeros_like(noise), seed=3, disable_pbar=True
-        )  # fmt: skip
-
-    both = run(halves)
-    close(both[:, :, :2], run(halves[:1])[:, :, :2])
-    close(both[:, :, 2:], run(halves[1:])[:, :, 2:])
+    both, first, second = (sampled_with_a_mask_for_each_frame(model, each, noise, prompts) for prompts in (halves, halves[:1], halves[1:]))
+    close(both[:, :, :2], first[:, :, :2])
+    close(both[:, :, 2:], second[:, :, 2:])
