@@ -188,11 +188,15 @@ def askings() -> tuple[Asking, ...]:
 
 
 def measure_pairs(painter: Any, eye: judge.Looking[Any], ground_eye: judge.GroundJudge, found: Sequence[Pair], size: Size) -> list[Figure]:
-    """Both things there, and each in its half, by way; and the ground."""
+    """Both things there, and each in its half, by way; and the ground.
+
+    Each half is looked at alone too: regions meet in the middle, where a judge that knows whole things takes two that touch for others.
+    """
     figures: list[Figure] = []
     for way in askings():
         there: list[bool] = []
         placed: list[bool] = []
+        alone: list[bool] = []
         ground: list[bool] = []
         for number, case in enumerate(found):
             picture = painter.pair(case, way, size, number)
@@ -200,13 +204,17 @@ def measure_pairs(painter: Any, eye: judge.Looking[Any], ground_eye: judge.Groun
             wanted = dict(zip((case.first, case.second), case.middles, strict=True))
             there.append(seen.keys() == wanted.keys())
             placed.append(there[-1] and all(abs(seen[code] - middle) < 0.25 for code, middle in wanted.items()))
+            halves = [torch.where(half(side, size.size) > 0.5, picture, 0.5) for side in case.sides]
+            alone.append([eye.look(part, things.NAMED)[0].code for part in halves] == [case.first, case.second])
             ground.append(ground_eye.name(picture) == case.ground)
         name = way.name
         print(f"{name}: {np.mean(placed):.2f}", flush=True)
         figures.append(rate(f"{name}: both things there", there))
         figures.append(rate(f"{name}: both things there, each in its own half", placed))
-        of_swapped = [one for one, case in zip(placed, found, strict=True) if case.swapped]
-        figures.append(rate(f"{name}: each in its own half, the first named on the right", of_swapped))
+        figures.append(rate(f"{name}: each half, looked at alone, shows its own thing", alone))
+        for told, seen in (("each in its own half", placed), ("each half, looked at alone, shows its own thing", alone)):
+            of_swapped = [one for one, case in zip(seen, found, strict=True) if case.swapped]
+            figures.append(rate(f"{name}: {told}, the first named on the right", of_swapped))
         figures.append(rate(f"{name}: ground right", ground))
     return figures
 
