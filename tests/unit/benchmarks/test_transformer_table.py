@@ -42,6 +42,13 @@ class MadeUp:
         shown, _ = self.shown[int(picture[0, 0, 0])]
         return [SimpleNamespace(code=code, centre=x) for code, x in shown.items()][:count]
 
+    def look(self, picture: Tensor, codes: Sequence[str] = ()) -> list[Any]:
+        """Of a picture of which one half is grey (0.5): what stands in the other."""
+        left, right = float(picture[0, 0, 0]), float(picture[0, 0, -1])
+        assert (left == 0.5) != (right == 0.5)
+        shown, _ = self.shown[int(left if right == 0.5 else right)]
+        return [SimpleNamespace(code=code) for code, x in shown.items() if (x < 0.5) == (right == 0.5)] or [SimpleNamespace(code="nothing")]
+
     def name(self, picture: Tensor) -> str:
         return self.shown[int(picture[0, 0, 0])][1]
 
@@ -84,13 +91,16 @@ def test_figures_of_pairs_say_what_the_pictures_show(place: world.World) -> None
     found = transformer.pairs(place, 3)
     judge: Any = made
     figures = {one.name: one for one in transformer.measure_pairs(made, judge, judge, found, SMALL)}
+    alone = "each half, looked at alone, shows its own thing"
     for way in transformer.askings()[2:]:
         assert [figures[f"{way.name}: {what}"].value for what in ("both things there", "ground right")] == [1, 1]
         assert figures[f"{way.name}: both things there, each in its own half"].value == 1
         assert figures[f"{way.name}: each in its own half, the first named on the right"].cases == 2
+        assert figures[f"{way.name}: {alone}"].value == figures[f"{way.name}: {alone}, the first named on the right"].value == 1
     assert figures["one prompt: both things there"].value == figures["one prompt: ground right"].value == 0
     assert figures["one prompt with places: both things there"].value == 1
     assert figures["one prompt with places: both things there, each in its own half"].value == 0
+    assert [figures[f"{way}: {alone}"].value for way in ("one prompt", "one prompt with places")] == [0, 0]
 
 
 def test_figures_of_boxes_say_what_the_pictures_show(place: world.World) -> None:
