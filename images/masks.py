@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 FARTHEST = 1_000_000
 """The largest number of pixels that a box may name."""
+NEAR = 0.01
+"""So near to a border, as a part of the picture's side, a mask touches it."""
 
 
 class Box(TypedDict):
@@ -156,6 +158,12 @@ def box_mask(box: Box, height: int, width: int, feather: int = 0) -> torch.Tenso
         return (depths > 0).float()
     has_room = feather <= deepest + 0.5  # the middle of an even number of pixels is the line between two
     return (depths / (feather if has_room else deepest)).clamp(0.0, 1.0)
+
+
+def touches_all_borders(marked: torch.Tensor) -> bool:
+    """Say whether marked pixels, bool [H, W], come within `NEAR` of each of the four borders, as those of a background do."""
+    rows, columns = (max(1, round(NEAR * side)) for side in marked.shape)
+    return all(bool(edge.any()) for edge in (marked[:rows], marked[-rows:], marked[:, :columns], marked[:, -columns:]))
 
 
 def of_one_shape(mask: tuple[int, int], picture: tuple[int, int]) -> bool:

@@ -30,6 +30,10 @@ ADVICE = (
     "Put a SAM file into ComfyUI/models/sams, for example mobile_sam.pt (40 MB), sam_vit_b_01ec64.pth (375 MB), "
     "sam_vit_l_0b3195.pth (1.2 GB) or sam_vit_h_4b8939.pth (2.6 GB), and press R in the browser to refresh the list."
 )
+LEFT_OUT = (
+    "rough_mask was left out: it reaches all four borders and no point lies in it, as where a picture is transparent. If you painted it, "
+    "click on it too."
+)
 FILLS: dict[str, tuple[float, float, float]] = {
     "white": (1.0, 1.0, 1.0),
     "black": (0.0, 0.0, 0.0),
@@ -170,7 +174,8 @@ class MaskPromptSAMMask(io.ComfyNode):
                     "rough_mask",
                     optional=True,
                     tooltip="Cuts out what you painted roughly, or put a few strokes on (Load Image, right click, Open in MaskEditor). "
-                    "Load Image's MASK may stay wired: where nothing is painted it counts as not given.",
+                    "Load Image's MASK may stay wired: where nothing is painted it counts as not given, nor does a cut-out's transparent ground "
+                    "beside points or a box.",
                 ),
             ],
             outputs=[
@@ -219,6 +224,9 @@ class MaskPromptSAMMask(io.ComfyNode):
             scores += score
             lines.append(_told(mask, score, min_score, f"Picture {index + 1}: " if len(requests) > 1 else ""))
             progress.update(1)
+        if any(request.left_out for request in requests):
+            lines.append(LEFT_OUT)
+            log.warning("SAM Mask: %s", LEFT_OUT)
         text = "\n".join(lines)
         say(getattr(cls.hidden, "unique_id", None), text)
         mask = torch.cat(found).to(intermediate_device())

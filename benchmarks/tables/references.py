@@ -1,4 +1,4 @@
-"""What Reference Region does for tiny-edit's pictures, by the judge that matches cut-outs: a thing in its region, without what is hidden.
+"""What Reference Region does for tiny-edit's pictures, by its world's judge: a thing in its region, without what is hidden.
 
 nox -s tables -- references
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from demo import tiny_model
-from demo.tiny_edit import folders, judge, matching, things, world
+from demo.tiny_edit import folders, judge, things, world
 
 from ..cache import sha_of
 from ..figures import Figure, mean, rate, size_of, write
@@ -136,7 +136,7 @@ def _given(case: Case) -> list[str]:
     return [sha_of(part) for part in (case.portrait, case.shown, case.photograph)]
 
 
-def measure(painter: Any, eye: matching.Matcher, ground_eye: judge.GroundJudge, found: Sequence[Case], size: Size) -> list[Figure]:
+def measure(painter: Any, eye: judge.Looking[Any], ground_eye: judge.GroundJudge, found: Sequence[Case], size: Size) -> list[Figure]:
     """Each case in all ways from the same noise: its thing and its ground, and how far the other half is from the photograph."""
     figures: list[Figure] = []
     for way in WAYS:
@@ -166,7 +166,7 @@ def measure(painter: Any, eye: matching.Matcher, ground_eye: judge.GroundJudge, 
     return figures
 
 
-def measure_words(painter: Any, eye: matching.Matcher, found: Sequence[Case], size: Size) -> list[Figure]:
+def measure_words(painter: Any, eye: judge.Looking[Any], found: Sequence[Case], size: Size) -> list[Figure]:
     """Each half looked at alone: the reference's thing in its own, and the thing that words put into the other."""
     figures: list[Figure] = []
     for region in (False, True):
@@ -184,7 +184,7 @@ def measure_words(painter: Any, eye: matching.Matcher, found: Sequence[Case], si
     return figures
 
 
-def measure_twos(painter: Any, eye: matching.Matcher, found: Sequence[Two], size: Size) -> list[Figure]:
+def measure_twos(painter: Any, eye: judge.Looking[Any], found: Sequence[Two], size: Size) -> list[Figure]:
     """Each half looked at alone: the thing of its own portrait, or that of the other's."""
     figures: list[Figure] = []
     for way in TWO_WAYS:
@@ -223,7 +223,7 @@ def sheet(painter: Any, found: Sequence[Case], size: Size, count: int = 6) -> No
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     size = size_of(Size(), command, __doc__, arguments)
     place = world.load(folders.world(folders.DEFAULT))
-    eye = matching.Matcher(place)
+    eye = judge.Judge(place)
     drawn = cases(place, max(size.cases, size.words), size.size)
     notes = {"settings": size.settings, "weights": weights()}
     whole = size == Size()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from demo.tiny_edit import folders, grounds, matching, records, sentences, things, world
+from demo.tiny_edit import folders, grounds, judge, records, sentences, things, world
 
 from ..figures import Figure, rate, size_of, write
 from .stock_painter import Painting, StockPainter, weights
@@ -48,7 +48,7 @@ class Painter(StockPainter):
         return self.once(size.size, painted, text=text, steps=size.steps, seed=seed)
 
 
-def measure(painter: Any, eye: matching.Matcher, place: world.World, size: Size) -> list[Figure]:
+def measure(painter: Any, eye: judge.Looking[Any], place: world.World, size: Size) -> list[Figure]:
     """The rate of each thing, the least known first, and that of all."""
     figures: list[Figure] = []
     every: list[bool] = []
@@ -67,6 +67,6 @@ def measure(painter: Any, eye: matching.Matcher, place: world.World, size: Size)
 def main(command: str, arguments: Sequence[str] = ()) -> None:
     size = size_of(Size(), command, __doc__, arguments)
     place = world.load(folders.world(folders.DEFAULT))
-    eye = matching.Matcher(place, things.NAMED)
+    eye = judge.Judge(place, things.NAMED)
     figures = measure(Painter(), eye, place, size)
     write("tiny-things", command, figures, {"settings": size.settings, "weights": weights()}, whole=size == Size())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ...images.masks import Box, boxes_per_image, clip_box, depth, match_batch, resize, tidied, to_mask
+from ...images.masks import Box, boxes_per_image, clip_box, depth, match_batch, resize, tidied, to_mask, touches_all_borders
 from ...images.typed_coordinates import parse_boxes, parse_points
 from . import choice as choices
 from . import model as sam
@@ -26,12 +27,14 @@ UNPAINTED = (64, 64)
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted on one picture, in its pixels. painted: bool [H, W], a rough painting of the object."""
+    """What is wanted on one picture, in its pixels. painted: bool [H, W], a rough painting of the object; `left_out`: there was one, but
+    it marks what lies around the object (`_around`)."""
 
     positive: tuple[tuple[float, float], ...] = ()
     negative: tuple[tuple[float, float], ...] = ()
     boxes: tuple[Box, ...] = ()
     painted: torch.Tensor | None = None
+    left_out: bool = False
 
 
 def requests(image: torch.Tensor, positive: Any, negative: Any, boxes: Any, rough: Any, typed_boxes: Any = None) -> list[Request]:
@@ -40,7 +43,8 @@ def requests(image: torch.Tensor, positive: Any, negative: Any, boxes: Any, roug
     Points and typed boxes count for every picture; boxes (`boxes_per_image`) and rough masks (`match_batch`) for every picture or for
     each its own. ValueError if nothing is given, if only negative points are given, or if one of the inputs is wrong. Lists of boxes and
     masks that are wired but empty are no error: then nothing was found before this node, and nothing is found here. Only what Load Image
-    gives for a picture that nobody painted on (`_unpainted`) counts as not given.
+    gives for a picture that nobody painted on (`_unpainted`) counts as not given, and what it gives for a cut-out beside other prompts
+    (`_around`) is left out.
     """
     if image.ndim != 4:
         raise ValueError(f"image: an image has the shape [batch, height, width, channels], this one is {list(image.shape)}.")
@@ -60,7 +64,12 @@ def requests(image: torch.Tensor, positive: Any, negative: Any, boxes: Any, roug
     painted: list[torch.Tensor | None] = [None] * batch
     if rough is not None:
         painted = list(_painted(match_batch(to_mask(rough, "rough_mask"), batch, "rough_mask").cpu() > 0.5, height, width))
-    return [Request(on_object, beside, (*drawn, *box_lists[index]), painted[index]) for index in range(batch)]
+    found: list[Request] = []
+    for own, around in zip(box_lists, painted, strict=True):
+        given = (*drawn, *own)
+        left_out = around is not None and _around(around, on_object, given)
+        found.append(Request(on_object, beside, given, None if left_out else around, left_out))
+    return found
 
 
 def segment(
@@ -167,6 +176,21 @@ def _unpainted(rough: Any, height: int, width: int) -> bool:
     """Whether this is the mask that Load Image gives for a picture without an alpha channel: black, of 64 x 64, whatever the picture."""
     black = isinstance(rough, torch.Tensor) and rough.shape[-2:] == UNPAINTED and not rough.any()
     return black and (height, width) != UNPAINTED
+
+
+def _around(painted: torch.Tensor, positive: Sequence[tuple[float, float]], boxes: Sequence[Box]) -> bool:
+    """Say whether bool [H, W] marks what lies around an object that points or boxes mark.
+
+    Load Image's MASK of a cut-out is white where the picture is transparent: it reaches all four borders, and no point lies in it.
+    """
+    marked = bool(positive) or any(box["width"] != 0 or box["height"] != 0 for box in boxes)
+    return marked and touches_all_borders(painted) and not any(bool(painted[_pixel(painted, at)]) for at in positive)
+
+
+def _pixel(grid: torch.Tensor, at: tuple[float, float]) -> tuple[int, int]:
+    """Give row and column of the pixel that the point (x, y) of a picture lies in."""
+    x, y = at
+    return min(int(y), grid.shape[0] - 1), min(int(x), grid.shape[1] - 1)
 
 
 def _painted(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:

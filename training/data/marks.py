@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from ...images.masks import touches_all_borders
+
 MOST = 0.75
 """A mask of more than this part of its picture leaves too little around the subject to learn from."""
-BORDER = 0.01
-"""So near to an edge, as a part of the picture's side, a mask touches it."""
 SAID = 3
 """So many doubtful masks are named one by one."""
 
@@ -20,11 +20,8 @@ def doubt(name: str, mask: Tensor) -> str | None:
     `name` is its picture's: "picture 3".
     """
     marked = mask > 0.5
-    rows = max(1, round(BORDER * marked.shape[0]))
-    columns = max(1, round(BORDER * marked.shape[1]))
-    edges = (marked[:rows], marked[-rows:], marked[:, :columns], marked[:, -columns:])
     part = float(marked.float().mean())
-    if all(bool(edge.any()) for edge in edges):
+    if touches_all_borders(marked):
         found = "touches all four borders of it"
     elif part > MOST:
         found = f"covers {100 * part:.0f} % of it"

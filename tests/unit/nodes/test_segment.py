@@ -1,4 +1,4 @@
-"""Load SAM Model, SAM Mask and Box Mask, called as ComfyUI calls them."""
+"""Load SAM Model and SAM Mask, called as ComfyUI calls them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from maskprompt.images.masks import Box
 from maskprompt.models.sam import model as sam
 from maskprompt.models.sam import prompts as sam_prompts
-from maskprompt.nodes.segment import ADVICE, MaskPromptBoxMask, MaskPromptLoadSAM, MaskPromptSAMMask
+from maskprompt.nodes.segment import ADVICE, MaskPromptLoadSAM, MaskPromptSAMMask
 from scipy import ndimage
 
 from ...support.sam import ACCURACY, drawn, iou, loaded, mobile, mobile_sam_file, photo, small_sam
@@ -324,6 +324,29 @@ def test_a_wired_mask_that_nobody_painted_changes_nothing(random_sam: sam.Loaded
         assert alone[0].any()
 
 
+def test_a_cut_outs_transparent_ground_is_left_out_where_a_mark_says_what_is_meant(
+    random_sam: sam.LoadedSam, picture: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What Load Image gives for a cut-out is white around it; a stroke that a point lies in, or without another mark, is a painting."""
+    around = torch.ones(1, 60, 80)
+    around[:, 10:50, 20:60] = 0
+    for prompt in ({"positive_coords": points((40, 30))}, {"box": "20,10,40,40"}):
+        caplog.clear()
+        output = MaskPromptSAMMask.execute(random_sam, picture, rough_mask=around, **prompt)
+        assert torch.equal(output.args[0], sam_mask(random_sam, picture, **prompt)[0])
+        assert "rough_mask was left out" in output.ui["text"][0]
+        assert "rough_mask was left out" in caplog.text
+    within = torch.zeros(1, 60, 80)
+    within[:, :40] = 1
+    for painted, prompt in (
+        (around, {"positive_coords": points((5, 5), (80, 60))}), (around, {"bboxes": NOTHING}), (around, {}),
+        (within, {"positive_coords": points((40, 50))}),
+    ):  # fmt: skip
+        (request,) = sam_prompts.requests(picture, prompt.get("positive_coords"), "", prompt.get("bboxes"), painted)
+        assert request.painted is not None
+        assert not request.left_out
+
+
 def test_the_same_prompt_twice_gives_the_same_mask(random_sam: sam.LoadedSam, picture: torch.Tensor) -> None:
     one, other = (sam_mask(random_sam, picture, positive_coords=points((40, 30))) for _ in range(2))
     assert torch.equal(one[0], other[0])
@@ -340,44 +363,3 @@ def test_load_sam_takes_mobile_sam_from_a_safetensors_file(tmp_path: Path, monke
     assert model.name == "MobileSAM"
     for key, value in mobile.encoder.model.state_dict().items():
         assert torch.equal(model.encoder.model.state_dict()[key], value)
-
-
-def test_box_mask_from_numbers_and_from_boxes() -> None:
-    mask, box = MaskPromptBoxMask.execute(x=3, y=5, width=10, height=4, image_width=40, image_height=30).args
-    expected = torch.zeros(1, 30, 40)
-    expected[:, 5:9, 3:13] = 1
-    assert torch.equal(mask, expected)
-    assert box == {"x": 3, "y": 5, "width": 10, "height": 4}
-    wired, same = MaskPromptBoxMask.execute(bboxes=box, image=torch.zeros(2, 30, 40, 3)).args
-    assert torch.equal(wired, expected.repeat(2, 1, 1))
-    assert same == [[box], [box]]
-    other: Box = {"x": 30, "y": 20, "width": 100, "height": 100}
-    union, used = MaskPromptBoxMask.execute(bboxes=[box, other], image_width=40, image_height=30).args
-    expected[:, 20:, 30:] = 1
-    assert torch.equal(union, expected)
-    assert used == [[box, {"x": 30, "y": 20, "width": 10, "height": 10}]]
-    per_picture, _ = MaskPromptBoxMask.execute(bboxes=[[box], [], [other]], image_width=40, image_height=30).args
-    assert [int(one.sum()) for one in per_picture] == [40, 0, 100]
-
-
-def test_box_mask_feathers_inside_its_box() -> None:
-    mask, _ = MaskPromptBoxMask.execute(x=4, y=4, width=12, height=12, image_width=20, image_height=20, feather=4).args
-    hard, _ = MaskPromptBoxMask.execute(x=4, y=4, width=12, height=12, image_width=20, image_height=20).args
-    assert torch.equal((mask > 0).float(), hard)
-    assert mask[0, 9, 4:10].tolist() == [0.125, 0.375, 0.625, 0.875, 1.0, 1.0]
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        ({"x": 600, "y": 0}, "Box Mask: the box x=600.*lies outside of the picture, which is 512 x 512 pixels"),
-        ({"width": 0}, "has no area"),
-        ({"bboxes": NOTHING}, "has no area"),
-        ({"bboxes": []}, "the list of boxes is empty"),
-        ({"bboxes": [[], []]}, "the list of boxes is empty"),
-        ({"bboxes": "x"}, "a list of boxes"),
-    ],
-)
-def test_box_mask_explains_bad_boxes(inputs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        MaskPromptBoxMask.execute(**inputs)
