@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from typing import Any, TypeGuard
 
 from .masks import Box
@@ -60,9 +61,13 @@ def _entries(text: Any, keys: tuple[str, ...], wanted: str, what: str) -> list[t
 
 
 def _split(text: str, keys: tuple[str, ...], wanted: str) -> Any:
-    """JSON where the text looks like it, else one dict for each part between semicolons or line ends; a part that is none stays text."""
+    """JSON where the text looks like it, else one dict for each part between semicolons or line ends; a part that is none stays text.
+
+    Full-width digits, commas, semicolons and brackets, as East Asian keyboards write them, count as the others (NFKC).
+    """
     if len(text) > _LONGEST_TEXT:
         raise ValueError(f"{wanted}. This text has {len(text)} characters, which nobody typed.")
+    text = unicodedata.normalize("NFKC", text)
     if text.lstrip()[0] in "[{":
         try:
             return json.loads(text)

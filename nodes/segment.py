@@ -174,8 +174,8 @@ class MaskPromptSAMMask(io.ComfyNode):
                     "rough_mask",
                     optional=True,
                     tooltip="Cuts out what you painted roughly, or put a few strokes on (Load Image, right click, Open in MaskEditor). "
-                    "Load Image's MASK may stay wired: where nothing is painted it counts as not given, nor does a cut-out's transparent ground "
-                    "beside points or a box.",
+                    "Load Image's MASK may stay wired: where nothing is painted it counts as not given, nor does, beside points or a box, "
+                    "a cut-out's transparent ground.",
                 ),
             ],
             outputs=[

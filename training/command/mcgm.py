@@ -111,7 +111,7 @@ def marked(picture: Path) -> tuple[Tensor, Tensor]:
     if own:
         return folder.colours(opened)[None], torch.stack([folder.mask_of(path, picture, opened.size) for path in own])
     mask = folder.alpha(opened)
-    if bool((mask == 1).all()):
+    if not folder.is_cut_out(mask):
         raise ValueError(
             f"{picture.name} has no mask: save one for each subject beside it, as {picture.stem}.mask.png, {picture.stem}.mask-2.png and "
             "so on, of the same size and white where the subject is."

@@ -54,7 +54,8 @@ def load(folder: Path) -> list[Reference]:
     """The references of all pictures in `folder`, by name; they may differ in size. Orientation tags of cameras are honoured.
 
     A picture's mask is `<name without ending>.mask.png`, white where the subject is (transparent counts as black). Without that
-    file it is the picture's alpha channel, opaque where the subject is. ValueError that names the file and says what would do.
+    file it is the alpha channel of a cut-out (`is_cut_out`), opaque where the subject is. ValueError that names the file and says
+    what would do.
     """
     found = _found(folder, "put three to five pictures of the subject", ", each with its mask")
     pairs = [_pair(path, mask) for path, mask in found]
@@ -97,7 +98,8 @@ class CaptionedFolder:
         path, mask = self.files[number]
         image = open_picture(path)
         drawn = alpha(image) if mask is None else mask_of(mask, path, image.size)
-        return Picture(colours(image), self.captions[number], None if bool((drawn == 1).all()) else drawn)
+        whole = not is_cut_out(drawn) if mask is None else bool((drawn == 1).all())
+        return Picture(colours(image), self.captions[number], None if whole else drawn)
 
     def read_all(self, on_picture: Callable[[int, int], None]) -> None:
         """Reads every picture and mask once; `on_picture` is told how many of how many. ValueError that names those that are of no use."""
@@ -145,8 +147,12 @@ def _refuse(problems: Sequence[str]) -> None:
 
 
 def _found(folder: Path, advice: str, more: str) -> list[tuple[Path, Path | None]]:
-    """The pictures in a folder, by name, each with the file of its mask, if there is one."""
+    """The pictures in a folder, by name, each with the file of its mask, if there is one. ValueError for two of one name."""
     pictures, masks = listing(folder, advice, more)
+    named: dict[str, Path] = {}
+    for path in pictures:
+        if (other := named.setdefault(path.stem.lower(), path)) is not path:
+            raise namesakes(other, path)
     first = {path.stem.lower(): path for those in masks.values() for path in reversed(those)}
     return [(path, first.get(f"{path.stem.lower()}.mask")) for path in pictures]
 
@@ -170,6 +176,11 @@ def listing(folder: Path, advice: str, more: str, quiet: bool = False) -> tuple[
     for name in () if quiet else sorted(masks.keys() - {path.stem.lower() for path in pictures}):
         log.warning("%s is the mask of no picture in the folder; it is not used.", masks[name][0].name)
     return pictures, masks
+
+
+def namesakes(one: Path, other: Path) -> ValueError:
+    """Gives the error of two pictures whose names differ in their endings alone."""
+    return ValueError(f"{one.name} and {other.name} have one name, so their captions and masks would too: rename one of them.")
 
 
 def some(names: Sequence[str]) -> str:
@@ -258,7 +269,7 @@ def _pair(picture: Path, mask: Path | None) -> tuple[Tensor, Tensor]:
     else:
         marked = alpha(opened)
         where = "its alpha channel: leave the subject opaque"
-        if bool((marked == 1).all()):
+        if not is_cut_out(marked):
             raise ValueError(
                 f"{picture.name} has no mask: save one beside it as {picture.stem}{MASK}, of the same size and white where the subject is, "
                 "or save the picture as a PNG in which everything but the subject is transparent."

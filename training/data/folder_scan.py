@@ -91,7 +91,7 @@ class Listing:
             same = self.references if target != name and target in names else first
             other = same.setdefault(target if same is self.references else name, path)
             if other is not path:
-                raise ValueError(f"{other.name} and {path.name} have one name, so their captions and masks would too: rename one of them.")
+                raise pictures.namesakes(other, path)
             if same is first:
                 self.pictures.append(path)
 

@@ -14,14 +14,14 @@ export function noMarks() {
 }
 
 /**
- * Read `1,2; 3,4` or core's JSON into objects with these keys. A part that says nothing of the kind is left out: the node refuses it in
+ * Read `1,2; 3,4` or core's JSON into objects with these keys, full-width digits and commas as the others. A part that says nothing of the kind is left out: the node refuses it in
  * words when it runs.
  * @param {string} text
  * @param {string[]} keys
  * @returns {any[]}
  */
 export function parse(text, keys) {
-    const trimmed = text.trim()
+    const trimmed = text.normalize("NFKC").trim()
     if (trimmed.startsWith("[") || trimmed.startsWith("{")) {
         try {
             const read = JSON.parse(trimmed)

@@ -134,6 +134,11 @@ def test_stopped_in_the_second_phase_and_given_again_it_ends_the_same(
     assert all(str(path) in said for path in states)
     assert [torch.load(path, weights_only=True)["step"] for path in states] == [2, 1]
     assert "is of another training" in failure(command("broken", attention_weight=0.5))
+    assert "has 2 steps done already, more than --steps 1" in failure(command("broken", steps=1))
+    kept = torch.load(states[1], weights_only=True)
+    torch.save({**kept, "step": 3}, states[1])
+    assert "has 3 steps done already, more than --weight-steps 2" in failure(command("broken"))
+    torch.save(kept, states[1])
     assert told == [0, 1, 0]
     assert train.main(command("broken")) == 0
     assert told == [0, 1, 0, 1]

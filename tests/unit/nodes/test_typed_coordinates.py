@@ -18,6 +18,8 @@ from maskprompt.images.typed_coordinates import parse_boxes, parse_points
         "(200,150);(370,290)",
         "200,150\n370,290\n",
         "2e2,150.0; 370.,+290",
+        "200\uff0c150\uff1b370\uff0c290",
+        "\uff08\uff12\uff10\uff10\uff0c150\uff09\uff1b370\u3000290",
         '[{"x": 200, "y": 150}, {"x": 370, "y": 290, "label": "cup"}]',
         [{"x": 200, "y": 150}, {"x": 370.0, "y": 290}],
     ],

@@ -154,9 +154,28 @@ def test_a_stray_transparent_pixel_or_a_rounded_corner_is_no_mask(tmp_path: Path
     shown.save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("noise", "utf-8")
     assert [one.cut_out for one in ObjectFolder(tmp_path).pictures] == [cut_out]
+    drawn = folder.captioned(tmp_path)[0].mask
+    if not cut_out:
+        assert drawn is None
+        for read in (lambda: folder.load(tmp_path), lambda: marked(tmp_path / "a.png")):
+            with pytest.raises(ValueError, match=r"a\.png has no mask"):
+                read()
+        return
     (one,) = folder.load(tmp_path)
-    assert int((one.mask < 0.5).sum()) == corner**2, "a subject's own picture is asked for its alpha channel"
+    assert int((one.mask < 0.5).sum()) == corner**2
     assert torch.equal(marked(tmp_path / "a.png")[1][0], one.mask)
+    assert drawn is not None
+    assert torch.equal(drawn, one.mask)
+
+
+def test_two_pictures_of_one_name_are_refused_as_one_mask_would_be_both(tmp_path: Path) -> None:
+    for name in ("B.jpg", "b.png"):
+        picture().save(tmp_path / name)
+    mask(8, 8, 40, 40).save(tmp_path / "b.mask.png")
+    (tmp_path / "b.txt").write_text("noise", "utf-8")
+    for read in (folder.load, folder.captioned):
+        with pytest.raises(ValueError, match=r"B\.jpg and b\.png have one name"):
+            read(tmp_path)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "JPEG", "webp", "bmp"])
