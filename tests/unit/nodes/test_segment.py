@@ -330,9 +330,10 @@ def test_a_cut_outs_transparent_ground_is_left_out_where_a_mark_says_what_is_mea
     """What Load Image gives for a cut-out is white around it; a stroke that a point lies in, or without another mark, is a painting."""
     around = torch.ones(1, 60, 80)
     around[:, 10:50, 20:60] = 0
-    for prompt in ({"positive_coords": points((40, 30))}, {"box": "20,10,40,40"}):
+    marked: list[dict[str, Any]] = [{"positive_coords": points((40, 30))}, {"box": "20,10,40,40"}]
+    for prompt in marked:
         caplog.clear()
-        output = MaskPromptSAMMask.execute(random_sam, picture, rough_mask=around, **prompt)
+        output: Any = MaskPromptSAMMask.execute(random_sam, picture, rough_mask=around, **prompt)
         assert torch.equal(output.args[0], sam_mask(random_sam, picture, **prompt)[0])
         assert "rough_mask was left out" in output.ui["text"][0]
         assert "rough_mask was left out" in caplog.text
