@@ -6,6 +6,7 @@ COMFYUI_PATH: a ComfyUI of your own instead of the one that is fetched into .cac
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -136,11 +137,15 @@ def train_tiny(session: nox.Session) -> None:
     """Train the tiny model and what goes with it. Hours on a CPU; resumes. `-- --minutes 600` for the UNet; `-- edit` trains tiny-edit."""
     python = start(session)
     if session.posargs[:1] == ["edit"]:
-        options = session.posargs[1:]
-        place = options[options.index("--folder") :][:2] if "--folder" in options else []
-        session.run(str(python), "-m", "demo.tiny_edit.world", external=True)
+        given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        given.add_argument("--folder")
+        given.add_argument("--no-wallpapers", action="store_true")
+        known, options = given.parse_known_args(session.posargs[1:])
+        place = ["--folder", known.folder] if known.folder else []
+        without = ["--no-wallpapers"] if known.no_wallpapers else []
+        session.run(str(python), "-m", "demo.tiny_edit.world", *without, external=True)
         session.run(str(python), "-m", "demo.tiny_edit.latents", *place, external=True)
-        session.run(str(python), "-m", "demo.tiny_edit.train", *options, external=True)
+        session.run(str(python), "-m", "demo.tiny_edit.train", *place, *options, external=True)
         session.run(str(python), "-m", "demo.tiny_edit.latents", "--decoder-only", *place, external=True)
         session.run(str(python), "-m", "demo.tiny_edit.train_judge", *place, external=True)
         return

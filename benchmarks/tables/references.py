@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -188,19 +189,19 @@ def measure_twos(painter: Any, eye: judge.Looking[Any], found: Sequence[Two], si
     """Each half looked at alone: the thing of its own portrait, or that of the other's."""
     figures: list[Figure] = []
     for way in TWO_WAYS:
-        own: list[bool] = []
+        own: list[float] = []
         both: list[bool] = []
         changed: list[bool] = []
         for number, case in enumerate(found):
             picture = painter.two(case, size, way, number)
             halves = [torch.where(half(side, size.size) > 0.5, picture, 0.5) for side in case.sides]
             seen = tuple(eye.look(part, things.HELD_OUT)[0].code for part in halves)
-            own += [one == code for one, code in zip(seen, case.codes, strict=True)]
+            own.append(float(np.mean([one == code for one, code in zip(seen, case.codes, strict=True)])))
             both.append(seen == case.codes)
             changed.append(seen == case.codes[::-1])
         name = f"two references, {'a region each' if way.region else 'no regions'}{way.prompts}"
         print(f"{name}: {sum(both) / len(both):.2f}", flush=True)
-        figures.append(rate(f"{name}: a half has its own thing", own))
+        figures.append(mean(f"{name}: a half has its own thing", own))
         figures.append(rate(f"{name}: both have", both))
         figures.append(rate(f"{name}: they changed places", changed))
     return figures
@@ -226,7 +227,7 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     eye = judge.Judge(place)
     drawn = cases(place, max(size.cases, size.words), size.size)
     notes = {"settings": size.settings, "weights": weights()}
-    whole = size == Size()
+    whole = place.whole and size == Size()
     painter = Painter()
     figures = measure(painter, eye, judge.GroundJudge(place), drawn[: size.cases], size)
     write("references", command, figures, notes, whole=whole)

@@ -277,7 +277,8 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     painter = KeptPainter(Painter.load(FILES))
     witnesses = witnesses_of(place)
     ground_eye = judge.GroundJudge(place)
-    viewer = Viewer.load(weights()) if size == Size() else None
+    whole = place.whole and size == Size()
+    viewer = Viewer.load(weights()) if whole else None
     figures = [figure for witness in witnesses for figure in judged(place, witness, ground_eye, size)]
     found, pictures = captions(place, painter, witnesses, ground_eye, size)
     figures += found
@@ -289,4 +290,4 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     across = [np.concatenate(list(tiles[row : row + 8]), 1) for row in range(0, len(tiles) - 7, 8)]
     Image.fromarray(np.concatenate(across)).save(SHEET)
     notes = {"settings": f"{STEPS} steps of Euler, CFG {CFG}, {size.size} pixels", "weights": weights()}
-    write("tiny-edit", command, figures, notes, whole=size == Size())
+    write("tiny-edit", command, figures, notes, whole=whole)

@@ -69,4 +69,4 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     place = world.load(folders.world(folders.DEFAULT))
     eye = judge.Judge(place, things.NAMED)
     figures = measure(Painter(), eye, place, size)
-    write("tiny-things", command, figures, {"settings": size.settings, "weights": weights()}, whole=size == Size())
+    write("tiny-things", command, figures, {"settings": size.settings, "weights": weights()}, whole=place.whole and size == Size())

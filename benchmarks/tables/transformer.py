@@ -213,8 +213,9 @@ def measure_pairs(painter: Any, eye: judge.Looking[Any], ground_eye: judge.Groun
         figures.append(rate(f"{name}: both things there, each in its own half", placed))
         figures.append(rate(f"{name}: each half, looked at alone, shows its own thing", alone))
         for told, seen in (("each in its own half", placed), ("each half, looked at alone, shows its own thing", alone)):
-            of_swapped = [one for one, case in zip(seen, found, strict=True) if case.swapped]
-            figures.append(rate(f"{name}: {told}, the first named on the right", of_swapped))
+            for swapped, where in ((False, "left"), (True, "right")):
+                of_these = [one for one, case in zip(seen, found, strict=True) if case.swapped == swapped]
+                figures.append(rate(f"{name}: {told}, the first named on the {where}", of_these))
         figures.append(rate(f"{name}: ground right", ground))
     return figures
 
@@ -246,8 +247,9 @@ def main(command: str, arguments: Sequence[str] = ()) -> None:
     place = world.load(folders.world(folders.DEFAULT))
     eye = judge.Judge(place, things.NAMED)
     notes = {"settings": size.settings, "weights": weights()}
+    whole = place.whole and size == Size()
     painter = Painter()
     figures = measure_pairs(painter, eye, judge.GroundJudge(place), pairs(place, size.pairs), size)
-    write("transformer-regions", command, figures, notes, whole=size == Size())
+    write("transformer-regions", command, figures, notes, whole=whole)
     figures = measure_boxes(painter, eye, boxes(place, size.boxes, size.size), size)
-    write("transformer-masks", command, figures, notes, whole=size == Size())
+    write("transformer-masks", command, figures, notes, whole=whole)

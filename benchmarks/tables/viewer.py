@@ -1,4 +1,4 @@
-"""What a viewer saw in the pictures of the table `tiny-edit`, who was shown them without their sentences.
+"""What a viewer, a vision-language model, saw in the pictures of the table `tiny-edit`, which it was shown without their sentences.
 
 `benchmarks/viewed/tiny-edit.json` has, for the weights whose pictures they were: of each picture of two things the names of what was seen
 ("" for what nobody could name); of each box whether the thing lies in it, and what it is; of each subject which of the twelve it is most

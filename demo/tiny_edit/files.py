@@ -132,6 +132,7 @@ def begin(source: Path, folder: Path) -> Path:
     networks, latents, about = read(source, vocabulary)
     run = {"step": int(about["step"]), "samples": int(about["samples"]), "spent": float(about["minutes"])}
     folders.save(latents.autoencoder.state_dict(), folder / AUTOENCODER_WEIGHTS)
+    folders.forget_records(folder)
     folders.save({"networks": networks, "average": networks, **run}, target)
     return target
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from ..setup import CACHE
 
 DEFAULT = Path("~/.cache/maskprompt/tiny-edit").expanduser()
 """Outside of the checkout: a fresh checkout finds the training again."""
+SHARDS = "shards"
+"""Where in a training folder the encoded records lie."""
 
 
 def world(folder: Path) -> Path:
@@ -25,6 +28,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds `--folder` and `--threads`."""
     parser.add_argument("--folder", type=Path, default=DEFAULT, help="where the training lies (default: in the user's cache)")
     parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch on a CPU (0: as PyTorch thinks)")
+
+
+def forget_records(folder: Path) -> None:
+    """Removes the records of a training folder: their latents are those of an encoder that is there no more."""
+    shutil.rmtree(folder / SHARDS, ignore_errors=True)
 
 
 def begin(options: argparse.Namespace) -> None:

@@ -165,7 +165,10 @@ def loss_of(model: NarrowAutoencoder, pictures: Tensor, decoder_only: bool) -> t
 def train(
     folder: Path, minutes: float, batch: int, rate: float, decoder_only: bool, start: Path | None, workers: int = 0, seed: int = 0
 ) -> None:
-    """Learns for so many minutes in all, saving every 100 steps (a GPU: 1,000) and at the end."""
+    """Learns for so many minutes in all, saving every 100 steps (a GPU: 1,000) and at the end.
+
+    Where the minutes are over, nothing is written. A decoder's state that belongs to another encoder is begun anew.
+    """
     device = device_of()
     torch.manual_seed(seed)
     place = world.load(folders.world(folder))
@@ -174,7 +177,14 @@ def train(
     average = NarrowAutoencoder(CHANNELS)
     file = folder / ("decoder-state.pt" if decoder_only else STATE)
     step, spent = 0, 0.0
+    log = Log(folder / "training.log")
     state = torch.load(file, weights_only=True, map_location="cpu") if file.is_file() else None
+    if state is not None and state["spent"] >= minutes:
+        log(f"{file.name} has learned for {state['spent']:.1f} minutes already: more --minutes go on from there")
+        return
+    if state is not None and decoder_only and not same_encoder(state["model"], Latents.load(folder).autoencoder.state_dict()):
+        log(f"{file.name} is of another encoder: the decoder begins anew")
+        state = None
     if state is not None:
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
@@ -191,7 +201,6 @@ def train(
     optimizer = torch.optim.Adam(learning.parameters(), rate, betas=(0.9, 0.99))
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
-    log = Log(folder / "training.log")
     coming = drawn(folder, batch, seed, step, workers)
 
     def state_now() -> dict[str, Any]:
@@ -227,10 +236,19 @@ def train(
     log(f"autoencoder done at step {step}, minute {spent:.1f}")
 
 
+def same_encoder(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Says whether two autoencoders' weights have the same encoder."""
+    return all(torch.equal(value, other[name]) for name, value in one.items() if name.startswith("encoder."))
+
+
 @torch.no_grad()
 def write(folder: Path, average: NarrowAutoencoder, place: world.World, codes: list[str], keep_encoder: bool) -> None:
-    """Writes `autoencoder.pt`, its latents normalised over 32 pictures of 256 pixels, or with the encoder as it was."""
+    """Writes `autoencoder.pt`, its latents normalised over 32 pictures of 256 pixels, or with the encoder as it was.
+
+    Of another encoder no record may be left.
+    """
     if not keep_encoder:
+        folders.forget_records(folder)
         rng = np.random.default_rng(0)
         pictures = np.stack([random_picture(rng, place, codes, 256) for _ in range(32)])
         raw = average.eval().encode(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255)

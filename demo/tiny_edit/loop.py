@@ -66,9 +66,12 @@ def profiled(training: Training, steps: int, minutes: float, cool: float, rows: 
 
 
 def run(training: Training, minutes: float, steps: int | None, cool: float, log: Log, save_minutes: float = 5) -> None:
-    """Steps until the minutes (of all runs together) or the steps are over, or the process is asked to end."""
+    """Steps until the minutes (of all runs together) or the steps are over, or the process is asked to end, by Ctrl-C too; saves then.
+
+    KeyboardInterrupt after Ctrl-C.
+    """
     ending: list[int] = []
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: ending.append(number))
+    previous = {kind: signal.signal(kind, lambda number, frame: ending.append(number)) for kind in (signal.SIGTERM, signal.SIGINT)}
     begun = time.monotonic() - training.spent * 60
     saved = training.spent
     told = (time.monotonic(), training.step)
@@ -94,7 +97,10 @@ def run(training: Training, minutes: float, steps: int | None, cool: float, log:
                 losses.check(training.step)
                 training.save()
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
     losses.check(training.step)
     training.save()
     log(f"stopped at step {training.step}, {training.samples} samples, minute {training.spent:.1f}")
+    if signal.SIGINT in ending:
+        raise KeyboardInterrupt

@@ -84,8 +84,9 @@ def work(
     common = ["--folder", str(folder)]
     before = 0.0
     if autoencoder_minutes:
-        (folder / train.STATE).unlink(missing_ok=True)
-        shutil.rmtree(folder / "shards", ignore_errors=True)
+        for state in (train.STATE, latents.STATE):
+            (folder / state).unlink(missing_ok=True)
+        folders.forget_records(folder)
     elif (folder / train.STATE).is_file():
         before = torch.load(folder / train.STATE, weights_only=True, map_location="cpu")["spent"]
     options = ["--no-make", "--wait", "--records", str(count), "--stages", stages, "--minutes", str(before + minutes), *more]
@@ -168,7 +169,7 @@ def join(out: Path, folder: Path) -> None:
         file = folder / name
         if file.is_file():
             if name == latents.FILE and not _same(torch.load(file, weights_only=True), content):
-                shutil.rmtree(folder / "shards", ignore_errors=True)
+                folders.forget_records(folder)
             file.replace(file.with_name(f"{name}.old"))
         folders.save(content, file)
     with (folder / "training.log").open("a", encoding="utf-8") as log:

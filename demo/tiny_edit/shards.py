@@ -42,7 +42,7 @@ class Drawn:
 
 def file_of(folder: Path, size: int, number: int) -> Path:
     """Names the file of a shard."""
-    return folder / "shards" / f"{size}-{number:05d}.pt"
+    return folder / folders.SHARDS / f"{size}-{number:05d}.pt"
 
 
 def sentences_for(rng: np.random.Generator, about: dict[str, Any], vocabulary: Vocabulary) -> np.ndarray:
@@ -109,10 +109,11 @@ def make(
 
     With `halves` each shard is also stored at half of the size, from the same pictures.
     """
-    (folder / "shards").mkdir(parents=True, exist_ok=True)
+    (folder / folders.SHARDS).mkdir(parents=True, exist_ok=True)
     latents = Latents.load(folder, device or device_of())
     numbers = range((count + SHARD - 1) // SHARD)
-    missing = [number for number in numbers if not file_of(folder, size, number).is_file()]
+    sizes = (size, size // 2) if halves else (size,)
+    missing = [number for number in numbers if not all(file_of(folder, one, number).is_file() for one in sizes)]
     coming = drawn(folder, size, seed, halves, missing, workers)
     try:
         for number in numbers:

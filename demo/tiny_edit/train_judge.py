@@ -161,8 +161,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=Path, help="a file of this training to go on from")
     parser.add_argument("--target", type=Path, help="the file that is written (default: in the training folder)")
+    parser.add_argument("--again", action="store_true", help="train one anew although there is one")
     options = parser.parse_args()
     folders.begin(options)
+    target = options.target or options.folder / FILE.name
+    if target.is_file() and not (options.again or options.start):
+        print(f"{target} is there already: it stays (--again trains one anew, --start FILE goes on from one)")
+        return
     log = Log(options.folder / "judge.log")
     begun = time.monotonic()
     examples = drawn(world.load(folders.world(options.folder)), options.examples, options.seed)
@@ -187,7 +192,6 @@ def main() -> None:
             means = np.asarray(held).mean(0)
             log(f"step {step} minute {spent:.1f} loss {means[0]:.3f} named {means[1]:.3f}")
             held.clear()
-    target = options.target or options.folder / FILE.name
     write(learner, target, steps=str(step), seed=str(options.seed), minutes=f"{options.minutes:g}")
     log(f"stopped at step {step}; {target.name} has {target.stat().st_size / 1e6:.2f} MB")
 

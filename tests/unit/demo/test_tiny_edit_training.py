@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from demo.autoencoder import NarrowAutoencoder
 from demo.pack import ROOT
 from demo.tiny_edit import bank, folders, latents, loop, pack, places, shards, stages, tasks, text, train
 
@@ -78,6 +79,26 @@ def test_run_stops_at_its_step_and_saves(folder: Path, tmp_path: Path) -> None:
     assert state["step"] == 3
     assert not list(place.glob("*.partial"))
     assert lines[-1].startswith("stopped at step 3")
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_end_saves_what_it_has(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals
+) -> None:
+    place = beside(folder, tmp_path / "run")
+    run = training(place)
+    plain = run.advance
+
+    def asked(rate: float) -> tuple[int, torch.Tensor]:
+        signal.raise_signal(kind)
+        return plain(rate)
+
+    monkeypatch.setattr(run, "advance", asked)
+    before = signal.getsignal(kind)
+    with pytest.raises(KeyboardInterrupt) if kind == signal.SIGINT else nullcontext():
+        loop.run(run, 1e9, 5, 0, print)  # pyright: ignore[reportArgumentType]
+    assert torch.load(place / train.STATE, weights_only=True)["step"] == 1
+    assert signal.getsignal(kind) is before
 
 
 def test_the_rate_rises_and_cools(folder: Path, tmp_path: Path) -> None:
@@ -236,22 +257,6 @@ def test_times_move_to_more_noise_as_tokens_stand_closer() -> None:
         odds.append(float((times / (1 - times)).median()))
     assert odds[0] == pytest.approx(math.exp(0.6 * 0.9), rel=0.1)
     assert odds[1] / odds[0] == pytest.approx(2, rel=0.12)
-
-
-def test_latents_are_normalised_in_the_weights() -> None:
-    """The encoder exactly; the decoder's first layer nearly, away from the edge, for latents that its soft bound leaves alone."""
-    torch.manual_seed(0)
-    network = NarrowAutoencoder(latents.CHANNELS)
-    mean = torch.linspace(-0.02, 0.02, latents.CHANNELS)
-    deviation = torch.linspace(0.5, 1.5, latents.CHANNELS)
-    same = latents.normalised(network, mean, deviation)
-    pictures = torch.rand(1, 3, 32, 32)
-    small = 0.02 * torch.randn(1, latents.CHANNELS, 8, 8)
-    with torch.no_grad():
-        expected = (network.encode(pictures) - mean[:, None, None]) / deviation[:, None, None]
-        torch.testing.assert_close(same.encode(pictures), expected, atol=1e-4, rtol=1e-4)
-        first = network.decoder[:2](small * deviation[:, None, None] + mean[:, None, None])
-        torch.testing.assert_close(same.decoder[:2](small)[..., 1:-1, 1:-1], first[..., 1:-1, 1:-1], atol=1e-4, rtol=1e-3)
 
 
 def test_stages_that_cannot_be_are_refused() -> None:
