@@ -42,14 +42,14 @@ def list_files(name: str, suffixes: frozenset[str] = SUFFIXES) -> list[str]:
     return [file for file in folder_paths.get_filename_list(name) if os.path.splitext(file)[1].lower() in suffixes]
 
 
-def find_file(name: str, file: str, advice: str) -> str:
+def find_file(name: str, file: str, advice: str, suffixes: frozenset[str] = SUFFIXES) -> str:
     """The full path of `file` in ComfyUI's folder `name`. ValueError naming the folders, the files there and `advice` if there is none."""
     import folder_paths
 
-    register_folder(name)
+    register_folder(name, suffixes)
     path = folder_paths.get_full_path(name, file)
     if path is None:
-        present = ", ".join(list_files(name)) or "no model file"
+        present = ", ".join(list_files(name, suffixes)) or "no model file"
         places = " or ".join(folder_paths.get_folder_paths(name))
         raise ValueError(f"There is no file '{file}' in {places} (found there: {present}). {advice}")
     return path

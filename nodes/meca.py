@@ -71,19 +71,19 @@ class LoadMECA(io.ComfyNode):
     @classmethod
     @override
     def validate_inputs(cls, adapter_name: str | None) -> bool | str:
-        return inputs.there(lambda name: files.find_file(FOLDER, name, ADVICE), adapter_name)
+        return inputs.there(lambda name: files.find_file(FOLDER, name, ADVICE, meca_file.SUFFIXES), adapter_name)
 
     @classmethod
     @override
     def fingerprint_inputs(cls, adapter_name: str | None) -> str:
         """Another text when the file was written anew, as a training under the same name does."""
-        return "" if adapter_name is None else files.stamp(files.find_file(FOLDER, adapter_name, ADVICE))
+        return "" if adapter_name is None else files.stamp(files.find_file(FOLDER, adapter_name, ADVICE, meca_file.SUFFIXES))
 
     @classmethod
     @override
     @checked
     def execute(cls, adapter_name: str) -> io.NodeOutput:
-        return io.NodeOutput(meca_adapter.load(files.find_file(FOLDER, adapter_name, ADVICE)))
+        return io.NodeOutput(meca_adapter.load(files.find_file(FOLDER, adapter_name, ADVICE, meca_file.SUFFIXES)))
 
 
 class ApplyMECA(io.ComfyNode):

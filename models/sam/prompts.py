@@ -51,7 +51,8 @@ def requests(image: torch.Tensor, positive: Any, negative: Any, boxes: Any, roug
     batch, height, width = image.shape[:3]
     on_object = parse_points(positive, "positive_coords", height, width)
     beside = parse_points(negative, "negative_coords", height, width)
-    drawn = parse_boxes(typed_boxes, "box")
+    typed = parse_boxes(typed_boxes, "box")
+    drawn = [clip_box(box, height, width, "box") for box in typed if box["width"] != 0 or box["height"] != 0]
     rough = None if rough is None or _unpainted(rough, height, width) else rough
     if not on_object and not drawn and boxes is None and rough is None:
         given = "only negative points" if beside else "no prompt"

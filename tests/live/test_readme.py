@@ -22,9 +22,10 @@ def test_the_headless_example_paints(
     example = next(code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "02 Paint an object into a box" in code)
     assert 'SERVER = "http://127.0.0.1:8188"' in example
     graph = run.workflow("02 Paint an object into a box")
-    for node in graph.values():
+    for number, node in graph.items():
         if node["class_type"] == "CheckpointLoaderSimple":
             server.add_model("checkpoints", stand_ins.TINY_MODEL, node["inputs"]["ckpt_name"])
+            assert f'graph["{number}"]["inputs"]["ckpt_name"]' in example
         if node["class_type"] == "KSampler":
             node["inputs"]["steps"] = 2
     copy = tmp_path / "workflows" / "api" / "02 Paint an object into a box.json"
@@ -33,7 +34,8 @@ def test_the_headless_example_paints(
     monkeypatch.chdir(tmp_path)
     Image.fromarray(photos.load("chelsea")).resize((640, 480)).save(server.input / "my-photograph.png")
     exec(example.replace("http://127.0.0.1:8188", server.url), {"__name__": "example"})
-    links = capsys.readouterr().out.split()
+    status, *links = capsys.readouterr().out.split()
+    assert status == "success"
     assert links
     for link in links:
         with urllib.request.urlopen(link) as answer:

@@ -37,8 +37,8 @@ class Options:
     method: Method | Literal["auto"] = engine.method(
         "lora",
         "What learns, and how large the file becomes. lora: a small file beside the checkpoint. full: all of the UNet's "
-        "weights, as in the paper; takes about 16 GB for SD 1.5 and saves a file as large as the checkpoint. auto: full where "
-        "the GPU holds it, else lora.",
+        "weights, as in the paper; takes about 16 GB for SD 1.5 and saves a file as large as the checkpoint's UNet. auto: full "
+        "where the GPU holds it, else lora.",
     )
     rank: int = engine.rank()
     batch: int = engine.batch(1, "How evenly it learns: crops in each step, 1 in the paper. More needs more memory.")

@@ -112,7 +112,7 @@ def check(needed: Estimate, device: Any, method: str) -> None:
             f"this training needs about {needed}, but the device ({device}) has {there / GIB:.1f} GB in all. What would do: {instead}."
         )
     if needed.total * SPARE > there:
-        log.warning("Training needs about %s and %s has %.1f GB: it may run out of memory. A smaller `size` or `batch_size` needs less.",
+        log.warning("Training needs about %s and %s has %.1f GB: it may run out of memory. A smaller size or batch needs less.",
                     needed, device, there / GIB)  # fmt: skip
     else:
         log.info("Training needs about %s of %.1f GB on %s.", needed, there / GIB, device)

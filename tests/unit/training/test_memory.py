@@ -137,7 +137,7 @@ def test_what_is_tight_is_warned_about(monkeypatch: pytest.MonkeyPatch, caplog: 
         memory.check(memory.Estimate(GIB, 8 * GIB, GIB), torch.device("cpu"), "full")
         assert not caplog.records
         memory.check(memory.Estimate(GIB, 8 * GIB, 4 * GIB), torch.device("cpu"), "full")
-    assert "may run out of memory. A smaller `size` or `batch_size` needs less" in caplog.text
+    assert "may run out of memory. A smaller size or batch needs less" in caplog.text
 
 
 def test_auto_trains_all_weights_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
