@@ -17,7 +17,7 @@ from torch import Tensor
 from . import families, groups, joint_probe, prompt_regions, reference_regions
 from .arguments import Arguments
 from .chain import SLOTS
-from .families import Family, Scene, Seen, reader
+from .families import Family, Scene, Seen
 from .grid import Size
 from .groups import Plan, Where
 from .joint_probe import JointProbe
@@ -233,8 +233,7 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments, plans: Plan
         words = prompt_regions.further_words(regions, rows, model, family, text)
         counts = [tuple(part.shape[1] for part in parts) for parts in words]
         further = tuple(torch.cat(parts, dim=1) for parts in zip(*words, strict=True))
-        texts = [reader.kept_of(region.text, region.options, count[0]) for region, count in zip(regions, counts, strict=True)]
-        arguments = family.joined(model, arguments, further, texts)
+        arguments = family.joined(model, arguments, further, [count[0] for count in counts])
     parts = _parts(rows, patches, regions, counts, prompt)
     options = arguments.get("transformer_options", {})
     beneath = options.get("optimized_attention_override")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import prompt_regions
+from . import families, prompt_regions
 from .arguments import Arguments
 from .grid import Size
 from .prompt_regions import PromptRegion
@@ -57,9 +57,18 @@ def run(chain: Any, executor: Any, model: Any, arguments: Arguments) -> Tensor:
             weights[here] *= 1 - count.clamp(max=1)
     result = base * weights
     for (region, here, given), count in zip(regions, counts, strict=True):
-        result[here] += count * replace(chain, patches=(*beside, region.everywhere)).once(executor, model, given)
+        result[here] += count * alone(replace(chain, patches=beside), executor, model, given, region, [rows[row] for row in here])
         weights[here] += count
     return result / weights
+
+
+def alone(chain: Any, executor: Any, model: Any, given: Arguments, region: PromptRegion, rows: Sequence[Row]) -> Tensor:
+    """One pass of these rows that reads the region's text in place of the prompt; in a UNet behind the prompt, which is hidden."""
+    family = families.find(model)
+    if family is None:
+        return replace(chain, patches=(*chain.patches, region.everywhere)).once(executor, model, given)
+    (words,) = prompt_regions.further_words([region], rows, model, family, family.text(given))
+    return chain.once(executor, model, family.alone(given, words))
 
 
 def with_pooled(region: PromptRegion, given: Arguments, rows: Sequence[Row]) -> Arguments:

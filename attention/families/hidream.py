@@ -16,7 +16,7 @@ from ..arguments import Arguments
 from ..layers import Layer
 from ..layout import Counted
 from . import reader
-from .reader import Kept, Scene, Seen, Words
+from .reader import Scene, Seen, Words
 
 LLAMA = "conditioning_llama3"
 """The key of a conditioning for Llama's words, [B, layers, T, width]."""
@@ -56,11 +56,14 @@ class HiDream:
             raise ValueError("the prompt comes from another text encoder than HiDream's (it has no words of Llama). Wire HiDream's CLIP.")
         return arguments.get("context"), llama.movedim(1, 2)
 
-    def joined(self, model: Any, arguments: Arguments, words: Words, texts: Sequence[Kept]) -> Arguments:
+    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
         """Words have no places in this model, so the texts simply follow one another."""
         (_, llama) = self.text(arguments)
         longer = torch.cat([llama, words[1].to(llama)], dim=1).movedim(2, 1)
         return reader.with_words(arguments, words[0]).having(**{LLAMA_ARGUMENT: longer})
+
+    def alone(self, arguments: Arguments, words: Words) -> Arguments:
+        return reader.with_text(arguments, words[0]).having(**{LLAMA_ARGUMENT: words[1].movedim(2, 1)})
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
         """`before` are the picture's rows, each with what of the reference stands beside it; `after` are Llama's words."""

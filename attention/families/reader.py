@@ -36,15 +36,6 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """How many tokens of a text are joined to the prompt's, from which of its own on, and how many it has in all."""
-
-    count: int
-    first: int
-    whole: int
-
-
-@dataclass(frozen=True)
 class Seen:
     """One call of attention: which layer (and which of how many), and what its tokens are."""
 
@@ -91,8 +82,12 @@ class Family(Protocol):
         """A text [B, T, width] of a CONDITIONING as the model takes it beside others."""
         ...
 
-    def joined(self, model: Any, arguments: Arguments, words: Words, texts: Sequence[Kept]) -> Arguments:
-        """The call with further words after its text, which are these texts (of the first stream)."""
+    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
+        """The call with further words after its text, which are texts of so many words each (of the first stream)."""
+        ...
+
+    def alone(self, arguments: Arguments, words: Words) -> Arguments:
+        """The call with these words in place of its text, as if they were the prompt."""
         ...
 
     def text(self, arguments: Arguments) -> Words:
@@ -130,8 +125,11 @@ class OneStream:
     def text(self, arguments: Arguments) -> Words:
         return (arguments.get(self.argument),)
 
-    def joined(self, model: Any, arguments: Arguments, words: Words, texts: Sequence[Kept]) -> Arguments:
+    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
         return with_words(arguments, words[0], self.argument)
+
+    def alone(self, arguments: Arguments, words: Words) -> Arguments:
+        return with_text(arguments, words[0], self.argument)
 
     def announced(self, model: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
         return options
@@ -144,23 +142,11 @@ def is_class(model: Any, module: str, *names: str) -> bool:
 
 def unpadded(text: Tensor, options: Mapping[str, Any]) -> Tensor:
     """A text [B, T, width] without the tokens that its attention mask leaves out in every row."""
-    wanted = _wanted(text, options)
-    return text if wanted is None else text[:, wanted.to(text.device)]
-
-
-def kept_of(text: Tensor, options: Mapping[str, Any], count: int) -> Kept:
-    """What is joined of a text [B, T, width] of which the model takes `count` tokens."""
-    wanted = _wanted(text, options) if count < text.shape[1] else None
-    return Kept(count, 0 if wanted is None else int(wanted.nonzero()[0]), text.shape[1])
-
-
-def _wanted(text: Tensor, options: Mapping[str, Any]) -> Tensor | None:
-    """Which tokens of a text [B, T, width] its attention mask leaves in for some row, bool [T]; None where it says nothing."""
     mask = options.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.shape[-1] != text.shape[1]:
-        return None
+        return text
     wanted = (mask.reshape(-1, text.shape[1]) > 0).any(0)
-    return wanted if bool(wanted.any()) else None
+    return text[:, wanted.to(text.device)] if bool(wanted.any()) else text
 
 
 def with_words(arguments: Arguments, words: Tensor, name: str = "context") -> Arguments:
@@ -171,19 +157,32 @@ def with_words(arguments: Arguments, words: Tensor, name: str = "context") -> Ar
     import torch
 
     context: Tensor = arguments.get(name)
-    joined = torch.cat([context, words.to(context)], dim=1)
+    joined = arguments.having(**{name: torch.cat([context, words.to(context)], dim=1)})
+    ones = _mask_of(words, arguments, name)
+    if ones is None:
+        return joined
+    return joined.having(attention_mask=torch.cat([arguments.get("attention_mask"), ones], dim=1))
+
+
+def with_text(arguments: Arguments, words: Tensor, name: str = "context") -> Arguments:
+    """The call with words in place of its text, and of its text mask, if it has one. Raises ValueError as `with_words`."""
+    alone = arguments.having(**{name: words.to(arguments.get(name))})
+    ones = _mask_of(words, arguments, name)
+    return alone if ones is None else alone.having(attention_mask=ones)
+
+
+def _mask_of(words: Tensor, arguments: Arguments, name: str) -> Tensor | None:
+    """What the call's text mask says of words that are all seen: ones, or zeros where it is added to scores. None without a mask."""
     mask = arguments.get("attention_mask")
     if mask is None:
-        return arguments.having(**{name: joined})
-    if mask.shape[-1] != context.shape[1] or mask.ndim != 2:
+        return None
+    if mask.shape[-1] != arguments.get(name).shape[1] or mask.ndim != 2:
         raise ValueError(
             "the prompt already has an attention mask for the whole picture (Conditioning with attention_mask). It cannot be joined with "
             "Prompt Region: use one of them."
         )
-    ones = mask.new_ones(len(mask), words.shape[1])
-    if mask.is_floating_point() and bool((mask <= 0).all()):
-        ones = torch.zeros_like(ones)
-    return arguments.having(**{name: joined, "attention_mask": torch.cat([mask, ones], dim=1)})
+    added = mask.is_floating_point() and bool((mask <= 0).all())
+    return mask.new_full((len(mask), words.shape[1]), 0 if added else 1)
 
 
 def grid_of(x: Tensor, patch: int | tuple[int, int, int]) -> Grid:
@@ -218,20 +217,16 @@ def numbered(name: str, count: int) -> tuple[Layer, ...]:
     return tuple((name, number, 0) for number in range(count))
 
 
-def texts_restarting(prompt: int, texts: Sequence[Kept], start: Callable[[int, Kept], int]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A `post_input` patch that gives joined texts the positions they would have alone.
-
-    `prompt` is the length of the prompt before the `texts`; `start(prompt, text)` is the first of its positions that a text takes.
-    """
+def texts_restarting(prompt: int, counts: Sequence[int]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A `post_input` patch that gives joined texts, of so many words each behind a prompt of so many, the positions they have alone."""
 
     def restarted(values: dict[str, Any]) -> dict[str, Any]:
         ids = values["txt_ids"]
         moved = ids.clone()
         place = prompt
-        for text in texts:
-            first = start(prompt, text)
-            moved[:, place : place + text.count] = ids[:, first : first + text.count]
-            place += text.count
+        for count in counts:
+            moved[:, place : place + count] = ids[:, :count]
+            place += count
         return {**values, "txt_ids": moved}
 
     return restarted

@@ -6,23 +6,30 @@ first step alone; from then on their keys and values of that step are still ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
 
 from ..arguments import Arguments
 from ..layers import Layer
 from ..layout import Counted
 from . import reader
-from .reader import Kept, OneStream, Scene, Seen, Words
+from .reader import OneStream, Scene, Seen, Words
+
+FILLED = 512
+"""How many words Flux.2 is given at least."""
+OF_FLUX_2 = [3]
+"""The axes of the words' places by which Flux.2 is told from Flux.1, which has none, and from Ovis and LongCat."""
 
 
 @dataclass(frozen=True)
 class WordsFirst(OneStream):
     """`blocks` are the names of its kinds of blocks (`block_type`) and of their lists.
 
-    `places` tells where joined texts have their places among the prompt's, for models that count words: of the length of the prompt and a
-    text the first place.
+    `restarts`: the model counts its words, so that joined texts are given the places that they would have alone.
     """
 
     name: str
@@ -30,7 +37,7 @@ class WordsFirst(OneStream):
     classes: tuple[str, ...]
     blocks: tuple[tuple[str, str], ...]
     patch: str = "patch_size"
-    places: Callable[[int, Kept], int] | None = None
+    restarts: bool = False
     outer: bool = False
     counts_words: bool = False
     filled_in_front: bool = False
@@ -45,12 +52,12 @@ class WordsFirst(OneStream):
     def patch_of(self, model: Any) -> int:
         return int(getattr(model, self.patch))
 
-    def joined(self, model: Any, arguments: Arguments, words: Words, texts: Sequence[Kept]) -> Arguments:
+    def joined(self, model: Any, arguments: Arguments, words: Words, counts: Sequence[int]) -> Arguments:
         prompt = arguments.get("context").shape[1]
-        joined = super().joined(model, arguments, words, texts)
-        if self.places is None or not _has_places(model):
+        joined = super().joined(model, arguments, words, counts)
+        if not self.restarts or not _has_places(model):
             return joined
-        return reader.with_patch(joined, "post_input", reader.texts_restarting(prompt, texts, self.places))
+        return reader.with_patch(joined, "post_input", reader.texts_restarting(prompt, counts))
 
     def scene(self, model: Any, arguments: Arguments) -> Scene:
         return Scene(arguments.get("context").shape[1], reader.grid_of(arguments.get("x"), getattr(model, self.patch)))
@@ -68,6 +75,19 @@ class WordsFirst(OneStream):
         if queries < keys:
             layout = replace(layout, queries=tuple(span for span in layout.queries if span.kind != "reference"))
         return Seen(layer, layers.index(layer), len(layers), layout)
+
+
+@dataclass(frozen=True)
+class Flux(WordsFirst):
+    """Flux.1 counts no words and fills none up. Flux.2 sees 512 words or more, their filling among them, whatever a text's attention mask
+    says: klein's texts come with it, dev's, which are shorter, are filled up in front by the call.
+    """
+
+    unpads: ClassVar[bool] = False
+
+    def words(self, model: Any, text: Tensor, options: Mapping[str, Any]) -> Words:
+        missing = FILLED - text.shape[1] if list(model.params.txt_ids_dims) == OF_FLUX_2 else 0
+        return (F.pad(text, (0, 0, missing, 0)) if missing > 0 else text,)
 
 
 @dataclass(frozen=True)
@@ -92,26 +112,16 @@ def _has_places(model: Any) -> bool:
     return axes is None or len(axes) > 0
 
 
-def _ending_alike(prompt: int, text: Kept) -> int:
-    return max(0, prompt - text.whole) + text.first
-
-
-def _beginning_alike(_prompt: int, _text: Kept) -> int:
-    return 0
-
-
-FLUX = WordsFirst(
+FLUX = Flux(
     "Flux.1, Fill, Kontext and Flux.2", "comfy.ldm.flux.model", ("Flux",), (("double", "double_blocks"), ("single", "single_blocks")),
-    places=_ending_alike, filled_in_front=True,
+    restarts=True, filled_in_front=True,
 )  # fmt: skip
-"""Flux.1 counts no words and fills none up. Flux.2 does: dev's texts, which are shorter, end at the last of 512 places; klein's come with
-their filling behind the words and begin at the first."""
 
 CHROMA = WordsFirst("Chroma", "comfy.ldm.chroma.model", ("Chroma",), (("double", "double_blocks"), ("single", "single_blocks")))
 
 QWEN_IMAGE = WordsFirst(
     "Qwen-Image and Qwen-Image-Edit", "comfy.ldm.qwen_image.model", ("QwenImageTransformer2DModel",), (("double", "transformer_blocks"),),
-    places=_beginning_alike,
+    restarts=True,
 )  # fmt: skip
 
 KREA = Krea("Krea 2", "comfy.ldm.krea2.model", ("SingleStreamDiT",), (("single", "blocks"),), patch="patch")

@@ -32,10 +32,11 @@ class Tiny:
     frames: int | None = None
     references: bool = False
     options: Options = field(default_factory=dict)
-    positions: Callable[[Sequence[int]], Any] | None = None
+    restarts: bool = False
+    """Whether the model counts its words, so that each text begins at the first place."""
     layout: Callable[..., Any] | None = None
     padded: int = 0
-    """To how many words the model fills a shorter prompt up, in front."""
+    """To how many words the model fills a shorter text up, in front."""
     beside: Callable[[torch.Tensor], Options] = lambda text: {}
     """What else a CONDITIONING of this text brings; of texts joined it is that of each, joined."""
 
@@ -50,6 +51,18 @@ class Tiny:
     def words(self, count: int, seed: int, batch: int = 1) -> torch.Tensor:
         return torch.randn(batch, count, self.text, generator=torch.Generator().manual_seed(seed))
 
+    def filled(self, text: torch.Tensor) -> torch.Tensor:
+        """A text as the model is given it."""
+        return torch.nn.functional.pad(text, (0, 0, max(0, self.padded - text.shape[1]), 0))
+
+    def lengths(self, texts: Sequence[int]) -> list[int]:
+        """How many words the model is given of texts of so many words."""
+        return [max(length, self.padded) for length in texts]
+
+    def patches(self, texts: Sequence[int]) -> dict[str, list[Any]]:
+        """Patches under which the words of texts that follow one another have the places that they have alone."""
+        return {"post_input": [_restarting(self.lengths(texts))]} if self.restarts else {}
+
     def grid(self, size: tuple[int, int], frames: int | None = None) -> tuple[int, int, int]:
         time = 1 if self.frames is None else frames or self.frames
         return time, math.ceil(size[0] / self.patch), math.ceil(size[1] / self.patch)
@@ -57,8 +70,7 @@ class Tiny:
     def tokens(self, texts: Sequence[int], size: tuple[int, int], references: Sequence[int] = (), frames: int | None = None) -> Any:
         """What the tokens of a call are, `dense.override`'s first argument: `texts` are the lengths of the prompt and of each region."""
         count = math.prod(self.grid(size, frames))
-        texts = [max(texts[0], self.padded), *texts[1:]]
-        words = [("words", length, number) for number, length in enumerate(texts)]
+        words = [("words", length, number) for number, length in enumerate(self.lengths(texts))]
         if self.layout is not None:
             return self.layout(words, count, references)
         every = listed(*words, ("cells", count), *(("reference", length, number) for number, length in enumerate(references)))
@@ -132,23 +144,8 @@ def _chroma() -> Any:
     })  # fmt: skip
 
 
-def _ending_alike(texts: Sequence[int]) -> Any:
-    """Flux.2's places: each text ends where the prompt ends, which is padded to 512."""
-
-    def moved(values: Options) -> Options:
-        if values["txt_ids"].shape[1] != 512 + sum(texts[1:]):  # the negative prompt, alone
-            return values
-        ids, place = values["txt_ids"].clone(), 512
-        for count in texts[1:]:
-            ids[:, place : place + count, 3] = torch.arange(512 - count, 512.0)
-            place += count
-        return {**values, "txt_ids": ids}
-
-    return moved
-
-
-def _beginning_alike(texts: Sequence[int]) -> Any:
-    """Qwen-Image's places: each text begins where the prompt begins."""
+def _restarting(texts: Sequence[int]) -> Any:
+    """A patch that gives each text the places of the first, which begins at the first place."""
 
     def moved(values: Options) -> Options:
         ids = values["txt_ids"]
@@ -332,9 +329,9 @@ POOLED = torch.randn(1, 24, generator=torch.Generator().manual_seed(5))
 TINIES: tuple[Tiny, ...] = (
     Tiny("Flux.1", _flux, 16, 40, references=True, options={"pooled_output": POOLED}),
     Tiny("Flux.1 Fill", lambda: _flux(in_channels=96), 16, 40, options={"pooled_output": POOLED}),
-    Tiny("Flux.2", _flux2, 128, 40, patch=1, references=True, positions=_ending_alike, padded=512),
+    Tiny("Flux.2", _flux2, 128, 40, patch=1, references=True, restarts=True, padded=512),
     Tiny("Chroma", _chroma, 16, 40),
-    Tiny("Qwen-Image", _qwen, 16, 40, frames=1, references=True, positions=_beginning_alike),
+    Tiny("Qwen-Image", _qwen, 16, 40, frames=1, references=True, restarts=True),
     Tiny(
         "Z-Image",
         lambda: _lumina(pad_tokens_multiple=32, z_image_modulation=True, dim=256, n_heads=16, n_kv_heads=16),

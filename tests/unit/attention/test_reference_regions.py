@@ -64,8 +64,7 @@ def test_every_method_of_core_is_respected(name: str, method: str) -> None:
 
 def with_regions_words(tiny: Tiny, conditioning: list[Any]) -> list[Any]:
     """Puts both regions' words behind the prompt's own in a CONDITIONING."""
-    padded = torch.nn.functional.pad(text_of(tiny), (0, 0, max(0, tiny.padded - TEXTS[0]), 0))
-    words = torch.cat([padded, tiny.words(TEXTS[1], 20), tiny.words(TEXTS[2], 21)], dim=1)
+    words = torch.cat([tiny.filled(text) for text in (text_of(tiny), tiny.words(TEXTS[1], 20), tiny.words(TEXTS[2], 21))], dim=1)
     return [[words, options] for _, options in conditioning]
 
 
@@ -79,8 +78,7 @@ def test_beside_prompt_regions(tiny: Tiny) -> None:
     areas = [Area(inside(mask[0], tiny)) for mask in masks(SIZE)]
     told = tiny.tokens(TEXTS, SIZE, counts(tiny))
     masked = with_dense(model, dense_override(tiny, told, lambda _options, batch: [wanted] * batch, areas))
-    if tiny.positions is not None:
-        masked.model_options["transformer_options"].setdefault("patches", {})["post_input"] = [tiny.positions(TEXTS)]
+    masked.model_options["transformer_options"].setdefault("patches", {}).update(tiny.patches(TEXTS))
     close(result, sample(masked, tiny, with_regions_words(tiny, prompt(tiny, pictures))))
 
 
@@ -242,9 +240,8 @@ def test_beside_cores_flux_kv_cache(tiny: Tiny, first: str) -> None:
         return told(keys, keys, options)
 
     masked = with_dense(cached(tiny.model()), dense_override(tiny, told_of_keys, lambda _options, batch: [wanted] * batch, areas))
-    if tiny.positions is not None:
-        placed = masked.model_options["transformer_options"].setdefault("patches", {})
-        placed["post_input"] = [tiny.positions(TEXTS), *placed.get("post_input", [])]
+    placed = masked.model_options["transformer_options"].setdefault("patches", {})
+    placed["post_input"] = [*tiny.patches(TEXTS)["post_input"], *placed.get("post_input", [])]
     close(result, sample(masked, tiny, with_regions_words(tiny, prompt(tiny, pictures)), steps=3))
     assert asking == {0, sum(counts(tiny))}
     assert not torch.allclose(result, sample(ours(tiny.model()), tiny, prompt(tiny, pictures, given), steps=3), rtol=1e-3)

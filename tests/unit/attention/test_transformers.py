@@ -29,8 +29,7 @@ def inside(mask: torch.Tensor, tiny: Tiny, size: tuple[int, int], frames: int | 
 
 
 def all_texts(tiny: Tiny) -> torch.Tensor:
-    prompt = torch.nn.functional.pad(text_of(tiny), (0, 0, max(0, tiny.padded - TEXTS[0]), 0))
-    return torch.cat([prompt, tiny.words(TEXTS[1], 20), tiny.words(TEXTS[2], 21)], dim=1)
+    return torch.cat([tiny.filled(text) for text in (text_of(tiny), tiny.words(TEXTS[1], 20), tiny.words(TEXTS[2], 21))], dim=1)
 
 
 def reference(
@@ -41,8 +40,7 @@ def reference(
     told = tiny.tokens(TEXTS, size, references, frames)
     options = clone.model_options["transformer_options"]
     options["optimized_attention_override"] = dense.override(told, areas)
-    if tiny.positions is not None:
-        options.setdefault("patches", {})["post_input"] = [tiny.positions(TEXTS)]
+    options.setdefault("patches", {}).update(tiny.patches(TEXTS))
     return clone
 
 

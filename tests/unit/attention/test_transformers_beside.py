@@ -12,8 +12,23 @@ from maskprompt.attention.grid import RegionMask
 from ...support.tiny_transformers import TINIES, Tiny
 from ...support.transformer_texts import close, families, masks, region, regions, sample, text_of
 
+
+def plain(tiny: Tiny) -> tuple[torch.Tensor, dict[str, Any]]:
+    """A text of five words that nobody filled up, as FLUX.2 dev's encoder gives it."""
+    return tiny.words(5, 20), {}
+
+
+def filled_behind(tiny: Tiny) -> tuple[torch.Tensor, dict[str, Any]]:
+    """A text that was filled up behind its words, with a mask that says so, as klein's encoder gives it."""
+    mask = torch.zeros(1, 512, dtype=torch.int64)
+    mask[:, :5] = 1
+    return torch.cat([tiny.words(5, 20), tiny.words(507, 21)], 1), {"attention_mask": mask}
+
+
+FORMS = {"plain": plain, "filled behind": filled_behind}
 FLUX_2 = next(tiny for tiny in TINIES if tiny.name == "Flux.2")
 FLUX = next(tiny for tiny in TINIES if tiny.name == "Flux.1")
+QWEN = next(tiny for tiny in TINIES if tiny.name == "Qwen-Image")
 WAN = next(tiny for tiny in TINIES if tiny.name == "Wan text to video")
 ANIMA = next(tiny for tiny in TINIES if tiny.name == "Anima")
 
@@ -137,39 +152,15 @@ def test_animas_texts_go_through_its_own_adapter() -> None:
     close(result, sample(model, ANIMA, size, words, **ids))
 
 
-def test_a_prompt_replaced_everywhere_is_the_regions_prompt() -> None:
-    """With `replaces` and a full mask the region's text is the only one that the cells read."""
-    for tiny in (WAN, FLUX):
-        model, size = tiny.model(), (8, 8)
-        words = tiny.words(5, 20)
-        region = prompt_regions.PromptRegion(words, RegionMask(torch.ones(1, 64, 64)), replaces=True)
-        close(sample(chain.install(model, region), tiny, size, text_of(tiny)), sample(model, tiny, size, words))
-
-
-@pytest.mark.parametrize(("filled", "first"), [("behind", 0), ("in front", 507), ("nothing", 507)])
-def test_flux_2_gives_a_regions_words_the_places_that_they_have_alone(filled: str, first: int) -> None:
-    """klein's texts come filled up behind the words, with a mask that says so; dev's end at the last of 512 places."""
-    words = FLUX_2.words(5, 20)
-    filling = torch.zeros(1, 507, words.shape[2])
-    mask = torch.zeros(1, 512)
-    text, options = words, {}
-    if filled != "nothing":
-        parts = [words, filling] if filled == "behind" else [filling, words]
-        text = torch.cat(parts, 1)
-        mask[:, first : first + 5] = 1
-        options = {"attention_mask": mask}
-    seen: list[torch.Tensor] = []
-
-    def note(values: dict[str, Any]) -> dict[str, Any]:
-        seen.append(values["txt_ids"])
-        return values
-
-    own = prompt_regions.PromptRegion(text, RegionMask(torch.ones(1, 64, 64)), options=options)
-    patched = chain.install(FLUX_2.model(), own)
-    patched.set_model_patch(note, "post_input")
-    sample(patched, FLUX_2, (4, 4), text_of(FLUX_2), steps=1)
-    assert torch.equal(seen[0][0, 512:, 3], torch.arange(first, first + 5.0))
-    assert torch.equal(seen[0][0, :512, 3], torch.arange(512.0))
+@pytest.mark.parametrize("tiny", [WAN, FLUX, FLUX_2, QWEN], ids=lambda tiny: tiny.name)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_prompt_replaced_everywhere_is_the_regions_prompt(tiny: Tiny, form: str) -> None:
+    """With `replaces` and a full mask the region's text is the only one that the cells read, as the model reads it alone."""
+    text, options = FORMS[form](tiny)
+    region = prompt_regions.PromptRegion(text, RegionMask(torch.ones(1, 64, 64)), replaces=True, options=options)
+    size = (8, 8)
+    wanted = sample(tiny.model(), tiny, size, text, **options)
+    close(sample(chain.install(tiny.model(), region), tiny, size, text_of(tiny)), wanted)
 
 
 def test_cores_mask_of_the_picture_beside_references_is_refused_before_it_is_cut() -> None:

@@ -117,6 +117,12 @@ def test_in_a_longer_conditioning_the_words_stand_at_the_end_or_the_beginning() 
     assert [entry[0] for entry in edited[-20:]] == [entry[0] for entry in plain[-20:]]
 
 
+def test_an_encoder_that_cuts_behind_the_prompt_is_refused() -> None:
+    """LongCat-Image's takes the end of its template off, so that what is missing is not all in front."""
+    with pytest.raises(ValueError, match=r"it is not known where this text encoder .*LongCatImageTokenizer"):
+        read(RandomClip("longcat_image", "LongCatImageTokenizer", "qwen25_7b", 8, QWEN_TEMPLATE))
+
+
 def test_sd3_has_clips_columns_and_t5s_behind_them() -> None:
     clip = RandomClip("sd3_clip", "SD3Tokenizer", "t5xxl", 8)
     clip.cond_stage_model = SimpleNamespace(clip_l=1, clip_g=1, t5xxl=1)
