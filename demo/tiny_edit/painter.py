@@ -27,7 +27,9 @@ from .text import Vocabulary, tokenized
 STEPS = 20
 CFG = 3.5
 SHIFT = 3.0
-"""How long sampling stays at high noise, where outlines are found: time t becomes s t / (1 + (s - 1) t), as in ComfyUI's flow models."""
+"""How long sampling stays at high noise, where outlines are found: time t becomes s t / (1 + (s - 1) t), as in ComfyUI's flow models.
+
+The tables' kept pictures (`demo/work`) know nothing of it: remove them where it changes."""
 AT_ONCE = 16
 
 
