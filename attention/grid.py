@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -50,19 +51,35 @@ def to_grid(mask: Tensor, latent: Size, window: Window, grid: Size) -> Tensor:
 
     `mask` covers the whole latent (`latent`, height and width); the layer sees `window` of it as `grid` cells.
     """
-    weights = []
-    for axis in (0, 1):
-        edges = cell_edges(window[2 + axis], grid[axis]) + window[axis]
-        weights.append(overlap(mask.shape[axis], edges * mask.shape[axis] / latent[axis]).to(mask.device, torch.float32))
+    return _means(mask, latent, [cell_edges(window[2 + axis], grid[axis]) + window[axis] for axis in (0, 1)])
+
+
+def around(mask: Tensor, latent: Size, window: Window, grid: Size) -> Tensor:
+    """The same over all of the latent, in cells of the same size of which the window's are some: float [h', w']."""
+    edges = [cell_edges(window[2 + axis], grid[axis]) + window[axis] for axis in (0, 1)]
+    return _means(mask, latent, [_continued(edges[axis], latent[axis]) for axis in (0, 1)])
+
+
+def _means(mask: Tensor, latent: Size, edges: list[Tensor]) -> Tensor:
+    weights = [overlap(mask.shape[axis], edges[axis] * mask.shape[axis] / latent[axis]).to(mask.device, torch.float32) for axis in (0, 1)]
     return weights[0] @ mask.float() @ weights[1].T
 
 
-def binary(cells: Tensor, mask: Tensor) -> Tensor:
+def _continued(edges: Tensor, latent: int) -> Tensor:
+    """Edges of cells along one axis, in latent pixels, continued with the first one's step to both ends of the latent."""
+    first, step, last = float(edges[0]), float(edges[1] - edges[0]), float(edges[-1])
+    before = torch.arange(math.ceil(first / step), 0, -1, dtype=torch.float64)
+    after = torch.arange(1, math.ceil((latent - last) / step) + 1, dtype=torch.float64)
+    return torch.cat([(first - step * before).clamp(min=0), edges, (last + step * after).clamp(max=latent)])
+
+
+def binary(cells: Tensor, mask: Tensor, everywhere: Tensor | None = None) -> Tensor:
     """Cells that are at least half covered, as bool; if no cell is and the mask is not empty, the best covered ones.
 
-    So an object smaller than half a cell keeps its place in the coarsest layers too.
+    So an object smaller than half a cell keeps its place in the coarsest layers too. `everywhere` are the cells of the whole picture
+    (`around`) where `cells` are a part of it: what lies outside of the part has its place there.
     """
-    best = cells.max()
+    best = (cells if everywhere is None else everywhere).max()
     limit = 0.5 if best >= 0.5 else max(float(best) * 0.999, 1e-6)
     return cells >= limit if bool((mask >= 0.5).any()) else torch.zeros_like(cells, dtype=torch.bool)
 
@@ -146,7 +163,8 @@ class RegionMask:
             check_aspect((mask.shape[0], mask.shape[1]), latent)
             if len(self._cells) >= MAX_CACHED:
                 self._cells.clear()
-            inside = binary(to_grid(mask, latent, window, grid), mask).flatten()
+            everywhere = None if window == (0, 0, *latent) else around(mask, latent, window, grid)
+            inside = binary(to_grid(mask, latent, window, grid), mask, everywhere).flatten()
             both = [side.nonzero().squeeze(1).to(device) for side in (inside, ~inside)]
             self._cells[key] = Cells(inside.to(device), *both)
         return self._cells[key]

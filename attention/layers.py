@@ -31,6 +31,11 @@ def layers_of(unet: Any) -> tuple[Layer, ...]:
     for name, blocks in parts:
         for block, modules in enumerate([middle] if name == "middle" and middle is not None else blocks):
             for module in modules:
+                if getattr(module, "time_stack", None) is not None:
+                    raise TypeError(
+                        "this UNet has layers over time (SVD, SV3D). This node takes SD 1.5, SD 2.1 and SDXL models, and their inpainting "
+                        "forms."
+                    )
                 for index, transformer in enumerate(getattr(module, "transformer_blocks", ())):
                     if getattr(transformer, "disable_self_attn", False):
                         raise TypeError(

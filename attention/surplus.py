@@ -42,6 +42,7 @@ def _given(guider: Any) -> set[tuple[str, int]]:
 
     chains = guider.model_patcher.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY)
     found = {(MASKS, len(mask.masks)) for whole in chains for patch in whole.patches for mask in _masks(vars(patch).values())}
+    found |= {(REFERENCES, patch.keys.prompts) for whole in chains for patch in whole.patches if hasattr(patch, "keys")}
     entries = (cond for conds in (getattr(guider, "conds", None) or {}).values() for cond in conds or ())
     for region in (region for cond in entries for region in cond.get(REGIONS) or () if region is not None):
         found.add((REFERENCES, len(region.latent)) if len(region.latent) > 1 else (MASKS, len(region.tokens)))

@@ -170,7 +170,7 @@ def uncut(piece: Tensor, under: Tensor, crop: Crop) -> Tensor:
     whole = scale(place, *crop.size).to(given).clone()
     top, left = (crop.size[0] - height) // 2, (crop.size[1] - width) // 2
     whole[:, top : top + height, left : left + width] = given
-    outside = crop.outside[torch.arange(count) % len(crop.mask)]
+    outside = crop.outside[torch.arange(count) % len(crop.mask)].to(place.device)
     stretched_off, cut_off = ((scale(one, *place.shape[1:3]).to(place) - place).abs().mean(-1)[outside].mean() for one in (given, whole))
     return piece if bool(stretched_off < cut_off) else whole
 

@@ -111,7 +111,7 @@ export function pictureOf(app, node, received) {
     const origin = originOf(node, "image", root)
     const before = received ?? app.nodeOutputs?.[locatorOf(node)]?.maskprompt_picture?.[0]
     if (!origin && !before) return "Wire a picture to image, and it shows here."
-    if (origin?.comfyClass?.startsWith("LoadImage")) {
+    if (["LoadImage", "LoadImageOutput"].includes(origin?.comfyClass)) {
         const value = valueOf(origin, "image", root)
         if (value !== undefined) return typeof value === "string" && value ? annotated(value) : "Choose a picture in Load Image."
     }

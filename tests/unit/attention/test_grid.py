@@ -72,6 +72,40 @@ def test_half_covered_is_inside_and_a_tiny_object_keeps_a_cell() -> None:
     assert fine.nonzero().tolist() == [[0, 2]]
 
 
+@pytest.mark.parametrize("window", [(0, 0, 16, 16), (0, 0, 16, 13), (3, 2, 10, 11)])
+@pytest.mark.parametrize("cells", [1, 2, 4])
+def test_in_a_part_of_the_picture_a_mask_that_lies_elsewhere_has_no_cell(window: grid.Window, cells: int) -> None:
+    """Neither where its black is grey (a JPEG's), nor where its soft edge reaches into the part, nor where it covers a little of a cell."""
+    size = (grid.halved(window[2], cells - 1), grid.halved(window[3], cells - 1))
+    grey = 0.02 * torch.rand(128, 256, generator=torch.Generator().manual_seed(0))
+    soft = torch.linspace(0.3, 0, 128).flip(0).repeat(128, 1)
+    corner = torch.zeros(128, 256)
+    for number, mask in enumerate((grey, torch.cat([soft, torch.zeros(128, 128)], 1), corner)):
+        mask[:, 136:] = 1
+        if number == 2:
+            mask[64:68, 64:66] = 1
+        assert not grid.RegionMask(mask[None]).cells(0, (16, 32), window, size, CPU).inside.any()
+
+
+def test_a_tiny_object_keeps_its_cell_in_the_part_that_it_is_in() -> None:
+    mask = torch.zeros(128, 256)
+    mask[40:43, 60:63] = 1
+    here = grid.RegionMask(mask[None]).cells(0, (16, 32), (0, 0, 16, 16), (4, 4), CPU)
+    assert here.foreground.tolist() == [5]
+    assert not grid.RegionMask(mask[None]).cells(0, (16, 32), (0, 16, 16, 16), (4, 4), CPU).inside.any()
+
+
+@pytest.mark.parametrize(("window", "cells"), [((3, 5, 10, 11), (5, 6)), ((0, 0, 16, 13), (2, 2)), ((1, 0, 15, 32), (1, 1))])
+def test_the_cells_of_a_part_are_among_those_around_it(window: grid.Window, cells: grid.Size) -> None:
+    mask = torch.rand(128, 256, generator=torch.Generator().manual_seed(1))
+    own = grid.to_grid(mask, (16, 32), window, cells)
+    around = grid.around(mask, (16, 32), window, cells)
+    rows, columns = (range(around.shape[axis] - cells[axis] + 1) for axis in (0, 1))
+    assert any(torch.allclose(around[row : row + cells[0], column : column + cells[1]], own) for row in rows for column in columns)
+    whole = grid.around(torch.ones(128, 256), (16, 32), window, cells)
+    torch.testing.assert_close(whole, torch.ones_like(whole))
+
+
 def test_an_almost_full_mask_is_full_and_an_almost_empty_one_empty() -> None:
     """JPEG masks are 0.98 and 0.02 where they mean 1 and 0."""
     for value, wanted in ((0.98, True), (0.02, False)):

@@ -12,12 +12,14 @@ from maskprompt.attention.grid import RegionMask
 from maskprompt.attention.reference_regions import ReferenceRegion
 from maskprompt.nodes.dreamcom import MaskedAttention
 
-from ...support import reference_masks
+from ...support import adapters, reference_masks
+from ...support.meca import adapter, applied
 from ...support.models import Sample
 from ...support.tiny_transformers import TINIES, Tiny
 from ...support.transformer_texts import sample as painted
 from ...support.transformer_texts import text_of
 
+__all__ = ["adapter"]  # the fixture
 NAMES = ("Flux.1", "Qwen-Image", "Wan text to video", "SD 3")
 FLUX, QWEN, WAN, SD3 = (next(tiny for tiny in TINIES if tiny.name == name) for name in NAMES)
 SIZE = (8, 12)
@@ -68,5 +70,14 @@ def test_references(batch: int, caplog: pytest.LogCaptureFixture) -> None:
     prompt = reference_masks.prompt(FLUX, [pictures], [said_of])
     with caplog.at_level(logging.WARNING):
         reference_masks.sample(reference_regions.install(FLUX.model()), FLUX, prompt, batch)
+    assert len(said(caplog)) == (batch == 1)
+    assert all("3 reference pictures at one node for 1 picture:" in one for one in said(caplog))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_image_prompts(model: Any, sample: Sample, adapter: Any, batch: int, caplog: pytest.LogCaptureFixture) -> None:
+    patched = applied(model, adapter, output=adapters.encoded(3))
+    with caplog.at_level(logging.WARNING):
+        sample(patched, SIZE, batch)
     assert len(said(caplog)) == (batch == 1)
     assert all("3 reference pictures at one node for 1 picture:" in one for one in said(caplog))

@@ -368,3 +368,10 @@ def test_a_unet_whose_self_attention_reads_the_text_is_refused() -> None:
     block = SimpleNamespace(transformer_blocks=[SimpleNamespace(disable_self_attn=True)])
     with pytest.raises(TypeError, match="self-attention reads the text"):
         layers.layers_of(SimpleNamespace(input_blocks=[[block]], output_blocks=[]))
+
+
+def test_a_unet_with_layers_over_time_is_refused() -> None:
+    """SVD runs them with the number of the layer that they stand in."""
+    block = SimpleNamespace(transformer_blocks=[SimpleNamespace(disable_self_attn=False)], time_stack=[1])
+    with pytest.raises(TypeError, match="layers over time"):
+        layers.layers_of(SimpleNamespace(input_blocks=[[block]], output_blocks=[]))
