@@ -18,7 +18,7 @@ from . import file as mask_controlnet_file
 from .adapter import MaskConcat
 from .diffusers_layout import LATENT, Shape
 from .file import About, Content
-from .network import LatentControlNet
+from .network import LatentControlNet, eager_layers
 
 TOLD = ("model_channels", "channel_mult", "num_res_blocks", "transformer_depth", "context_dim", "adm_in_channels")
 """By these a base differs from another."""
@@ -110,7 +110,7 @@ def of_weights(content: Content, title: str) -> MaskControl:
     cast = model_management.unet_manual_cast(dtype, device)
     operations = ops.pick_operations(dtype, cast)
     try:
-        wanted = LatentControlNet(content.shape, dtype, "meta", operations)
+        wanted = LatentControlNet(content.shape, dtype, "meta", eager_layers())
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{title}: no control network can be made by its configuration ({error}). The file is damaged.") from None
     weights.check_shapes(content.control, weights.shapes_of(wanted), title)

@@ -45,6 +45,21 @@ class LatentControlNet(ControlNet):
         return super().forward(x, hint, timesteps, context, y, **others)
 
 
+def eager_layers() -> Any:
+    """ComfyUI's layers with their weights there at once. Under its dynamic memory a linear layer has none before a file is read into it,
+    unless its class reads files in a way of its own.
+    """
+    import comfy.ops
+
+    class Eager(comfy.ops.disable_weight_init):
+        class Linear(comfy.ops.disable_weight_init.Linear):
+            @override
+            def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+                super()._load_from_state_dict(*args, **kwargs)
+
+    return Eager
+
+
 def started(shape: Shape, unet: Mapping[str, Tensor], constant: Tensor | None = None, seed: int = 0) -> LatentControlNet:
     """A control network in float32 with the encoder of a UNet's weights, which changes nothing yet: its last convolutions are zero.
 
@@ -52,9 +67,7 @@ def started(shape: Shape, unet: Mapping[str, Tensor], constant: Tensor | None = 
     finds there, one number for each further channel. It goes into the bias, so that the control network begins with what the UNet knows;
     but for the picture's border, beside which the UNet's first convolution reads zeros in these channels too, as no bias can tell.
     """
-    import comfy.ops
-
-    network = LatentControlNet(shape, torch.float32, "cpu", comfy.ops.disable_weight_init)
+    network = LatentControlNet(shape, torch.float32, "cpu", eager_layers())
     known = network.state_dict()
     state = {name: unet[name].detach().float().cpu() for name in known if not name.startswith(ADDED)}
     first = "input_blocks.0.0.weight"
@@ -78,7 +91,5 @@ def started(shape: Shape, unet: Mapping[str, Tensor], constant: Tensor | None = 
 
 def weights_of(shape: Shape) -> int:
     """How many weights a control network has."""
-    import comfy.ops
-
-    network = LatentControlNet(shape, torch.float32, "meta", comfy.ops.disable_weight_init)
+    network = LatentControlNet(shape, torch.float32, "meta", eager_layers())
     return sum(value.numel() for value in network.parameters())

@@ -66,8 +66,8 @@ def save(
 
     `root`: a models folder, in place of ComfyUI's own ones.
 
-    Without a mask encoder (Break-A-Scene) there is no file in models/mcgm. OSError or safetensors' error where a file cannot be written;
-    then none is there that was not, and what was there is as it was.
+    Without a mask encoder (Break-A-Scene) there is no file in models/mcgm; one that is there is removed. OSError or safetensors' error
+    where a file cannot be written; then none is there that was not, and what was there is as it was.
     """
     *embeddings, lora_path, encoder_path = paths(name, words, root)
     with _in_place([*embeddings, lora_path, encoder_path]) as unfinished:
@@ -79,10 +79,13 @@ def save(
         about = About(tuple(found), lora_path.name, base)
         told = {"format": "pt", "maskprompt": "mcgm", "words": ", ".join(words)}
         files.write_weights(unfinished[lora_path], lora, told)
-        if encoder is None:
-            return about, None
-        mask_encoder_file.save(encoder, about, str(unfinished[encoder_path]))
-        return about, mask_encoder_file.load(str(unfinished[encoder_path]))
+        loaded: LoadedEncoder | None = None
+        if encoder is not None:
+            mask_encoder_file.save(encoder, about, str(unfinished[encoder_path]))
+            loaded = mask_encoder_file.load(str(unfinished[encoder_path]))
+    if encoder is None:
+        encoder_path.unlink(missing_ok=True)  # that of an earlier training of this name, which these files replace
+    return about, loaded
 
 
 def check_writable(root: Path | None = None) -> None:

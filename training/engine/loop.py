@@ -54,7 +54,8 @@ class Progress:
 def random_numbers(seed: int, step: int, process: int = 0) -> torch.Generator:
     """The random numbers of one step, the same whether or not the training was interrupted before it."""
     further, lane = divmod(process, 97)  # of more than 97 parts none is another's at the step after
-    return torch.Generator().manual_seed((seed * 1_000_003 + step * 97 + lane + further * 2**48) % 2**63)
+    # PyTorch's generator on the CPU takes 32 bits of a seed. The golden ratio's are as far as can be from small numbers and each other.
+    return torch.Generator().manual_seed((seed * 1_000_003 + step * 97 + lane + further * 0x9E3779B1) % 2**63)
 
 
 def run(

@@ -14,12 +14,13 @@ from maskprompt.models.mask_controlnet import diffusers_layout
 from maskprompt.models.mask_controlnet import file as mask_controlnet_file
 from maskprompt.models.mask_controlnet.adapter import MaskConcat
 from maskprompt.models.mask_controlnet.file import About
+from maskprompt.models.mask_controlnet.network import started, weights_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from demo import train_control
 
-from ...support.control_networks import SMALL
+from ...support.control_networks import SMALL, random_network
 from ...support.mask_controlnet_files import SHAPE, WEIGHTS, content
 from ...support.pickles import Evil
 
@@ -69,6 +70,37 @@ def test_what_is_saved_is_read_and_saved_again(name: str, dtype: torch.dtype, tm
     mask_controlnet_file.save(found, tmp_path / "b.safetensors")
     assert same(load_file(tmp_path / "b.safetensors"), load_file(tmp_path / "a.safetensors"))
     assert metadata(tmp_path / "b.safetensors") == metadata(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_under_dynamic_memory_it_is_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI's way on NVIDIA cards: its linear layers have no weights before a file is read. Loaded, begun, counted and saved alike."""
+    memory_management = pytest.importorskip("comfy.memory_management")
+    file, base = str(tmp_path / "mine.safetensors"), random_network(SMALL[name], 1).state_dict()
+    mask_controlnet_file.save(content(SMALL[name]), Path(file))
+
+    def made() -> tuple[Any, ...]:
+        control, adapter = mask_controlnet.load(file)
+        shown = [torch.rand(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+        words = torch.rand(1, 5, SMALL[name]["context_dim"], generator=torch.Generator().manual_seed(2))
+        adm = torch.ones(1, SMALL[name]["adm_in_channels"]) if "adm_in_channels" in SMALL[name] else None
+        begun = started(SMALL[name], base)
+        with torch.no_grad():
+            said = [
+                part
+                for one in (control.network, begun)
+                for parts in one(*shown, torch.tensor([3.0]), words, adm).values()
+                for part in parts
+            ]
+        return mask_controlnet.content_of(control, adapter).control, begun.state_dict(), weights_of(SMALL[name]), said
+
+    plain = made()
+    monkeypatch.setattr(memory_management, "aimdo_enabled", True)
+    dynamic = made()
+    assert same(dynamic[0], plain[0])
+    assert same(dynamic[1], plain[1])
+    assert dynamic[2] == plain[2] == sum(value.numel() for value in plain[1].values())
+    assert all(torch.equal(one, other) for one, other in zip(dynamic[3], plain[3], strict=True))
 
 
 def test_the_file_says_what_it_is(tmp_path: Path) -> None:

@@ -178,6 +178,16 @@ def test_without_a_mask_encoder_it_is_break_a_scene(root: Path, mode: str) -> No
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.usefixtures("root")
+def test_without_a_mask_encoder_an_earlier_ones_of_the_same_name_goes() -> None:
+    """Its handles and LoRA are replaced, so that it would pose others' subjects."""
+    save("owl")
+    *_, encoder = mcgm_store.paths("owl", WORDS, None)
+    assert encoder.exists()
+    save("owl", encoder=None)
+    assert not encoder.exists()
+
+
 @pytest.mark.parametrize("taken", FILES)
 def test_any_one_file_of_a_name_is_enough_for_a_number(root: Path, taken: str) -> None:
     """No file is overwritten: not the one that is there, nor the one that the next training writes."""
