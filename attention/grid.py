@@ -51,13 +51,17 @@ def to_grid(mask: Tensor, latent: Size, window: Window, grid: Size) -> Tensor:
 
     `mask` covers the whole latent (`latent`, height and width); the layer sees `window` of it as `grid` cells.
     """
-    return _means(mask, latent, [cell_edges(window[2 + axis], grid[axis]) + window[axis] for axis in (0, 1)])
+    return _means(mask, latent, _edges_of(window, grid))
 
 
 def around(mask: Tensor, latent: Size, window: Window, grid: Size) -> Tensor:
     """The same over all of the latent, in cells of the same size of which the window's are some: float [h', w']."""
-    edges = [cell_edges(window[2 + axis], grid[axis]) + window[axis] for axis in (0, 1)]
-    return _means(mask, latent, [_continued(edges[axis], latent[axis]) for axis in (0, 1)])
+    return _means(mask, latent, [_continued(edges, side) for edges, side in zip(_edges_of(window, grid), latent, strict=True)])
+
+
+def _edges_of(window: Window, grid: Size) -> list[Tensor]:
+    """Where a window's cells begin and end along both axes, in pixels of the whole latent."""
+    return [cell_edges(window[2 + axis], grid[axis]) + window[axis] for axis in (0, 1)]
 
 
 def _means(mask: Tensor, latent: Size, edges: list[Tensor]) -> Tensor:

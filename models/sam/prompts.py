@@ -51,8 +51,7 @@ def requests(image: torch.Tensor, positive: Any, negative: Any, boxes: Any, roug
     batch, height, width = image.shape[:3]
     on_object = parse_points(positive, "positive_coords", height, width)
     beside = parse_points(negative, "negative_coords", height, width)
-    typed = parse_boxes(typed_boxes, "box")
-    drawn = [clip_box(box, height, width, "box") for box in typed if box["width"] != 0 or box["height"] != 0]
+    drawn = [clip_box(box, height, width, "box") for box in parse_boxes(typed_boxes, "box") if _has_size(box)]
     rough = None if rough is None or _unpainted(rough, height, width) else rough
     if not on_object and not drawn and boxes is None and rough is None:
         given = "only negative points" if beside else "no prompt"
@@ -158,7 +157,7 @@ def prompts_for(request: Request, height: int, width: int) -> list[tuple[sam.Pro
     go to every prompt. Boxes of no size at all, which nodes put out when they found nothing, are passed over.
     ValueError for a box outside of the picture.
     """
-    boxes = [clip_box(box, height, width, "bboxes") for box in request.boxes if box["width"] != 0 or box["height"] != 0]
+    boxes = [clip_box(box, height, width, "bboxes") for box in request.boxes if _has_size(box)]
     negative = [(x, y, False) for x, y in request.negative]
     prompts: list[tuple[sam.Prompt, torch.Tensor | None]] = []
     for box in boxes:
@@ -184,8 +183,13 @@ def _around(painted: torch.Tensor, positive: Sequence[tuple[float, float]], boxe
 
     Load Image's MASK of a cut-out is white where the picture is transparent: it reaches all four borders, and no point lies in it.
     """
-    marked = bool(positive) or any(box["width"] != 0 or box["height"] != 0 for box in boxes)
+    marked = bool(positive) or any(map(_has_size, boxes))
     return marked and touches_all_borders(painted) and not any(bool(painted[_pixel(painted, at)]) for at in positive)
+
+
+def _has_size(box: Box) -> bool:
+    """Say whether this is a box at all: nodes that found nothing put out one of no size."""
+    return box["width"] != 0 or box["height"] != 0
 
 
 def _pixel(grid: torch.Tensor, at: tuple[float, float]) -> tuple[int, int]:

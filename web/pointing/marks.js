@@ -14,8 +14,8 @@ export function noMarks() {
 }
 
 /**
- * Read `1,2; 3,4` or core's JSON into objects with these keys, full-width digits and commas as the others. A part that says nothing of the kind is left out: the node refuses it in
- * words when it runs.
+ * Read `1,2; 3,4` or core's JSON into objects with these keys, full-width digits and commas as the others. A part that says nothing of
+ * the kind is left out: the node refuses it in words when it runs.
  * @param {string} text
  * @param {string[]} keys
  * @returns {any[]}

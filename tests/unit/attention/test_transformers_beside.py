@@ -28,6 +28,7 @@ def filled_behind(tiny: Tiny) -> tuple[torch.Tensor, dict[str, Any]]:
 FORMS = {"plain": plain, "filled behind": filled_behind}
 FLUX_2 = next(tiny for tiny in TINIES if tiny.name == "Flux.2")
 FLUX = next(tiny for tiny in TINIES if tiny.name == "Flux.1")
+Z_IMAGE = next(tiny for tiny in TINIES if tiny.name == "Z-Image")
 QWEN = next(tiny for tiny in TINIES if tiny.name == "Qwen-Image")
 WAN = next(tiny for tiny in TINIES if tiny.name == "Wan text to video")
 ANIMA = next(tiny for tiny in TINIES if tiny.name == "Anima")
@@ -161,6 +162,16 @@ def test_a_prompt_replaced_everywhere_is_the_regions_prompt(tiny: Tiny, form: st
     size = (8, 8)
     wanted = sample(tiny.model(), tiny, size, text, **options)
     close(sample(chain.install(tiny.model(), region), tiny, size, text_of(tiny)), wanted)
+
+
+@pytest.mark.parametrize("tiny", [QWEN, Z_IMAGE], ids=lambda tiny: tiny.name)
+def test_in_a_pass_of_its_own_the_prompts_mask_is_gone_with_the_prompt(tiny: Tiny) -> None:
+    """It is of the prompt's length; the region's text is shorter, and all of it is read."""
+    text, options = filled_behind(tiny)
+    own = tiny.words(5, 30)
+    region = prompt_regions.PromptRegion(own, RegionMask(torch.ones(1, 64, 64)), replaces=True, own_pass=1.0)
+    result = sample(chain.install(tiny.model(), region), tiny, (8, 8), text, **options)
+    close(result, sample(tiny.model(), tiny, (8, 8), own))
 
 
 def test_cores_mask_of_the_picture_beside_references_is_refused_before_it_is_cut() -> None:

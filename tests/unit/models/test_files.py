@@ -178,3 +178,9 @@ def test_a_missing_model_says_where_to_put_which(folders: Path) -> None:
     (folders / "models" / "sams" / "a.pth").touch()
     with pytest.raises(ValueError, match=r"found there: a\.pth"):
         files.find_file("sams", "../../x.pth", "")
+
+
+def test_a_missing_model_names_the_files_of_every_kind_that_its_loader_takes(folders: Path) -> None:
+    (folders / "models" / "sams" / "adapter.bin").touch()
+    with pytest.raises(ValueError, match=r"found there: adapter\.bin"):
+        files.find_file("sams", "x.pth", "", files.SUFFIXES | {".bin"})

@@ -285,7 +285,7 @@ def test_nothing_found_on_one_picture_of_a_batch(random_sam: sam.LoadedSam, pict
         ({"positive_coords": points((81, 2))}, "the point x=81, y=2 lies outside of the picture, which is 80 x 60 pixels"),
         ({"positive_coords": points((1, 1)), "negative_coords": points((1, -1))}, "negative_coords: the point x=1, y=-1 lies outside"),
         ({"box": "1,2,3"}, "box: write a box as left,top,width,height .*This is not a box: '1,2,3'"),
-        ({"box": "80,0,5,5"}, "x=80.*lies outside of the picture, which is 80 x 60 pixels"),
+        ({"box": "80,0,5,5"}, r"\bbox: .*x=80.*lies outside of the picture, which is 80 x 60 pixels"),
         ({"box": '{"x": 1}'}, "This is not a box"),
         ({"box": "1,2,1e8,0"}, "has no area"),
         ({"bboxes": {"x": 80, "y": 0, "width": 5, "height": 5}}, "x=80.*lies outside of the picture, which is 80 x 60 pixels"),
